@@ -1,0 +1,108 @@
+"""The adapter of Haiku: transforms, and module classes given as `partial(hk.Linear, 3)`, become layers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import haiku as hk
+
+from seqbridge import PureLayer, Variables, call_text, signature_of
+
+
+def adapt(entry: Any) -> PureLayer | None:
+    """The neutral form of a `Transformed`, a `TransformedWithState` or `partial(Module, ...)`.
+
+    Raises:
+        TypeError: A module class or instance, a multi-transform, or a transform of a class.
+    """
+    if isinstance(entry, type):
+        if issubclass(entry, hk.Module):
+            raise TypeError(f"got the class {entry.__name__}: write partial(hk.{entry.__name__}, ...)")
+        return None
+    if isinstance(entry, functools.partial):
+        return _from_class(entry, "__call__") if issubclass(entry.func, hk.Module) else None  # pyright: ignore
+    if isinstance(entry, hk.Module):
+        name = type(entry).__name__
+        raise TypeError(f"this {name} belongs to the transform that made it: write partial(hk.{name}, ...)")
+    if isinstance(entry, hk.MultiTransformed | hk.MultiTransformedWithState):
+        raise TypeError("a multi_transform has many functions: give hk.transform_with_state of the one to run")
+    if isinstance(entry, hk.Transformed | hk.TransformedWithState):
+        return _from_transform(entry)
+    return None
+
+
+def _from_transform(entry: hk.Transformed | hk.TransformedWithState) -> PureLayer:
+    function = getattr(entry.init, "_original_fn", None)
+    if isinstance(function, type) and issubclass(function, hk.Module):
+        name = function.__name__
+        raise TypeError(f"hk.transform({name}) makes a module and doesn't call it: write partial(hk.{name}, ...)")
+    with_state = isinstance(entry, hk.TransformedWithState)
+    names = list(inspect.signature(entry.apply).parameters)
+    draws = names[1 + with_state : 2 + with_state] == ["rng"]
+    name = getattr(function, "__name__", "<lambda>")
+    remake = hk.transform_with_state if with_state else hk.transform
+    return _layer(
+        entry if with_state else hk.with_empty_state(entry),  # pyright: ignore[reportArgumentType]
+        signature=signature_of(entry.init, skip=1),
+        label=type(entry).__name__ if name == "<lambda>" else name,
+        text=call_text(remake.__name__, (function or entry.apply,)),
+        takes_key=draws,
+        reduce=(remake, (function,)) if function is not None and draws else None,
+    )
+
+
+def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any]) -> PureLayer:
+    cls: Any = entry.func
+    if isinstance(method, str) and not callable(getattr(cls, method, None)):
+        raise TypeError(f"{cls.__name__} has no method {method!r}")
+
+    def forward(*args: Any, **keywords: Any) -> Any:
+        module = entry()
+        return getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
+
+    return _layer(
+        hk.transform_with_state(forward),
+        signature=signature_of(getattr(cls, method) if isinstance(method, str) else method, skip=1),
+        label=cls.__name__,
+        text=call_text(cls.__name__, entry.args, entry.keywords),
+        takes_key=True,
+        shorten=_without_module,
+        method=lambda other: _from_class(entry, other),
+    )
+
+
+def _layer(pair: hk.TransformedWithState, *, takes_key: bool, **fields: Any) -> PureLayer:
+    def init(key: Any, *args: Any, **keywords: Any) -> Variables:
+        params, state = pair.init(key, *args, **keywords)
+        return {"params": params, "state": state}
+
+    def apply(variables: Variables, key: Any, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+        rng = (key,) if takes_key else ()
+        out, state = pair.apply(variables["params"], variables["state"], *rng, *args, **keywords)
+        if isinstance(out, hk.Module):
+            raise TypeError(f"the transform returns a {type(out).__name__} and doesn't call it")
+        return out, {"state": state} if state else {}
+
+    return PureLayer(
+        init=init,
+        apply=apply,
+        ecosystem="haiku",
+        takes_key=takes_key,
+        to_native=lambda variables: (variables["params"], variables["state"]),
+        from_native=_from_native,
+        **fields,
+    )
+
+
+def _from_native(tree: Any) -> Variables:
+    params, state = tree if isinstance(tree, tuple) else (tree, {})
+    return {"params": params, "state": state}
+
+
+def _without_module(path: tuple[str, ...]) -> tuple[str, ...]:
+    """`("mlp/~/linear_0", "w")` is shown as `linear_0.w`: the label says `MLP` already."""
+    inner = [part for part in path[0].split("/")[1:] if part != "~"]
+    return ("/".join(inner), *path[1:]) if inner else path[1:]

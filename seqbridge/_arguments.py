@@ -1,0 +1,131 @@
+"""The arguments of a transformed function, sorted: holders of variables, static values, arrays."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from types import FunctionType, NoneType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from seqbridge._stateful import Stateful, Token, distinct
+from seqbridge._trace import Tracer
+from seqbridge._variable import Variable
+
+_ARRAY, _STATIC, _STATEFUL, _TREE = range(4)
+
+
+class _Tree(NamedTuple):
+    treedef: Any
+    leaves: tuple[Any, ...]
+
+
+_GIVEN = object()  # the place of an array in a signature
+_sorts: dict[type, int] = {}
+
+
+class Sorted(NamedTuple):
+    """Arguments taken apart.
+
+    Args:
+        signature: Everything but arrays and holders: two calls of one signature run one program, unless their
+            arrays differ in shape or dtype.
+        arrays: What is traced.
+        holders: The models, layers, collections and optimizers.
+    """
+
+    signature: Hashable
+    arrays: list[Any]
+    holders: list[Stateful]
+
+
+def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str] = ()) -> Sorted:
+    """Takes arguments apart; `rebuild` puts them together.
+
+    Raises:
+        TypeError: A static argument that can't be hashed.
+    """
+    arrays: list[Any] = []
+    holders: list[Stateful] = []
+    parts: list[Any] = [len(args)]
+    for value in args:
+        parts.append(_sort(value, arrays, holders))
+    for name, value in keywords.items():
+        parts.append(name)
+        parts.append((type(value), value) if name in static else _sort(value, arrays, holders))
+    return Sorted(tuple(parts), arrays, holders)
+
+
+def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
+    kind = _sorts.get(type(value))
+    if kind is None:
+        kind = _sorts[type(value)] = _sort_of(type(value))
+    if kind == _ARRAY:
+        arrays.append(value)
+        return _GIVEN
+    if kind == _STATIC:
+        return bool if value is np.bool_ else type(value), value
+    if kind == _STATEFUL:
+        holders.append(value)
+        return value._token()
+    leaves, treedef = jax.tree.flatten(value, is_leaf=lambda leaf: isinstance(leaf, Stateful))
+    if len(leaves) == 1 and leaves[0] is value:
+        if callable(value) or isinstance(value, Hashable):
+            return type(value), value
+        arrays.append(value)  # JAX says what is wrong with it
+        return _GIVEN
+    return _Tree(treedef, tuple([_sort(leaf, arrays, holders) for leaf in leaves]))
+
+
+def _sort_of(cls: type) -> int:
+    if issubclass(cls, Stateful):
+        return _STATEFUL
+    if issubclass(cls, bool | np.bool_ | str | bytes | NoneType | enum.Enum | type | FunctionType):
+        return _STATIC
+    if issubclass(cls, jax.Array | Tracer | np.ndarray | np.generic | int | float | complex | jax.ShapeDtypeStruct):
+        return _ARRAY
+    return _TREE
+
+
+def rebuild(
+    signature: Any, arrays: Iterable[Any], holders: Iterable[Stateful]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inverse of `sort`, with other arrays and holders in place."""
+    each, holder = iter(arrays), iter(holders)
+    n, *parts = signature
+    args = tuple(_rebuild(part, each, holder) for part in parts[:n])
+    names, values = parts[n::2], parts[n + 1 :: 2]
+    return args, {name: _rebuild(part, each, holder) for name, part in zip(names, values, strict=True)}
+
+
+def _rebuild(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> Any:
+    if part is _GIVEN:
+        return next(arrays)
+    if isinstance(part, Token):
+        return next(holders)
+    if isinstance(part, _Tree):
+        return jax.tree.unflatten(part.treedef, [_rebuild(leaf, arrays, holders) for leaf in part.leaves])
+    return part[1]
+
+
+def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
+    """The holders of variables that a function brings along: itself, its `self`, and what `vars=` names.
+
+    Args:
+        function: What is to be transformed.
+        vars: A holder, or a list or dict of holders; None: none.
+
+    Raises:
+        TypeError: `vars` is something else.
+    """
+    found = [h for h in (function, getattr(function, "__self__", None)) if isinstance(h, Stateful)]
+    given = sort((vars,), {}).holders
+    if vars is not None and not given:
+        raise TypeError(f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}")
+    return found + given
+
+
+def boxes_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
+    return distinct(box for holder in holders for box in holder._boxes())

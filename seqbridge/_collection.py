@@ -1,0 +1,228 @@
+"""`VarCollection`: variables under their names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, get_args
+
+import jax
+
+from seqbridge._stateful import Locks, Stateful, Token, distinct
+from seqbridge._trace import commit
+from seqbridge._variable import Kind, Variable, cast
+
+Filter: TypeAlias = "str | re.Pattern[str] | Callable[[Variable], bool] | VarCollection"
+
+
+def nearest(name: Any, names: Iterable[Any]) -> str:
+    """`"; did you mean 'bias'?"`, or nothing if nothing is near."""
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_names(what: str, got: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raises a `KeyError` that lists the names that are missing and those that nothing has, each with the nearest."""
+    got, wanted = list(got), list(wanted)
+    missing = [n for n in wanted if n not in set(got)]
+    unknown = [n for n in got if n not in set(wanted)]
+    if missing or unknown:
+        lines = [f"missing: {n}" for n in missing] + [f"unknown: {n}{nearest(n, wanted)}" for n in unknown]
+        raise KeyError(f"{what}: the names don't match: " + "; ".join(lines))
+
+
+def predicate(which: Filter) -> Callable[[str, Variable], bool]:
+    """What `subset` and `wrt=` take, as one function of name and variable."""
+    if isinstance(which, VarCollection):
+        chosen = set(which.values())
+        return lambda name, variable: variable in chosen
+    if isinstance(which, str) and which in get_args(Kind):
+        return lambda name, variable: variable.kind == which
+    if isinstance(which, str | re.Pattern):
+        pattern = re.compile(which)
+        return lambda name, variable: pattern.search(name) is not None
+    if callable(which):
+        return lambda name, variable: bool(which(variable))
+    raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
+
+
+class VarCollection(Stateful, Mapping[str, Variable]):
+    """Ordered names and their variables.
+
+    A mapping from name to `Variable`, where one variable may stand under several names. A collection that comes from
+    a model is live: it shows every edit of the model. To JAX it is a pytree: a mapping from name to array, in which
+    each variable stands once, so that `jax.tree.map`, `jax.grad` and optax take it.
+
+    Args:
+        variables: Names and variables, or a function that returns them (then the collection is live).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> v = VarCollection({"w": Variable(jnp.ones((3, 4))), "b": Variable(jnp.zeros(4))})
+        >>> print(v)
+        w                          12 (3, 4)
+        b                           4 (4,)
+        +Total(2)                  16
+        >>> list(v.subset("^b"))
+        ['b']
+        >>> v.assign({"w": jnp.zeros((3, 4)), "b": jnp.ones(4)})
+        >>> float(v["b"].value.sum())
+        4.0
+    """
+
+    __slots__ = ("__weakref__", "_source")
+
+    def __init__(self, variables: Mapping[str, Variable] | Callable[[], Mapping[str, Variable]] = {}):  # noqa: B006
+        if isinstance(variables, Mapping):
+            fixed = dict(variables)
+            for name, variable in fixed.items():
+                if not isinstance(variable, Variable):
+                    raise TypeError(f"{name!r} is no Variable but {type(variable).__name__}")
+            self._source: Callable[[], Mapping[str, Variable]] = lambda: fixed
+        else:
+            self._source = variables
+
+    def _boxes(self) -> tuple[Variable, ...]:
+        return distinct(self._source().values())
+
+    def _token(self) -> Token:
+        return Token(tuple((name, v._serial, v.trainable) for name, v in self._source().items()))
+
+    def _by_name(self) -> Mapping[str, Variable]:
+        return self._source()
+
+    def __getitem__(self, name: str) -> Variable:
+        variables = self._source()
+        if name not in variables:
+            raise KeyError(f"no variable is called {name!r}{nearest(name, variables)}")
+        return variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source())
+
+    def __len__(self) -> int:
+        return len(self._source())
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VarCollection, (dict(self._source()),)
+
+    def __add__(self, other: VarCollection) -> VarCollection:
+        """Both, live. Raises `ValueError` if one name means two variables."""
+        if not isinstance(other, VarCollection):
+            return NotImplemented
+
+        def joined() -> dict[str, Variable]:
+            both = dict(self._source())
+            for name, variable in other._source().items():
+                if both.setdefault(name, variable) is not variable:
+                    raise ValueError(f"two variables are called {name!r}: rename one of the collections first")
+            return both
+
+        joined()
+        return VarCollection(joined)
+
+    def __repr__(self) -> str:
+        rows, seen = [], set()
+        width = min(100, max(20, *map(len, self), 0)) if len(self) else 20
+        for name, variable in self.items():
+            array = variable.value
+            notes = [] if variable.kind == "params" else [variable.kind]
+            notes += [] if variable.trainable == (variable.kind == "params") else ["frozen"]
+            notes += [] if array.dtype == "float32" else [str(array.dtype)]
+            notes += ["shared"] if variable in seen else []
+            rows.append(f"{name:<{width}} {array.size:8d} {array.shape}{'  ' if notes else ''}{' '.join(notes)}")
+            seen.add(variable)
+        total = f"+Total({len(seen)})"
+        return "\n".join([*rows, f"{total:<{width}} {sum(v.value.size for v in seen):8d}"])
+
+    def subset(self, which: Filter | None = None) -> VarCollection:
+        """Some of the variables, live.
+
+        Args:
+            which: A kind (`"params"`, `"state"`, `"rng"`), a regular expression that is searched in the name, a
+                function of a `Variable`, or another collection. None: all.
+        """
+        if which is None:
+            return VarCollection(self._source)
+        chosen = predicate(which)
+        return VarCollection(lambda: {n: v for n, v in self._source().items() if chosen(n, v)})
+
+    def rename(self, new: Mapping[str, str] | Callable[[str], str]) -> VarCollection:
+        """The same variables under other names, live.
+
+        Args:
+            new: From old to new name (names that it lacks stay), or a function of the old name.
+
+        Raises:
+            KeyError: A name that the collection doesn't have.
+            ValueError: Two variables would get one name.
+        """
+        if isinstance(new, Mapping):
+            for name in new:
+                self[name]
+        changed = (lambda name: new.get(name, name)) if isinstance(new, Mapping) else new
+
+        def renamed() -> dict[str, Variable]:
+            names = {}
+            for old, variable in self._source().items():
+                if names.setdefault(changed(old), variable) is not variable:
+                    raise ValueError(f"two variables would be called {changed(old)!r}")
+            return names
+
+        renamed()
+        return VarCollection(renamed)
+
+    def tensors(self) -> dict[str, jax.Array]:
+        """The arrays by name, each variable once, under its first name."""
+        return {name: variable.value for name, variable in self._first().items()}
+
+    def assign(self, values: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Replaces all arrays at once, or raises and replaces none.
+
+        Args:
+            values: Arrays by name (a mapping, or another collection), or a list in the order of the distinct
+                variables. Each as `Variable.assign` takes it.
+
+        Raises:
+            KeyError: Names are missing, or unknown.
+            ValueError: A wrong shape, or a list of the wrong length.
+            TypeError: A wrong dtype.
+        """
+        first = self._first()
+        if isinstance(values, Mapping):
+            check_names("assign", (n for n in values if n not in self or n in first), first)
+            values = [values[name] for name in first]
+        elif len(values) != len(first):
+            raise ValueError(f"got {len(values)} arrays for {len(first)} variables")
+        with Locks(first.values()):
+            commit({v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)})
+
+    def _first(self) -> dict[str, Variable]:
+        names: dict[Variable, str] = {}
+        for name, variable in self._source().items():
+            names.setdefault(variable, name)
+        return {name: variable for variable, name in names.items()}
+
+
+def _flatten(collection: VarCollection) -> tuple[list[tuple[Any, Any]], Any]:
+    first = collection._first()
+    position = {variable: i for i, variable in enumerate(first.values())}
+    rest = tuple((v.kind, v.collection, v.path, v.trainable) for v in first.values())
+    names = tuple((name, position[v]) for name, v in collection.items())
+    return [(jax.tree_util.DictKey(name), v.value) for name, v in first.items()], (names, rest)
+
+
+def _unflatten(aux: Any, leaves: Iterable[Any]) -> VarCollection:
+    names, rest = aux
+    boxes = []
+    for leaf, (kind, collection, path, trainable) in zip(leaves, rest, strict=True):
+        # JAX puts anything into a pytree (a tracer, a shape, None), so the leaf isn't converted.
+        boxes.append(Variable.holding(leaf, kind=kind, collection=collection, path=path, trainable=trainable))
+    return VarCollection({name: boxes[i] for name, i in names})
+
+
+jax.tree_util.register_pytree_with_keys(VarCollection, _flatten, _unflatten)

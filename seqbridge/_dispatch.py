@@ -1,0 +1,125 @@
+"""Which layer takes which keyword arguments, and in which mode it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from seqbridge._collection import nearest
+from seqbridge._pure import MODE_FLAGS, PureLayer
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of a model gives beside its inputs."""
+
+    training: bool | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    per_layer: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)  # the keywords that a layer has got
+
+    def of(self, own: Mapping[str, Any]) -> Call:
+        """The call as one layer sees it, that has keywords of its own."""
+        if not own:
+            return self if not self.per_layer else Call(self.training, self.keywords, {}, self.used)
+        inner = own.get("per_layer", {})
+        keywords = {k: v for k, v in own.items() if k not in ("training", "per_layer")}
+        return Call(own.get("training", self.training), {**self.keywords, **keywords}, inner, self.used)
+
+
+class MissingArgument(TypeError):
+    """A layer needs an argument that the call doesn't give."""
+
+
+class Parameters:
+    """What a layer takes at a call. Read from its signature once, when the entry joins."""
+
+    def __init__(self, pure: PureLayer):
+        parameters = list(pure.signature.parameters.values()) if pure.signature is not None else []
+        self.positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
+        self.any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.names = frozenset(p.name for p in parameters if p.kind in _BY_NAME) - pure.decided
+        self.required = tuple(
+            p.name
+            for p in parameters
+            if p.default is p.empty and p.kind in (*_POSITIONAL, p.KEYWORD_ONLY) and p.name != pure.key_name
+        )
+        self.flags = {n: MODE_FLAGS[n] for n in MODE_FLAGS if n in self.names}
+        self._defaults = {p.name: p.default for p in parameters if isinstance(p.default, bool)}
+        self.decided = pure.decided
+        self.key_name = pure.key_name
+
+    def takes(self, name: str, inputs: int) -> bool:
+        """Whether a keyword reaches the layer when `inputs` inputs do."""
+        if name in self.decided or name in self.positional[:inputs]:
+            return False
+        return name in self.names or self.any
+
+    def route(self, call: Call, inputs: int) -> tuple[dict[str, Any], bool | None]:
+        """The layer's keywords, and its mode: True in training, False in evaluation, None if nothing says.
+
+        Raises:
+            LookupError: With the name of a mode flag that nothing decides.
+        """
+        filled = self.positional[:inputs]
+        routed = {k: v for k, v in call.keywords.items() if self.takes(k, inputs)}
+        call.used.update(routed)
+        if not self.flags:
+            if self.any and call.training is not None and not self.decided:
+                routed["training"] = call.training
+            return routed, call.training
+        modes = []
+        for flag, polarity in self.flags.items():
+            if flag in filled:
+                continue
+            if flag in routed:
+                value = routed[flag]
+            elif call.training is not None:
+                value = routed[flag] = call.training is polarity
+            elif flag in self._defaults:
+                value = self._defaults[flag]
+            else:
+                raise LookupError(flag)
+            modes.append(bool(value) is polarity if isinstance(value, bool | int | np.bool_) else None)
+        return routed, None if None in modes or not modes else any(modes)
+
+    def undecided(self, call: Call) -> bool:
+        """Whether the call leaves the layer's mode open."""
+        return call.training is None and any(f not in call.keywords and f not in self._defaults for f in self.flags)
+
+    def missing(self, routed: Mapping[str, Any], inputs: int) -> tuple[str, ...]:
+        filled = self.positional[:inputs]
+        return tuple(n for n in self.required if n not in filled and n not in routed)
+
+
+def check_taken(
+    keywords: Iterable[str], layers: Mapping[str, Parameters], inputs: Mapping[str, int] | None = None
+) -> None:
+    """Raises if there is a keyword that no layer takes.
+
+    Args:
+        keywords: The names that the call gave.
+        layers: What each layer takes, by how an error calls it.
+        inputs: How many inputs reach each layer, one where nothing is said.
+
+    Raises:
+        TypeError: It lists what is taken, by whom, and the nearest spelling.
+    """
+    inputs = inputs or {}
+    for name in keywords:
+        if any(p.takes(name, inputs.get(label, 1)) for label, p in layers.items()):
+            continue
+        takers: dict[str, list[str]] = {}
+        for label, p in layers.items():
+            for taken in sorted(p.names - set(p.positional[: inputs.get(label, 1)])):
+                takers.setdefault(taken, []).append(label)
+        listed = "; ".join(f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items())
+        guess = nearest(name, [*takers, "training", "rng", "per_layer"])
+        raise TypeError(f"no layer takes the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}")

@@ -1,0 +1,198 @@
+"""One pass through the layers of a model, by which everything is done: a call, the pure form, a build.
+
+`traverse` knows the order, the keywords, the mode, the keys and the errors. What happens at each layer is up to the
+`Visitor`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+
+from seqbridge._collection import nearest
+from seqbridge._dispatch import Call, MissingArgument, check_taken
+from seqbridge._layer import Layer
+from seqbridge._pure import Variables
+from seqbridge._trace import tracing
+
+if TYPE_CHECKING:
+    from seqbridge._list import LayerList
+
+
+class Keys:
+    """A PRNG key that is made when the first layer asks for it, so that a call that draws nothing makes none."""
+
+    def __init__(self, make: Callable[[], jax.Array]):
+        self._make = make
+
+    @functools.cached_property
+    def key(self) -> jax.Array:
+        return self._make()
+
+    def child(self, position: int) -> Keys:
+        return Keys(lambda: fold_in(self.key, position))
+
+
+_fold_in = jax.jit(jax.random.fold_in)
+_split = jax.jit(jax.random.split)
+
+
+def fold_in(key: jax.Array, data: int) -> jax.Array:
+    # Compiled where it runs at once; inlined in a trace, as a person would write it.
+    return jax.random.fold_in(key, data) if tracing() else _fold_in(key, data)
+
+
+def split(key: jax.Array) -> jax.Array:
+    return jax.random.split(key) if tracing() else _split(key)
+
+
+class Visitor(Protocol):
+    def __call__(
+        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+    ) -> Any:
+        """The layer's outputs."""
+        ...
+
+    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+        """Called before a nested model."""
+
+
+class Run:
+    """The visitor of a call: runs each layer on its variables and collects the new states.
+
+    Args:
+        tree: The variables of a layer.
+    """
+
+    def __init__(self, tree: Callable[[Layer], Variables]):
+        self._tree = tree
+        self.states: dict[Layer, Variables] = {}
+
+    def __call__(
+        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+    ) -> Any:
+        variables = self.states.get(layer) or self._tree(layer)
+        key = keys.key if layer._draws_random(variables, args, keywords, mode) else None
+        out, state = layer._apply(variables, key, args, keywords)
+        if state and mode is not False:
+            self.states[layer] = {**variables, **state}
+        return out
+
+    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+        pass
+
+
+def walk(model: LayerList, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """Each place of the whole tree that holds a layer, with the name of that place: `"(Sequential)[0](Conv)"`."""
+    prefix = f"{prefix}({type(model).__name__})"
+    for place, layer in zip(model._places(), model, strict=True):
+        if isinstance(layer, Layer):
+            yield f"{prefix}{place}({layer.pure.label})", layer
+        else:
+            yield from walk(layer, prefix + place)
+
+
+def traverse(model: LayerList, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys) -> Any:
+    """The outputs of the last layer.
+
+    Raises:
+        TypeError: A keyword that no layer takes, an argument that a layer misses, a mode that nothing decides.
+        Exception: What a layer raises, with a note that says which layer, and what reached it.
+    """
+    _check_keywords(model, args, call)
+    out = run_through(model, args, call, visit, keys)
+    unused = [k for k in call.keywords if k not in call.used]
+    if unused and len(model):
+        raise TypeError(f"the keyword {unused[0]!r} names what the inputs fill already, so no layer gets it")
+    return out
+
+
+def run_through(
+    model: LayerList, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys, prefix: str = ""
+) -> Any:
+    """`traverse` without the check that some layer takes each keyword."""
+    if not args and not len(model):
+        raise TypeError("an empty Sequential returns its input, and got none")
+    out: Any = args if len(args) != 1 else args[0]
+    per_layer = _by_position(model, call.per_layer)
+    for i, (place, layer) in enumerate(zip(model._places(), model, strict=True)):
+        here = call.of(per_layer.get(i, {}))
+        if not isinstance(layer, Layer):
+            visit.enter(layer, args, here)
+            out = run_through(layer, args, here, visit, keys.child(i), prefix + place)
+        else:
+            out = _visit(model, layer, keys.child(i), args, here, visit, f"{prefix}{place}")
+        args = out if type(out) is tuple else (out,)  # a namedtuple is one value
+    return out
+
+
+def _visit(
+    model: LayerList, layer: Layer, keys: Keys, args: tuple[Any, ...], call: Call, visit: Visitor, where: str
+) -> Any:
+    try:
+        keywords, mode = layer.parameters.route(call, len(args))
+    except LookupError:
+        undecided = [f"{place} ({text.pure.ecosystem})" for place, text in walk(model) if text.parameters.undecided(call)]
+        raise TypeError(
+            f"training or evaluation? These layers differ: {', '.join(undecided) or where}. Say model(x, training=True) "
+            "or training=False, or set the mode in the layer's constructor."
+        ) from None
+    missing = layer.parameters.missing(keywords, len(args))
+    if missing:
+        near = "".join(f" (you gave {k!r})" for k in call.keywords if k not in call.used)
+        raise MissingArgument(
+            f"layer {where} ({layer!r}) needs {', '.join(map(repr, missing))}: pass it by keyword, "
+            f"model(x, {missing[0]}=...){near}"
+        )
+    try:
+        return visit(layer, keys, args, keywords, mode)
+    except Exception as error:
+        given = f"; keywords: {', '.join(f'{k}={_shape(v)}' for k, v in keywords.items())}" if keywords else ""
+        error.add_note(f"in layer {where} {layer!r}; inputs: {', '.join(map(_shape, args)) or 'none'}{given}")
+        raise
+
+
+def _check_keywords(model: LayerList, args: tuple[Any, ...], call: Call) -> None:
+    given = {k: v for k, v in call.keywords.items()}
+    if given:
+        layers = dict(walk(model))
+        first = next(iter(layers), None)
+        parameters = {_place(name): layer.parameters for name, layer in layers.items()}
+        check_taken(given, parameters, {} if first is None else {_place(first): len(args)})
+    for i, own in _by_position(model, call.per_layer).items():
+        layer = model[i]
+        keywords = [k for k in own if k not in ("training", "per_layer")]
+        if isinstance(layer, Layer):
+            check_taken(keywords, {model._places()[i]: layer.parameters})
+        else:
+            check_taken(keywords, {_place(n): inner.parameters for n, inner in walk(layer)})
+
+
+def _place(name: str) -> str:
+    return name.partition(")")[2]
+
+
+def _by_position(model: LayerList, per_layer: Mapping[Any, Any]) -> dict[int, Mapping[str, Any]]:
+    found = {}
+    for key, own in per_layer.items():
+        if isinstance(key, str) and key not in model.names:
+            raise KeyError(f"per_layer: no layer is called {key!r}{nearest(key, filter(None, model.names))}")
+        i = model.names.index(key) if isinstance(key, str) else range(len(model))[key]
+        if not isinstance(own, Mapping):
+            raise TypeError(f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}")
+        found[i] = own
+    return found
+
+
+def _shape(value: Any) -> str:
+    def leaf(x: Any) -> str:
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+        return f"{x!r:.40}"
+
+    leaves, treedef = jax.tree.flatten(value)
+    return leaf(value) if treedef == jax.tree.structure(0) else f"{type(value).__name__}({', '.join(map(leaf, leaves))})"
+

@@ -1,0 +1,83 @@
+"""Plain callables as layers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqbridge._hidden import lift
+from seqbridge._pure import MODE_FLAGS, Path, PureLayer, Variables, call_text
+
+_KEY_NAMES = ("rng", "key")
+
+
+def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
+    """The signature of a callable without its first `skip` parameters; None if it has none that can be read."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return None
+    return signature.replace(parameters=list(signature.parameters.values())[skip:])
+
+
+def function_layer(function: Callable[..., Any]) -> PureLayer:
+    """The neutral form of a plain callable.
+
+    Arrays that the function holds become its parameters (see `_hidden`). A parameter `rng` or `key` that the call
+    doesn't fill gets the layer's own PRNG key.
+
+    Raises:
+        TypeError: It can't be a layer; the message says why.
+    """
+    base, bound = function, {}
+    while isinstance(base, functools.partial):
+        bound = {**base.keywords, **bound}
+        base = base.func
+    if inspect.iscoroutinefunction(base) or inspect.isgeneratorfunction(base):
+        raise TypeError(f"{base.__name__} is a coroutine or generator function: its call returns no arrays")
+    if isinstance(base, np.ufunc):
+        if base is not function or not hasattr(jnp, base.__name__):
+            raise TypeError(f"np.{base.__name__} takes no JAX tracers: write the function of jax.numpy")
+        function = base = getattr(jnp, base.__name__)
+    signature = signature_of(function)
+    arrays, rebuild = lift(function)
+    named = signature.parameters if signature is not None and inspect.isfunction(base) else {}
+    name = getattr(base, "__name__", type(base).__name__)
+
+    def init(key: Any, *args: Any, **keywords: Any) -> Variables:
+        variables: Variables = {}
+        for path, array in arrays.items():
+            _put(variables.setdefault("params", {}), path, array)
+        return variables
+
+    def apply(variables: Variables, key: Any, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+        call = rebuild({p: _get(variables["params"], p) for p in arrays}) if rebuild else function
+        return call(*args, **keywords), {}
+
+    return PureLayer(
+        init=init,
+        apply=apply,
+        signature=signature,
+        label=name,
+        ecosystem="function",
+        text=call_text("partial", (base, *getattr(function, "args", ())), bound) if bound else name,
+        decided=frozenset(bound) & MODE_FLAGS.keys(),
+        key_name=next((n for n in _KEY_NAMES if n in named and n not in bound), None),
+        takes_key=any(n in named and n not in bound for n in _KEY_NAMES),
+    )
+
+
+def _put(tree: dict[str, Any], path: Path, leaf: jax.Array) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = jnp.asarray(leaf)
+
+
+def _get(tree: Any, path: Path) -> Any:
+    return functools.reduce(lambda node, part: node[part], path, tree)

@@ -1,0 +1,175 @@
+"""Parameters inside a function: found and lifted, or refused, but never silently made constants of a program.
+
+A function can hold arrays in its closure, its defaults, the arguments of a `partial`, the object of a bound method or
+the attributes of a callable object. Each of these can be made again with other arrays in place. What can't be opened
+and made again, such as a compiled function, is searched all the same, and refused if it holds arrays.
+
+A NumPy array or a Python number is a constant, and so is an array that a function finds among the globals of its
+module.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from seqbridge._adapt import ask
+from seqbridge._pure import Path
+from seqbridge._stateful import Stateful
+
+Rebuild: TypeAlias = Callable[[Mapping[Path, Any]], Any]
+Opened: TypeAlias = tuple[dict[str, Any], Callable[[list[Any]], Any]]
+
+
+def lift(function: Callable[..., Any]) -> tuple[dict[Path, jax.Array], Rebuild | None]:
+    """The arrays that `function` holds, by where they are, and how to make the function again with others.
+
+    Raises:
+        TypeError: It holds a module, a model or arrays that can't be lifted.
+    """
+    arrays: dict[Path, jax.Array] = {}
+    name = getattr(function, "__name__", type(function).__name__)
+    return arrays, _walk(function, (), arrays, name, set())
+
+
+def _walk(obj: Any, path: Path, arrays: dict[Path, jax.Array], name: str, seen: set[int]) -> Rebuild | None:
+    if _is_parameter(obj):
+        arrays[path] = obj
+        return lambda values: values[path]
+    if isinstance(obj, str | bytes | int | float | types.ModuleType) or obj is None or id(obj) in seen:
+        return None
+    seen = seen | {id(obj)}
+    if path:
+        _refuse_module(obj, path, name)
+    if inspect.isfunction(obj):
+        _refuse_globals(obj, name)
+    opened = _open(obj)
+    if opened is None:
+        _refuse_closed(obj, path, name, seen)
+        return None
+    children, make = opened
+    rebuilds = [_walk(child, (*path, label), arrays, name, seen) for label, child in children.items()]
+    if not any(rebuilds):
+        return None
+    pairs = list(zip(rebuilds, children.values(), strict=True))
+    return lambda values: make([rebuild(values) if rebuild else child for rebuild, child in pairs])
+
+
+def _is_parameter(obj: Any) -> bool:
+    return isinstance(obj, jax.Array) and jnp.issubdtype(obj.dtype, jnp.inexact)
+
+
+def _open(obj: Any) -> Opened | None:
+    """The parts of `obj` and how to make it again from such parts; None: it can't be opened."""
+    if isinstance(obj, functools.partial):
+        n = len(obj.args)
+        children = {"func": obj.func, **{str(i): a for i, a in enumerate(obj.args)}, **obj.keywords}
+        return children, lambda c: functools.partial(c[0], *c[1 : n + 1], **dict(zip(obj.keywords, c[n + 1 :])))
+    if inspect.ismethod(obj):
+        return {"self": obj.__self__}, lambda c: types.MethodType(obj.__func__, c[0])
+    if inspect.isfunction(obj):
+        return _open_function(obj)
+    if type(obj) is dict:
+        return {str(k): v for k, v in obj.items()}, lambda c: dict(zip(obj, c, strict=True))
+    if type(obj) in (list, tuple):
+        return {str(i): v for i, v in enumerate(obj)}, type(obj)
+    if isinstance(obj, tuple) and hasattr(obj, "_fields"):
+        return dict(zip(obj._fields, obj, strict=True)), lambda c: type(obj)(*c)
+    if callable(obj) and hasattr(obj, "__dict__") and not isinstance(obj, type) and not _from_jax(obj):
+        return dict(vars(obj)), lambda c: _with_attributes(obj, dict(zip(vars(obj), c, strict=True)))
+    return None
+
+
+def _open_function(function: types.FunctionType) -> Opened:
+    cells = {
+        name: cell.cell_contents
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        if cell != types.CellType()  # an empty cell, of a name that isn't bound yet
+    }
+    defaults = function.__defaults__ or ()
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    named = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+    only = function.__kwdefaults__ or {}
+
+    def make(children: list[Any]) -> Callable[..., Any]:
+        inside = dict(zip(cells, children, strict=False))
+        values = children[len(cells) :]
+        closure = tuple(
+            types.CellType(inside[name]) if name in inside else cell
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        )
+        made = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, tuple(values[: len(named)]) or None, closure
+        )
+        made.__kwdefaults__ = dict(zip(only, values[len(named) :], strict=True)) or None
+        made.__dict__.update(function.__dict__)
+        return made
+
+    labels = [*cells, *named, *only]
+    return dict(zip(labels, [*cells.values(), *named.values(), *only.values()], strict=True)), make
+
+
+def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
+    made = copy.copy(obj)
+    made.__dict__.update(attributes)
+    return made
+
+
+def _from_jax(obj: Any) -> bool:
+    return type(obj).__module__.partition(".")[0] in ("jax", "jaxlib")
+
+
+def _refuse_module(obj: Any, path: Path, name: str) -> None:
+    where = f"{name} holds {type(obj).__name__} ({'.'.join(path)})"
+    if isinstance(obj, Stateful):
+        raise TypeError(f"{where}: its variables would be lost. Put it into the list itself.")
+    try:
+        hidden = ask(obj, obj if isinstance(obj, type) else type(obj)) is not None
+    except TypeError:
+        hidden = True
+    if hidden:
+        raise TypeError(
+            f"{where}: its parameters would be lost. Put it into the list itself, or make {name} a module or "
+            "transform of that library."
+        )
+
+
+def _refuse_globals(function: types.FunctionType, name: str) -> None:
+    """Refuses a function that builds modules, or uses one that is a global of its own module."""
+    names = _names(function.__code__)
+    for label in names:
+        value = function.__globals__.get(label)
+        values = [getattr(value, n, None) for n in names] if isinstance(value, types.ModuleType) else [value]
+        for used in values:
+            if isinstance(used, type) or (used is not None and isinstance(value, Stateful)):
+                _refuse_module(used, (label,), name)
+            elif value is used and used is not None and not inspect.isfunction(used):
+                _refuse_module(used, (label,), name)
+
+
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return (*code.co_names, *(name for c in inner for name in _names(c)))
+
+
+def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
+    """Refuses an object that can't be made again and holds arrays."""
+    if isinstance(obj, jax.Array | type):
+        return
+    inside: dict[Path, jax.Array] = {}
+    wrapped = getattr(obj, "__wrapped__", None)
+    for child in (wrapped,) if wrapped is not None else tuple(getattr(obj, "__dict__", {}).values()):
+        _walk(child, (*path, "?"), inside, name, seen)
+    if inside:
+        raise TypeError(
+            f"{name} hides {len(inside)} arrays inside {type(obj).__module__}.{type(obj).__name__}, where they can't be "
+            "lifted from and would be constants. Give the function that it wraps, or put the module itself into the "
+            "list."
+        )

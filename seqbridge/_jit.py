@@ -1,0 +1,226 @@
+"""`jit`: one compiled program for a function of stateful arguments.
+
+A call reads the values of a flat list of variables, makes one call of one function that `jax.jit` compiled, and
+writes back what changed. What changes is found while the function is traced.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import jax
+
+from seqbridge._arguments import Sorted, boxes_of, holders_of, rebuild, sort
+from seqbridge._stateful import Locks, Stateful
+from seqbridge._trace import Frame, Tracer, commit, in_frame, read
+from seqbridge._variable import Variable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MOST_PROGRAMS = 64  # kept of one function; the one that was used longest ago goes first
+
+
+class _Now(threading.local):
+    """What a program is being traced for. Programs hold neither models nor arrays alive."""
+
+    holders: list[Stateful]
+    boxes: tuple[Variable, ...]
+
+
+class _Program:
+    """A compiled function of `(values of donated variables, values of the others, arrays)`."""
+
+    def __init__(self, function: Callable[..., Any], signature: Hashable, n_closed: int, now: _Now):
+        self._function = function
+        self._signature = signature
+        self._n_closed = n_closed
+        self._now = now
+        self.donated: tuple[int, ...] = ()
+        self.compiled = jax.jit(self._traced)
+        self.forget()
+
+    def forget(self) -> None:
+        self.boxes: tuple[Variable, ...] | None = None
+        self.locks = Locks(())
+
+    def bind(self, holders: list[Stateful]) -> None:
+        """Keeps the flat list of the variables, for as long as their holders live."""
+        self.boxes = boxes_of(holders)
+        self.locks = Locks(self.boxes)
+        me = weakref.ref(self)
+        for holder in holders:
+            weakref.finalize(holder, lambda: (program := me()) and program.forget()).atexit = False
+
+    def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
+        boxes, holders = self._now.boxes, self._now.holders
+        values = iter(kept)
+        given = dict(zip(self.donated, donated, strict=True))
+        start = {box: given[i] if i in given else next(values) for i, box in enumerate(boxes)}
+        with Frame(start, compiled=True) as frame:
+            args, keywords = rebuild(self._signature, arrays, holders[self._n_closed :])
+            out = self._function(*args, **keywords)
+        changes = frame.changes()
+        # A donated variable comes back in any case: its old array is gone.
+        return out, {i: frame.values[b] for i, b in enumerate(boxes) if b in changes or i in given}
+
+    def donate(self, arrays: list[Any]) -> None:
+        """From now on gives the arrays of the variables that change to the program."""
+        boxes = self.boxes or ()
+        _, changed = jax.eval_shape(self._traced, [], [read(b) for b in boxes], arrays)
+        self.donated = tuple(changed)
+        self.compiled = jax.jit(self._traced, donate_argnums=0)
+
+    def values(self, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The values of donated and of other variables, checked: a donated buffer that is used twice kills JAX."""
+        boxes = self.boxes or ()
+        donated, kept = [boxes[i]._value for i in self.donated], []
+        chosen = set(self.donated)
+        seen = {id(a) for a in jax.tree.leaves(arrays)}
+        for i, box in enumerate(boxes):
+            if i not in chosen:
+                kept.append(box._value)
+                seen.add(id(box._value))
+        for n, value in enumerate(donated):
+            name = boxes[self.donated[n]].name
+            if value.is_deleted():
+                raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
+            if id(value) in seen:
+                donated[n] = jax.numpy.copy(value)
+            seen.add(id(value))
+        return donated, kept
+
+
+class Jitted(Generic[P, R]):
+    """What `jit` returns: calls like the function that it was made from."""
+
+    def __init__(self, function: Callable[P, R], vars: Any, static_argnames: Iterable[str], donate: bool):
+        functools.update_wrapper(self, function, updated=())
+        self._function = function
+        self._closed = holders_of(function, vars)
+        self._static = frozenset((static_argnames,) if isinstance(static_argnames, str) else static_argnames)
+        self._donate = donate
+        self._programs: OrderedDict[Hashable, _Program] = OrderedDict()
+        self._now = _Now()
+
+    def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
+        program, arrays = self._prepare(args, keywords)
+        boxes = program.boxes or ()
+        if in_frame():
+            out, changed = program.compiled([], [read(box) for box in boxes], arrays)
+            commit({boxes[i]: new for i, new in changed.items()})
+            return out
+        with program.locks:
+            if self._donate:
+                if not program.donated:
+                    program.donate(arrays)
+                out, changed = program.compiled(*program.values(arrays), arrays)
+            else:
+                out, changed = program.compiled([], [box._value for box in boxes], arrays)
+            for i, new in changed.items():
+                if isinstance(new, Tracer):
+                    commit({boxes[i]: new for i, new in changed.items()})
+                boxes[i]._value = new
+        return out
+
+    def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
+        """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
+        program, arrays = self._prepare(args, keywords)
+        return program.compiled.lower([], [read(box) for box in program.boxes or ()], arrays)
+
+    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[_Program, list[Any]]:
+        signature, arrays, holders = self._sorted(args, keywords)
+        if self._closed:
+            holders = self._closed + holders
+            key: Hashable = (signature, *[holder._token() for holder in self._closed])
+        else:
+            key = signature
+        program = self._programs.get(key)
+        if program is None:
+            program = _Program(self._function, signature, len(self._closed), self._now)
+            self._programs[key] = program
+            if len(self._programs) > _MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        if program.boxes is None:
+            program.bind(holders)
+        self._now.holders = holders
+        self._now.boxes = program.boxes or ()
+        return program, arrays
+
+    def _sorted(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Sorted:
+        result = sort(args, keywords, self._static)
+        try:
+            hash(result.signature)
+        except TypeError as error:
+            bad = next((n for n in self._static & keywords.keys() if not _hashable(keywords[n])), "a static argument")
+            raise TypeError(f"{bad!r} is static, and a static argument must be hashable: {error}") from error
+        return result
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        return self if owner is None else types.MethodType(self, owner)
+
+    def __repr__(self) -> str:
+        return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@overload
+def jit(function: Callable[P, R], /, *, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...) -> Jitted[P, R]: ...
+@overload
+def jit(*, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+def jit(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    vars: Any = None,
+    static_argnames: Iterable[str] = (),
+    donate: bool = False,
+) -> Any:
+    """Compiles a function of models, layers, collections, optimizers and arrays.
+
+    What the function does to their variables comes back out. Arrays, floats and ints are traced; bools, strings,
+    None, enums and callables are static, so a new value of them is a new program, as is an edit of a model.
+
+    Args:
+        function: The function, or a model itself.
+        vars: What the function closes over: `model.vars()`, a model, or a list of them.
+        static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
+        donate: Whether the arrays of the variables that change are given to the program, which saves memory and
+            time. Whoever else holds such an array loses it.
+
+    Returns:
+        A callable with the signature of `function`, and `lower` as `jax.jit` has it.
+
+    Raises:
+        TypeError: A static argument that can't be hashed.
+        RuntimeError: The function reads a variable that is neither an argument nor in `vars`.
+        Exception: What the function raises; then every variable has the value from before.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> counter = Variable(jnp.zeros(()), kind="state", name="counter")
+        >>> @jit
+        ... def count(counter, x, double=False):
+        ...     counter.assign(counter + 1)
+        ...     return 2 * x if double else x
+        >>> float(count(counter, 3.0, double=True)), float(counter.value)
+        (6.0, 1.0)
+    """
+    if function is None:
+        return functools.partial(jit, vars=vars, static_argnames=static_argnames, donate=donate)
+    if not callable(function):
+        raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
+    return Jitted(function, vars, static_argnames, donate)

@@ -1,0 +1,133 @@
+"""`Optimizer`: a gradient transformation together with its state and the variables that it updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from seqbridge._collection import Filter, VarCollection, check_names
+from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._trace import commit, refuse_in_trace
+from seqbridge._variable import Variable, cast
+
+
+class Transformation(Protocol):
+    """What optax calls a `GradientTransformation`: two pure functions."""
+
+    @property
+    def init(self) -> Any:
+        """From parameters to a state."""
+
+    @property
+    def update(self) -> Any:
+        """From gradients, state and parameters to updates and a new state."""
+
+
+class Optimizer(Stateful):
+    """Any optax transformation, with its state kept in variables.
+
+    The state follows the model: after an edit, the layers that stayed keep their moments and new layers get fresh
+    ones.
+
+    Args:
+        model: A model, a layer or a collection.
+        transformation: Such as `optax.adam(1e-3)`.
+        wrt: Which of the trainable variables are updated; see `value_and_grad`. By default all.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
+        >>> optimizer = Optimizer(w, optax.sgd(0.5))
+        >>> optimizer.update({"w": jnp.array([2.0, 2.0])})
+        >>> w.value
+        Array([0., 1.], dtype=float32)
+    """
+
+    def __init__(self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None):
+        if not isinstance(model, Stateful):
+            raise TypeError(f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}")
+        self.transformation = transformation
+        self._source = VarCollection(model._by_name).subset(lambda v: v.trainable).subset(wrt)
+        self._params: dict[str, Variable] = {}
+        self._state: tuple[Variable, ...] = ()
+        self._names: tuple[str, ...] = ()
+        self._treedef: Any = None
+        self._edit = -1
+        self._follow()
+
+    def update(self, gradients: Mapping[str, Any], **extra: Any) -> None:
+        """Takes one step: changes the parameters and the optimizer's state.
+
+        Args:
+            gradients: From variable name to array, as `value_and_grad` returns it.
+            **extra: What the transformation's `update` takes beside; the loss, for instance.
+
+        Raises:
+            KeyError: Gradients are missing, or are of no variable of this optimizer.
+        """
+        self._follow()
+        check_names("the gradients don't belong to the optimizer's variables", gradients, self._params)
+        with Locks((*self._params.values(), *self._state)):
+            params = {name: box.value for name, box in self._params.items()}
+            state = jax.tree.unflatten(self._treedef, [box.value for box in self._state])
+            steps, state = self.transformation.update({n: gradients[n] for n in params}, state, params, **extra)
+            new = {box: params[n] + jnp.asarray(steps[n], params[n].dtype) for n, box in self._params.items()}
+            leaves = self._treedef.flatten_up_to(state)
+            new |= {v: cast(v.name, leaf, v.value) for v, leaf in zip(self._state, leaves, strict=True)}
+            commit(new)
+
+    def vars(self) -> VarCollection:
+        """The variables that hold the optimizer's state, live."""
+        return VarCollection(self._own)
+
+    def _own(self) -> dict[str, Variable]:
+        self._follow()
+        return dict(zip(self._names, self._state, strict=True))
+
+    def _by_name(self) -> Mapping[str, Variable]:
+        return self._own()
+
+    def _boxes(self) -> tuple[Variable, ...]:
+        self._follow()
+        return (*self._params.values(), *self._state)
+
+    def _token(self) -> Token:
+        self._follow()
+        return Token((id(self.transformation), self._source._token(), tuple(v._serial for v in self._state)))
+
+    def _follow(self) -> None:
+        """Makes the state fit the variables that the model has now."""
+        if self._edit == edits.count:
+            return
+        params = dict(self._source._first())
+        if self._treedef is None or params != self._params:
+            refuse_in_trace("fitting an optimizer to an edited model")
+            fresh = self.transformation.init({name: box.value for name, box in params.items()})
+            leaves, self._treedef = jax.tree_util.tree_flatten_with_path(fresh)
+            old_names = {box: name for name, box in self._params.items()}
+            kept = dict(zip(self._names, self._state, strict=True))
+            names, state = [], []
+            for path, leaf in leaves:
+                keys = [str(next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a))) for k in path]
+                before = [old_names.get(params[k], k) if k in params else k for k in keys]
+                name, old = (f"(Optimizer).{'.'.join(parts)}" for parts in (keys, before))
+                box = kept.get(old)
+                if box is None or box.shape != jnp.shape(leaf):
+                    box = Variable(leaf, kind="state", collection="optimizer", path=tuple(keys), name=name)
+                box._label = name
+                names.append(name)
+                state.append(box)
+            self._names, self._state, self._params = tuple(names), tuple(state), params
+        self._edit = edits.count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_edit"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _edit=-1)
+
+    def __repr__(self) -> str:
+        return f"Optimizer({len(self._params)} variables, {len(self._state)} of state)"

@@ -1,0 +1,54 @@
+"""Entries as pickle can carry them: by import path where they have one, else as their adapter says."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from seqbridge._adapt import ask
+
+
+class _Call:
+    """Unpickles as `function(*args)`."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]):
+        self._call = function, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._call
+
+
+def portable(obj: Any) -> Any:
+    """`obj`, or something that unpickles as it.
+
+    JAX functions don't pickle in every version, though all can be imported, and modules tend to hold local functions.
+    """
+    module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", getattr(obj, "__name__", None))
+    if callable(obj) and isinstance(module, str) and isinstance(name, str) and _find(module, name) is obj:
+        return _Call(_load, (module, name))
+    if isinstance(obj, functools.partial):
+        return _Call(_partial, (portable(obj.func), portable(obj.args), portable(obj.keywords)))
+    if type(obj) in (list, tuple):
+        return type(obj)(portable(o) for o in obj)
+    if type(obj) is dict:
+        return {k: portable(v) for k, v in obj.items()}
+    pure = None if isinstance(obj, type) else ask(obj, type(obj))
+    if pure is not None and pure.reduce is not None:
+        function, args = pure.reduce
+        return _Call(function, tuple(portable(a) for a in args))
+    return obj
+
+
+def _find(module: str, name: str) -> Any:
+    return functools.reduce(lambda o, n: getattr(o, n, None), name.split("."), sys.modules.get(module))
+
+
+def _load(module: str, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+def _partial(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return functools.partial(function, *args, **keywords)

@@ -1,0 +1,143 @@
+"""The neutral form: all that seqbridge knows of an entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+from seqbridge._variable import Kind
+
+Path: TypeAlias = tuple[str, ...]
+Variables: TypeAlias = dict[str, Any]
+
+# The keywords that tell training from evaluation. True: follows `training`; False: its opposite.
+MODE_FLAGS: Mapping[str, bool] = {
+    "training": True,
+    "train": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "inference": False,
+}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+    """An array and what its own library says of it, such as the names of its axes.
+
+    An adapter's `init` may return it in place of an array. seqbridge keeps the note as `Variable.metadata` and puts
+    it back when the adapter's `to_native` asks for the native tree.
+
+    Args:
+        value: The array.
+        note: Anything that can be compared and hashed.
+    """
+
+    value: Any
+    note: Any = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PureLayer:
+    """A pair of pure functions, and what the core must know to call them.
+
+    An adapter makes one from an entry of its ecosystem. Variables are plain arrays in plain nested dicts, at the top
+    one dict a collection: `{"params": {"kernel": ..., "bias": ...}, "batch_stats": {...}}`.
+
+    Args:
+        init: `init(key, *inputs, **keywords) -> variables`. Of the inputs, only shapes and dtypes may matter.
+        apply: `apply(variables, key, *inputs, **keywords) -> (outputs, new_state)`, where `new_state` holds the
+            collections that are no parameters, as they are after the call; the core drops it in evaluation mode.
+            `key` is None where the layer draws nothing.
+        signature: What the entry takes at a call, inputs first. None: inputs only, no keywords.
+        label: The name of the entry's class or function, as it stands in names: `(Conv)`.
+        ecosystem: The name of the library, as it stands in `repr` and in errors.
+        text: How the entry is shown: `Conv(features=20, kernel_size=(5, 5))`. By default the label.
+        decided: The mode flags (see `MODE_FLAGS`) that the entry has set for itself, so that no call may.
+        key_name: The keyword by which the entry takes its PRNG key, beside `apply`'s own `key`.
+        takes_key: Whether the entry can draw random numbers at all.
+        per_example: Whether the entry takes one example at a time and has to be mapped over the batch.
+        kinds: The kind of each collection; those that aren't named are `"state"`.
+        shorten: From a variable's native path to the path that is shown and looked up.
+        to_native: From variables (with `Annotated` leaves where there are notes) to the tree that the entry's own
+            library uses.
+        from_native: The inverse of `to_native`; the result needs no notes.
+        method: From the name of a method, or a function of the module, to the neutral form that calls it in place of
+            `__call__`. None: the entry has no methods.
+        reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Any, Variables]]
+    signature: inspect.Signature | None
+    label: str
+    ecosystem: str
+    text: str = ""
+    decided: frozenset[str] = frozenset()
+    key_name: str | None = None
+    takes_key: bool = True
+    per_example: bool = False
+    kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"params": "params"})
+    shorten: Callable[[Path], Path] = _same
+    to_native: Callable[[Variables], Any] = _same
+    from_native: Callable[[Any], Variables] = _same
+    method: Callable[[Any], PureLayer] | None = None
+    reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+
+
+def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:  # noqa: B006
+    """`"Conv(20, kernel_size=(5, 5))"`, on one line and without memory addresses."""
+    parts = [_value_text(a) for a in args] + [f"{k}={_value_text(v)}" for k, v in keywords.items()]
+    return f"{name}({', '.join(parts)})"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
+        return value.__name__
+    if isinstance(value, jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__}(...)" if " at 0x" in text or len(text) > 60 else text
+
+
+def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> PureLayer:
+    """The layer with its first inputs and some of its keywords given, as `functools.partial` does it."""
+
+    def init(key: Any, *more: Any, **others: Any) -> Variables:
+        return pure.init(key, *args, *more, **{**keywords, **others})
+
+    def apply(variables: Variables, key: Any, *more: Any, **others: Any) -> tuple[Any, Variables]:
+        return pure.apply(variables, key, *args, *more, **{**keywords, **others})
+
+    return dataclasses.replace(
+        pure,
+        init=init,
+        apply=apply,
+        signature=bound_signature(pure.signature, args, keywords),
+        decided=pure.decided | (keywords.keys() & MODE_FLAGS.keys()),
+        text=call_text("partial", (pure.text or pure.label, *args), keywords),
+        method=None,
+    )
+
+
+def bound_signature(
+    signature: inspect.Signature | None, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> inspect.Signature | None:
+    """`signature` after its first inputs and some keywords are given."""
+    if signature is None:
+        return None
+
+    def function(*_: Any, **__: Any) -> None: ...
+
+    function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return inspect.signature(functools.partial(function, *args, **keywords))

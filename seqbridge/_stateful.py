@@ -1,0 +1,81 @@
+"""What holds variables: models, layers, collections, optimizers. The transforms know them by this class alone."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seqbridge._variable import Variable
+
+
+class _Edits:
+    """Counts the edits of all models: what is cached of a model's structure holds while this stands still."""
+
+    count = 0
+
+
+edits = _Edits()
+
+
+serial = itertools.count().__next__  # a number that no two objects of a process share, dead ones included
+
+
+class Token:
+    """What a compiled program depends on of one holder of variables. Holds no array and no object alive."""
+
+    __slots__ = ("_hash", "parts")
+
+    def __init__(self, parts: Hashable):
+        self.parts = parts
+        self._hash = hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Token) and self.parts == other.parts)
+
+
+class Stateful(ABC):
+    """Something that holds variables."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _boxes(self) -> tuple[Variable, ...]:
+        """The distinct variables, in order."""
+
+    @abstractmethod
+    def _token(self) -> Token:
+        """Equal if and only if a program that was traced with the one holds for the other."""
+
+    @abstractmethod
+    def _by_name(self) -> Mapping[str, Variable]:
+        """The variables by name."""
+
+
+class Locks(tuple[threading.RLock, ...]):
+    """Several locks held as one, always in the same order, so that no two threads wait for each other."""
+
+    __slots__ = ()
+
+    def __new__(cls, variables: Iterable[Variable], *more: threading.RLock) -> Locks:
+        distinct = {id(lock): lock for lock in (*(v._lock for v in variables), *more)}
+        return super().__new__(cls, (distinct[key] for key in sorted(distinct)))
+
+    def __enter__(self) -> None:
+        for lock in self:
+            lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for lock in reversed(self):
+            lock.release()
+
+
+def distinct(variables: Iterable[Variable]) -> tuple[Variable, ...]:
+    return tuple(dict.fromkeys(variables))

@@ -1,0 +1,147 @@
+"""Where a variable's value comes from: its own slot, or the frame of the transform that is being traced.
+
+A transform never writes tracers into variables. It opens a `Frame`, which holds the values that its function sees
+and collects what the function assigns, for its own thread only. So an exception needs no clean-up, another thread
+sees no tracer, and a tracer that would outlive its transform has nowhere to stay: the write is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.extend.core
+
+if TYPE_CHECKING:
+    from seqbridge._variable import Variable
+
+try:
+    trace_state = jax.extend.core.get_opaque_trace_state
+except AttributeError:  # jax < 0.10 has it under its old address only
+    trace_state = jax.core.get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]
+
+Tracer = jax.core.Tracer
+
+_OUTSIDE = trace_state()
+_CURES = {  # what the tracer's type says of the transform that made it
+    "DynamicJaxprTracer": "sb.jit (or sb.scan for a loop)",
+    "JVPTracer": "sb.value_and_grad or sb.grad",
+    "LinearizeTracer": "sb.value_and_grad or sb.grad",
+    "BatchTracer": "sb.vmap",
+}
+
+
+class _Stack(threading.local):
+    frames: tuple[Frame, ...] = ()
+
+
+_stack = _Stack()
+
+
+class Frame:
+    """The values that the variables have while one transform traces its function.
+
+    Args:
+        values: What each variable that the transform knows of reads as, at first.
+        compiled: Whether the traced program is kept and run again. A variable that the program reads without the
+            transform knowing of it would be a constant in it for ever, so that read is refused.
+    """
+
+    __slots__ = ("compiled", "start", "state", "values")
+
+    def __init__(self, values: Mapping[Variable, Any], *, compiled: bool = False):
+        self.start = values
+        self.values = dict(values)
+        self.compiled = compiled
+
+    def __enter__(self) -> Frame:
+        self.state = trace_state()
+        _stack.frames = (*_stack.frames, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _stack.frames = _stack.frames[:-1]
+
+    def changes(self) -> dict[Variable, Any]:
+        """The variables that were assigned within, with their last values."""
+        return {v: self.values[v] for v, old in self.start.items() if self.values[v] is not old}
+
+
+def tracing() -> bool:
+    """Whether JAX is tracing in this thread, by whatever transform."""
+    return trace_state() != _OUTSIDE
+
+
+def in_frame() -> bool:
+    return bool(_stack.frames)
+
+
+def born(variable: Variable) -> None:
+    """A variable that is made inside a frame belongs to it, whatever it holds."""
+    if _stack.frames:
+        _stack.frames[-1].values[variable] = variable._value
+
+
+def read(variable: Variable) -> Any:
+    """The value that `variable` has here and now."""
+    for frame in reversed(_stack.frames):
+        if variable in frame.values:
+            return frame.values[variable]
+        if frame.compiled:
+            raise RuntimeError(
+                f"{variable.name} is read inside sb.jit, which doesn't know of it: its value would be a constant of "
+                "the compiled program. Pass the model as an argument, or sb.jit(fn, vars=model.vars())."
+            )
+    return variable._value
+
+
+def commit(changes: Mapping[Variable, Any]) -> None:
+    """Writes all of `changes`, which are checked already, or raises and writes none."""
+    targets = [_target(variable, value) for variable, value in changes.items()]
+    for frame, (variable, value) in zip(targets, changes.items(), strict=True):
+        if frame is None:
+            variable._value = value
+        else:
+            frame.values[variable] = value
+
+
+def _target(variable: Variable, value: Any) -> Frame | None:
+    """The frame that takes `value`; None: the variable itself."""
+    for frame in reversed(_stack.frames):
+        if variable in frame.values:
+            if frame.state != trace_state():
+                raise _leak(variable, value)
+            return frame
+        if frame.compiled:
+            raise _leak(variable, value)
+    if isinstance(value, Tracer):
+        raise _leak(variable, value)
+    return None
+
+
+def _leak(variable: Variable, value: Any) -> RuntimeError:
+    cure = _CURES.get(type(value).__name__, "sb.jit, sb.value_and_grad, sb.vmap or sb.scan")
+    return RuntimeError(
+        f"{variable.name} is assigned inside a JAX transform that doesn't know of it: the new value would be lost, or "
+        f"leak out as a tracer. Use {cure} in place of the plain JAX transform, with the model as an argument or "
+        "vars=model.vars(); or the pure form, model.apply(variables, ...), which assigns nothing."
+    )
+
+
+def has_tracer(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def refuse_in_trace(what: str, arguments: Iterable[Any] = ()) -> None:
+    """Raises if JAX is tracing, since what is about to happen would be lost or would leak.
+
+    Raises:
+        RuntimeError: With the cure.
+    """
+    if tracing() or has_tracer(list(arguments)):
+        raise RuntimeError(
+            f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store tracers. "
+            "Do it before, for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply."
+        )

@@ -1,0 +1,328 @@
+"""`grad`, `value_and_grad`, `vmap`, `scan`, `remat` and `eval_shape` of functions that use stateful objects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
+from seqbridge._collection import Filter, VarCollection, predicate
+from seqbridge._stateful import Locks, Stateful
+from seqbridge._trace import Frame, commit, read
+from seqbridge._variable import Variable
+
+
+def _values(boxes: tuple[Variable, ...]) -> dict[Variable, Any]:
+    return {box: read(box) for box in boxes}
+
+
+def value_and_grad(
+    function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
+) -> Callable[..., Any]:
+    """A function that returns the value of `function` and its gradients.
+
+    Args:
+        function: Returns a scalar; with `has_aux`, a pair of a scalar and anything.
+        wrt: Which variables the gradients are taken of: a kind, a regular expression over names, a function of a
+            `Variable`, or a collection. By default all trainable ones of the arguments and of `vars`.
+        has_aux: Whether `function` returns a pair.
+        vars: What `function` closes over: `model.vars()`, a model, or a list of them.
+
+    Returns:
+        A function with the signature of `function` that returns `(value, gradients)`, where the gradients are a dict
+        from variable name to an array of that variable's shape.
+
+    Raises:
+        ValueError: There is nothing to differentiate, or two models use one name.
+        TypeError: The value is no scalar.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
+        >>> value_and_grad(lambda w: (w * w).sum())(w)
+        (Array(5., dtype=float32), {'w': Array([2., 4.], dtype=float32)})
+    """
+    closed = holders_of(function, vars)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **keywords: Any) -> Any:
+        holders = closed + sort(args, keywords).holders
+        chosen = _differentiable(holders, wrt)
+        boxes = boxes_of([*holders, *([wrt] if isinstance(wrt, VarCollection) else [])])
+
+        def pure(values: dict[str, Any]) -> Any:
+            inside = {chosen[name]: value for name, value in values.items()}
+            with Frame({**_values(boxes), **inside}) as frame:
+                out = function(*args, **keywords)
+            value, aux = out if has_aux else (out, None)
+            return value, (aux, frame.changes())
+
+        with Locks(boxes):
+            now = {name: box.value for name, box in chosen.items()}
+            (value, (aux, changes)), grads = _of_changes(jax.value_and_grad, pure, now)
+            commit(changes)
+        return ((value, aux) if has_aux else value), grads
+
+    return wrapped
+
+
+def _of_changes(transform: Callable[..., Any], pure: Callable[..., Any], values: Any) -> Any:
+    """`transform(pure)(values)`, where `pure` returns changes by variable, which JAX couldn't sort."""
+    keys: list[Variable] = []
+
+    def sortable(values: Any) -> Any:
+        value, (aux, changes) = pure(values)
+        keys[:] = changes
+        return value, (aux, list(changes.values()))
+
+    (value, (aux, arrays)), grads = transform(sortable, has_aux=True)(values)
+    return (value, (aux, dict(zip(keys, arrays, strict=True)))), grads
+
+
+def grad(
+    function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
+) -> Callable[..., Any]:
+    """`value_and_grad` without the value: a function that returns `gradients`, or `(gradients, aux)`.
+
+    Args:
+        function: See `value_and_grad`.
+        wrt: See `value_and_grad`.
+        has_aux: See `value_and_grad`.
+        vars: See `value_and_grad`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
+        >>> grad(lambda w: (w * w).sum())(w)
+        {'w': Array([2., 4.], dtype=float32)}
+    """
+    both = value_and_grad(function, wrt=wrt, has_aux=has_aux, vars=vars)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **keywords: Any) -> Any:
+        value, grads = both(*args, **keywords)
+        return (grads, value[1]) if has_aux else grads
+
+    return wrapped
+
+
+def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Variable]:
+    """The variables to differentiate, each once, by its first name."""
+    if isinstance(wrt, VarCollection):
+        return {name: box for name, box in wrt._first().items() if jnp.issubdtype(box.dtype, jnp.inexact)}
+    chosen = predicate(wrt) if wrt is not None else lambda name, variable: True
+    found: dict[str, Variable] = {}
+    names: dict[Variable, str] = {}
+    for holder in holders:
+        for name, box in holder._by_name().items():
+            if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact) and chosen(name, box)):
+                continue
+            if name in found:
+                raise ValueError(f"two models have a variable {name!r}: say which with wrt=model.vars()")
+            found[name], names[box] = box, name
+    if not found:
+        raise ValueError(
+            "there is nothing to differentiate: the arguments hold no trainable variable"
+            + (" that wrt= lets through" if wrt is not None else "; is the model built, and an argument or in vars=?")
+        )
+    return found
+
+
+def vmap(
+    function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None
+) -> Callable[..., Any]:
+    """Maps a function over axes of its array arguments; models and what else holds variables aren't mapped.
+
+    Each example draws its own random numbers. A state that would differ between the examples is refused.
+
+    Args:
+        function: What is mapped.
+        in_axes: As `jax.vmap` has it; what it says of stateful and static arguments doesn't count. Keywords that hold
+            arrays are mapped over axis 0.
+        out_axes: As `jax.vmap` has it.
+        vars: What `function` closes over.
+
+    Raises:
+        ValueError: A variable would get another value for each example.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
+        >>> vmap(lambda w, x: w.value @ x)(w, jnp.ones((3, 2)))
+        Array([3., 3., 3.], dtype=float32)
+    """
+    closed = holders_of(function, vars)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **keywords: Any) -> Any:
+        boxes = boxes_of(closed + sort(args, keywords).holders)
+        axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
+        mapped = {i: (a, axis) for i, (a, axis) in enumerate(zip(args, axes, strict=True)) if _only_arrays(a)}
+        mapped |= {name: (a, 0) for name, a in keywords.items() if _only_arrays(a)}
+        size = next(
+            leaf.shape[axis] for a, axis in mapped.values() if isinstance(axis, int) for leaf in jax.tree.leaves(a)
+        )
+        changed: list[Variable] = []
+
+        def one(keys: list[Any], arrays: dict[Any, Any]) -> Any:
+            streams = dict(zip(rngs, keys, strict=True))
+            with Frame({**_values(boxes), **streams}) as frame:
+                given = [arrays.get(i, a) for i, a in enumerate(args)]
+                out = function(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
+            changes = frame.changes()
+            changed[:] = changes
+            return out, [new for box, new in changes.items() if box not in streams]
+
+        with Locks(boxes):
+            rngs = [box for box in boxes if box.kind == "rng"]
+            pairs = [jax.random.split(box.value) for box in rngs]
+            keys = [jax.random.split(pair[1], size) for pair in pairs]
+            arrays, over = ({k: pair[n] for k, pair in mapped.items()} for n in (0, 1))
+            try:
+                out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, arrays)
+            except ValueError as error:
+                if "out_axes" in str(error) and changed:
+                    names = ", ".join(box.name for box in changed if box not in rngs)
+                    error.add_note(
+                        f"{names} would get another value for each example: run the model on the whole batch, or with "
+                        "training=False"
+                    )
+                raise
+            changes = dict(zip((box for box in changed if box not in rngs), new, strict=True))
+            commit({**changes, **{box: pair[0] for box, pair in zip(rngs, pairs, strict=True) if box in changed}})
+        return out
+
+    return wrapped
+
+
+def _only_arrays(value: Any) -> bool:
+    signature, arrays, holders = sort((value,), {})
+    return bool(arrays) and not holders and len(arrays) == len(jax.tree.leaves(value))
+
+
+def scan(
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    *,
+    vars: Any,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` of a function that uses, and may change, variables.
+
+    Args:
+        function: From `(carry, x)` to `(carry, y)`.
+        init: The first carry: arrays.
+        xs: Arrays that are scanned over their leading axis.
+        length: The number of steps, if `xs` doesn't say.
+        vars: What `function` closes over: `model.vars()`, a model, or a list of them.
+        **options: `reverse` and `unroll`, as `jax.lax.scan` has them.
+
+    Returns:
+        The last carry, and the `y`s stacked on a new leading axis.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> total = Variable(jnp.zeros(()), kind="state", name="total")
+        >>> def step(carry, x):
+        ...     total.assign(total + x)
+        ...     return carry, total.value
+        >>> scan(step, None, jnp.arange(3.0), vars=total)[1]
+        Array([0., 1., 3.], dtype=float32)
+    """
+    boxes = boxes_of(holders_of(function, vars))
+    changing: list[Variable] = []
+
+    def step(carry: Any, x: Any) -> Any:
+        values, own = carry
+        start = _values(boxes) | dict(zip(changing, values, strict=True))
+        with Frame(start) as frame:
+            own, y = function(own, x)
+        if not changing:
+            found.extend(frame.changes())
+        return ([frame.values[box] for box in changing], own), y
+
+    with Locks(boxes):
+        found: list[Variable] = []
+        first = None if xs is None else jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+        jax.eval_shape(step, ([], init), first)  # finds what changes, which is all that the loop must carry
+        changing.extend(found)
+        (values, carry), ys = jax.lax.scan(step, ([box.value for box in changing], init), xs, length, **options)
+        commit(dict(zip(changing, values, strict=True)))
+    return carry, ys
+
+
+def remat(function: Callable[..., Any], *, vars: Any = None, **options: Any) -> Callable[..., Any]:
+    """`jax.checkpoint` of a function that uses variables: its inner values are computed again for the gradients.
+
+    Args:
+        function: A function, a model or a layer.
+        vars: What `function` closes over.
+        **options: `prevent_cse` and `policy`, as `jax.checkpoint` has them.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
+        >>> grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"].round(2)
+        Array([ 0.54, -0.42], dtype=float32)
+    """
+    closed = holders_of(function, vars)
+
+    def wrapped(*args: Any, **keywords: Any) -> Any:
+        out, changes = _pure_call(functools.partial(jax.checkpoint, **options), function, closed, args, keywords)
+        commit(changes)
+        return out
+
+    return functools.wraps(function, updated=())(wrapped) if hasattr(function, "__name__") else wrapped
+
+
+def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **keywords: Any) -> Any:
+    """The shapes and dtypes of what a function returns; nothing is computed and no variable changes.
+
+    Args:
+        function: A function, a model or a layer.
+        *args: Its arguments; `jax.ShapeDtypeStruct` will do for arrays.
+        vars: What `function` closes over.
+        **keywords: Its keywords.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
+        >>> eval_shape(lambda w, x: w * x, w, jax.ShapeDtypeStruct((5, 2), jnp.float32)).shape
+        (5, 2)
+    """
+
+    def shapes(pure: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(jax.eval_shape, pure)
+
+    return _pure_call(shapes, function, holders_of(function, vars), args, keywords)[0]
+
+
+def _pure_call(
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]],
+    function: Callable[..., Any],
+    closed: list[Stateful],
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+) -> tuple[Any, dict[Variable, Any]]:
+    """Outputs and changes of `function`, called through `transform` as a pure function of values and arrays."""
+    signature, arrays, holders = sort(args, keywords)
+    boxes = boxes_of(closed + holders)
+    changed: list[Variable] = []
+
+    def pure(values: list[Any], arrays: list[Any]) -> Any:
+        with Frame(dict(zip(boxes, values, strict=True))) as frame:
+            inside, options = rebuild(signature, arrays, holders)
+            out = function(*inside, **options)
+        changes = frame.changes()
+        changed[:] = changes
+        return out, list(changes.values())
+
+    with Locks(boxes):
+        out, new = transform(pure)([box.value for box in boxes], arrays)
+    return out, dict(zip(changed, new, strict=True))

@@ -1,0 +1,256 @@
+"""`Variable`: a box that holds one array, with its name and where it came from."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqbridge._stateful import Stateful, Token, edits, serial
+from seqbridge._trace import born, commit, read
+
+Kind = Literal["params", "state", "rng"]
+
+_CATEGORIES = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+
+
+def _category(dtype: Any) -> int:
+    return next(i for i, kind in enumerate(_CATEGORIES) if jnp.issubdtype(dtype, kind))
+
+
+def cast(name: str, value: Any, like: Any) -> Any:
+    """`value` as an array with the shape and dtype of `like`.
+
+    Raises:
+        ValueError: Another shape.
+        TypeError: No array, or a dtype of another kind (a float for an int variable, say).
+    """
+    if isinstance(value, Variable):
+        value = value.value
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        if not (isinstance(value, jax.Array) and value.dtype == like.dtype):
+            raise TypeError(f"{name} holds a PRNG key, {like.dtype}: can't assign {_shown(value)}")
+        array = value
+    elif isinstance(value, jax.Array) and value.dtype == like.dtype and not value.weak_type:
+        array = value
+    else:
+        try:
+            # A copy: JAX may alias a NumPy array, which its owner can write to.
+            array = jnp.array(value)
+        except TypeError as error:
+            raise TypeError(f"{name} takes an array: can't assign {_shown(value)} ({error})") from error
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or _category(array.dtype) > _category(like.dtype):
+            raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
+        if array.dtype != like.dtype or array.weak_type:
+            array = jax.lax.convert_element_type(array, like.dtype)
+    if array.shape != like.shape:
+        raise ValueError(f"{name} has shape {like.shape}: can't assign shape {array.shape}")
+    return array
+
+
+def _shown(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return f"{dtype}{list(value.shape)}" if dtype is not None else f"{type(value).__name__} {value!r:.60}"
+
+
+class Variable(Stateful):
+    """A box that holds one array.
+
+    Two variables are equal when they are the same box. Arithmetic works on the value (`v + 1`, `v @ x`, `v[0]`,
+    `-v`); a `jnp` function wants the array itself: `jnp.sum(v.value)`.
+
+    Args:
+        value: The array.
+        kind: `"params"` (trained), `"state"` (batch statistics and the like) or `"rng"` (a stream of keys).
+        collection: The collection of the entry's own library, such as `"batch_stats"`.
+        path: The keys that lead to the array inside that collection.
+        name: What the variable is called while no model names it.
+        trainable: Whether gradients and optimizers see it. By default the kind decides.
+        metadata: What the entry's own library says of the array, such as how it is to be sharded.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> v = Variable(jnp.zeros(3), name="bias")
+        >>> v.assign([1, 2, 3])
+        >>> (v + 1).sum()
+        Array(9., dtype=float32)
+        >>> v.assign([1, 2])
+        Traceback (most recent call last):
+        ...
+        ValueError: bias has shape (3,): can't assign shape (2,)
+    """
+
+    __slots__ = (
+        "__weakref__", "_label", "_lock", "_namer", "_serial", "_trainable", "_value", "collection", "kind", "metadata",
+        "path",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        value: Any,
+        *,
+        kind: Kind = "params",
+        collection: str = "params",
+        path: tuple[str, ...] = (),
+        name: str = "",
+        trainable: bool | None = None,
+        metadata: Any = None,
+    ):
+        self._value = value if isinstance(value, jax.Array) else jnp.array(value)
+        born(self)
+        self.kind: Kind = kind
+        self.collection = collection
+        self.path = path
+        self.metadata = metadata
+        self._label = name or ".".join(path) or "variable"
+        self._namer: Callable[[Variable], str | None] | None = None
+        self._trainable = trainable
+        self._lock = threading.RLock()
+        self._serial = serial()
+
+    @classmethod
+    def holding(cls, leaf: Any, **options: Any) -> Variable:
+        """A variable that holds `leaf` as it is, even if that is no array."""
+        variable = cls(np.zeros(()), **options)
+        variable._value = leaf
+        born(variable)
+        return variable
+
+    def _boxes(self) -> tuple[Variable, ...]:
+        return (self,)
+
+    def _token(self) -> Token:
+        return Token((self._serial, self.trainable))
+
+    def _by_name(self) -> Mapping[str, Variable]:
+        return {self.name: self}
+
+    @property
+    def name(self) -> str:
+        """The name in the model that holds the variable: `"(Sequential)[0](Dense).kernel"`."""
+        return (self._namer and self._namer(self)) or self._label
+
+    @property
+    def value(self) -> jax.Array:
+        return read(self)
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        self.assign(new)
+
+    def assign(self, value: Any) -> None:
+        """Replaces the array.
+
+        Args:
+            value: What `jnp.asarray` takes, of this variable's shape; it is cast to this variable's dtype.
+
+        Raises:
+            ValueError: Another shape.
+            TypeError: No array, or a dtype of another kind.
+            RuntimeError: Inside a JAX transform that doesn't know of the variable.
+        """
+        with self._lock:
+            commit({self: cast(self.name, value, self.value)})
+
+    @property
+    def trainable(self) -> bool:
+        return self.kind == "params" if self._trainable is None else self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        edits.count += 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        return self.value.size
+
+    def __repr__(self) -> str:
+        return f"Variable({self.name}, {self.kind}, {self._value.dtype}{list(self._value.shape)})"
+
+    def __bool__(self) -> bool:
+        if self.shape == ():
+            raise TypeError(f"the truth of the scalar variable {self.name} is ambiguous: write bool({self.name}.value)")
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        # Never forwards to the array: that would make copy and pickle see the array in place of the box.
+        hint = f"; the array has it: write .value.{name}" if hasattr(jax.Array, name) else ""
+        raise AttributeError(f"a Variable has no attribute {name!r}{hint}", name=name, obj=self)
+
+    def __jax_array__(self) -> jax.Array:
+        return self.value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.value, dtype=dtype)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        return self.value[index]
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
+        return _restore(jnp.copy(self.value), *self._rest())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        value = self.value
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            saved = (np.asarray(jax.random.key_data(value)), str(jax.random.key_impl(value)))
+        else:
+            saved = np.asarray(value)
+        return _restore, (saved, *self._rest())
+
+    def _rest(self) -> tuple[Any, ...]:
+        return self.kind, self.collection, self.path, self._label, self._trainable, self.metadata
+
+
+def _restore(saved: Any, kind: Kind, collection: str, path: Any, name: str, trainable: Any, metadata: Any) -> Variable:
+    if isinstance(saved, tuple):
+        saved = jax.random.wrap_key_data(jnp.array(saved[0]), impl=saved[1])
+    return Variable(
+        saved, kind=kind, collection=collection, path=path, name=name, trainable=trainable, metadata=metadata
+    )
+
+
+def _forward(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def left(self: Variable, other: Any) -> Any:
+        return function(self.value, other.value if isinstance(other, Variable) else other)
+
+    def right(self: Variable, other: Any) -> Any:
+        return function(other, self.value)
+
+    return left, right
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    _left, _right = _forward(getattr(operator, _name))
+    setattr(Variable, f"__{_name}__", _left)
+    setattr(Variable, f"__r{_name}__", _right)
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Variable, f"__{_name}__", _forward(getattr(operator, _name))[0])
+Variable.__neg__ = lambda self: -self.value  # pyright: ignore[reportAttributeAccessIssue]
+Variable.__abs__ = lambda self: abs(self.value)  # pyright: ignore[reportAttributeAccessIssue]
