@@ -5,22 +5,22 @@ or says None. `Sequential` is a list of layers that own named variables; everyth
 pure functions.
 """
 
-from seqbridge._adapt import register as register
 from seqbridge._collection import VarCollection as VarCollection
 from seqbridge._function import signature_of as signature_of
+from seqbridge._grad import grad as grad
+from seqbridge._grad import value_and_grad as value_and_grad
+from seqbridge._jit import jit as jit
 from seqbridge._layer import Layer as Layer
+from seqbridge._optimizer import Optimizer as Optimizer
 from seqbridge._pure import MODE_FLAGS as MODE_FLAGS
 from seqbridge._pure import Annotated as Annotated
 from seqbridge._pure import PureLayer as PureLayer
 from seqbridge._pure import Variables as Variables
 from seqbridge._pure import call_text as call_text
+from seqbridge._registry import register as register
 from seqbridge._sequential import Sequential as Sequential
-from seqbridge._variable import Variable as Variable
-from seqbridge._jit import jit as jit
 from seqbridge._transforms import eval_shape as eval_shape
-from seqbridge._transforms import grad as grad
 from seqbridge._transforms import remat as remat
 from seqbridge._transforms import scan as scan
-from seqbridge._transforms import value_and_grad as value_and_grad
 from seqbridge._transforms import vmap as vmap
-from seqbridge._optimizer import Optimizer as Optimizer
+from seqbridge._variable import Variable as Variable

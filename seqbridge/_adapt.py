@@ -1,71 +1,14 @@
-"""From an entry to its neutral form: find the adapter of its ecosystem, load it, ask it."""
+"""From an entry to its neutral form."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeAlias
+from typing import Any
 
+from seqbridge._function import function_layer
 from seqbridge._pure import PureLayer, bind
-
-Adapter: TypeAlias = Callable[[Any], PureLayer | None]
-
-GROUP = "seqbridge.adapters"
-_registered: dict[str, Adapter] = {}
-
-
-def register(name: str, adapt: Adapter) -> None:
-    """Makes an adapter known for this process; an installed package does it by an entry point instead.
-
-    Args:
-        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`.
-        adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry, and what to write
-            instead. It is asked for instances, for classes and for `partial(Class, ...)`.
-    """
-    _registered[name] = adapt
-    _adapters.cache_clear()
-
-
-@functools.cache
-def _installed() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            owners = " and ".join(str(p.dist.name if p.dist else p.value) for p in (other, point))
-            raise RuntimeError(f"two adapters claim {point.name!r}: {owners}. Uninstall one of them.")
-    return found
-
-
-def _owners(cls: type) -> Iterator[str]:
-    """The modules that `cls` and its bases come from, and their parents: nearest class and longest name first."""
-    for base in cls.__mro__:
-        name = base.__module__
-        while name:
-            yield name
-            name = name.rpartition(".")[0]
-
-
-@functools.lru_cache(maxsize=1024)
-def _adapters(cls: type) -> tuple[Adapter, ...]:
-    # Only names are compared, so that no library is imported that the entry's own class didn't import.
-    names = dict.fromkeys(_owners(cls))
-    return tuple(
-        _registered[name] if name in _registered else _installed()[name].load()
-        for name in names
-        if name in _registered or name in _installed()
-    )
-
-
-def ask(entry: Any, cls: type) -> PureLayer | None:
-    """What the adapters of the ecosystem of `cls` make of `entry`."""
-    for adapt in _adapters(cls):
-        pure = adapt(entry)
-        if pure is not None:
-            return pure
-    return None
+from seqbridge._registry import ask, known
 
 
 def as_pure(entry: Any) -> PureLayer:
@@ -74,8 +17,6 @@ def as_pure(entry: Any) -> PureLayer:
     Raises:
         TypeError: It is no entry. The message says what to write instead.
     """
-    from seqbridge._function import function_layer
-
     if isinstance(entry, PureLayer):
         return entry
     if isinstance(entry, type):
@@ -98,10 +39,10 @@ def as_pure(entry: Any) -> PureLayer:
         return pure
     if callable(entry):
         return function_layer(entry)
+    adapters = ", ".join(known()) or "nothing (is seqbridge itself installed by pip?)"
     raise TypeError(
         f"{entry!r:.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give a module, a transform "
-        f"or a callable. Adapters are installed for {', '.join(sorted({*_installed(), *_registered})) or 'nothing'}"
-        f"{'' if _installed() else ' (is seqbridge itself installed by pip?)'}."
+        f"or a callable. There are adapters for {adapters}."
     )
 
 

@@ -14,10 +14,12 @@ from seqbridge._stateful import Stateful, Token, distinct
 from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
 
-_ARRAY, _STATIC, _STATEFUL, _TREE = range(4)
+_ARRAY, _STATIC, _BOOL, _STATEFUL, _DICT, _TREE = range(6)
 
 
 class _Tree(NamedTuple):
+    """A container: its keys if it is a dict, else JAX' own description, and its parts."""
+
     treedef: Any
     leaves: tuple[Any, ...]
 
@@ -52,7 +54,7 @@ def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[
     parts: list[Any] = [len(args)]
     for value in args:
         parts.append(_sort(value, arrays, holders))
-    for name, value in keywords.items():
+    for name, value in sorted(keywords.items()):
         parts.append(name)
         parts.append((type(value), value) if name in static else _sort(value, arrays, holders))
     return Sorted(tuple(parts), arrays, holders)
@@ -66,7 +68,11 @@ def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
         arrays.append(value)
         return _GIVEN
     if kind == _STATIC:
-        return bool if value is np.bool_ else type(value), value
+        return type(value), value
+    if kind == _BOOL:
+        return bool, bool(value)
+    if kind == _DICT:  # JAX would want its keys to be sortable
+        return _Tree(tuple(value), tuple([_sort(leaf, arrays, holders) for leaf in value.values()]))
     if kind == _STATEFUL:
         holders.append(value)
         return value._token()
@@ -82,7 +88,11 @@ def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
 def _sort_of(cls: type) -> int:
     if issubclass(cls, Stateful):
         return _STATEFUL
-    if issubclass(cls, bool | np.bool_ | str | bytes | NoneType | enum.Enum | type | FunctionType):
+    if issubclass(cls, np.bool_):
+        return _BOOL
+    if cls is dict:
+        return _DICT
+    if issubclass(cls, bool | str | bytes | NoneType | enum.Enum | type | FunctionType):
         return _STATIC
     if issubclass(cls, jax.Array | Tracer | np.ndarray | np.generic | int | float | complex | jax.ShapeDtypeStruct):
         return _ARRAY
@@ -106,7 +116,10 @@ def _rebuild(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> A
     if isinstance(part, Token):
         return next(holders)
     if isinstance(part, _Tree):
-        return jax.tree.unflatten(part.treedef, [_rebuild(leaf, arrays, holders) for leaf in part.leaves])
+        leaves = [_rebuild(leaf, arrays, holders) for leaf in part.leaves]
+        if isinstance(part.treedef, tuple):
+            return dict(zip(part.treedef, leaves, strict=True))
+        return jax.tree.unflatten(part.treedef, leaves)
     return part[1]
 
 
@@ -129,3 +142,7 @@ def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
 
 def boxes_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
     return distinct(box for holder in holders for box in holder._boxes())
+
+
+def values_of(boxes: Iterable[Variable]) -> dict[Variable, Any]:
+    return {box: box.value for box in boxes}

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.extend.core
 import jax.numpy as jnp
 
+from seqbridge._apply import evaluate
 from seqbridge._dispatch import Call
 from seqbridge._forward import Keys
-from seqbridge._layer import Layer, Layout
+from seqbridge._layer import Layer
+from seqbridge._layout import Layout
+from seqbridge._pure import Variables
+from seqbridge._structure import Structure
 from seqbridge._trace import Tracer, tracing
 
-if TYPE_CHECKING:
-    from seqbridge._list import LayerList
 
-
-class DoesNotFit(Exception):
+class DoesNotFitError(Exception):
     """A layer that has its variables already doesn't take what an edit makes reach it."""
 
 
@@ -36,62 +37,58 @@ class Build:
         self._fresh = fresh
         self._abstract = abstract
         self.layouts: dict[Layer, Layout] = {}
-        self.inputs: dict[LayerList, tuple[tuple[Any, ...], Call]] = {}
+        self.inputs: dict[Structure, tuple[tuple[Any, ...], Call]] = {}
 
     def __call__(
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
     ) -> Any:
         if layer not in self.layouts and (self._fresh or not layer.built):
-            self.layouts[layer] = Layout(layer.pure, self._initial(layer, keys, args, keywords))
+            self.layouts[layer] = Layout(layer.pure, _initial(layer, keys, args, keywords, abstract=self._abstract))
         try:
             return self._outputs(layer, args, keywords, mode)
         except Exception as error:
             if layer in self._old:
-                raise DoesNotFit from error
+                raise DoesNotFitError from error
             raise
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
         self.inputs[model] = (args, call)
-
-    def _initial(self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        if layer.pure.per_example:
-            args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args)
-
-        def init(key: Any) -> Any:
-            inputs, options = jax.tree.map(_zeros, (args, keywords))
-            return layer.pure.init(key, *inputs, **options)
-
-        if self._abstract:
-            return jax.eval_shape(init, keys.key)
-        return init(keys.key) if tracing() or isinstance(keys.key, Tracer) else evaluate_needed(init, keys.key)
 
     def _outputs(self, layer: Layer, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None) -> Any:
         signature = _signature((args, keywords), mode)
         if signature not in layer._outputs:
-            if layer in self.layouts:
-                tree = self.layouts[layer].tree(self.layouts[layer].arrays)
-            else:
-                tree = layer._tree()
-            layer._outputs[signature] = layer._evaluate(tree, args, keywords, mode)[0]
+            new = self.layouts.get(layer)
+            tree = layer._tree() if new is None else new.tree(new.arrays)
+            layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
         return layer._outputs[signature]
 
 
-def evaluate_needed(function: Any, key: jax.Array) -> Any:
-    """`function(key)`, computing only what the result needs.
+def _initial(layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], *, abstract: bool) -> Variables:
+    """Initial variables for inputs of these shapes, computing only what they need.
 
     A module computes its outputs while it makes its parameters. Here that part is traced and dropped; the rest runs
     operation by operation, as it does natively, so that the values are the same to the last bit.
     """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(key)
-    jaxpr = closed.jaxpr
-    needed = set(map(id, jaxpr.outvars))
+    if layer.pure.per_example:
+        args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args)
+
+    def init(key: Any) -> Variables:
+        inputs, options = jax.tree.map(_zeros, (args, keywords))
+        return layer.pure.init(key, *inputs, **options)
+
+    if abstract:
+        return jax.eval_shape(init, keys.key)
+    if tracing() or isinstance(keys.key, Tracer):
+        return init(keys.key)
+    closed, shapes = jax.make_jaxpr(init, return_shape=True)(keys.key)
+    needed = set(map(id, closed.jaxpr.outvars))
     equations = []
-    for equation in reversed(jaxpr.eqns):
+    for equation in reversed(closed.jaxpr.eqns):
         if any(id(v) in needed for v in equation.outvars):
             equations.append(equation)
             needed.update(map(id, equation.invars))
-    kept = jax.extend.core.ClosedJaxpr(jaxpr.replace(eqns=equations[::-1]), closed.consts)
-    return jax.tree.unflatten(jax.tree.structure(shapes), jax.extend.core.jaxpr_as_fun(kept)(key))
+    kept = jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.extend.core.jaxpr_as_fun(kept)(keys.key))
 
 
 def specs(tree: Any) -> Any:

@@ -105,7 +105,7 @@ class VarCollection(Stateful, Mapping[str, Variable]):
         return len(self._source())
 
     __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VarCollection, (dict(self._source()),)

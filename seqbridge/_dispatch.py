@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from seqbridge._collection import nearest
 from seqbridge._pure import MODE_FLAGS, PureLayer
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_OF_THE_MODEL = {"rng", "per_layer"}  # the call's own, which no layer gets by name
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -31,10 +32,38 @@ class Call:
             return self if not self.per_layer else Call(self.training, self.keywords, {}, self.used)
         inner = own.get("per_layer", {})
         keywords = {k: v for k, v in own.items() if k not in ("training", "per_layer")}
-        return Call(own.get("training", self.training), {**self.keywords, **keywords}, inner, self.used)
+        return Call(mode_of(own.get("training", self.training)), {**self.keywords, **keywords}, inner, self.used)
+
+    def map(self, function: Callable[[Any], Any], *, training: bool | None) -> Call:
+        """The call with `function` of each value that it gives."""
+        per_layer = {
+            which: {k: v if k in ("training", "per_layer") else function(v) for k, v in own.items()}
+            for which, own in self.per_layer.items()
+        }
+        return Call(training, {k: function(v) for k, v in self.keywords.items()}, per_layer)
 
 
-class MissingArgument(TypeError):
+def call_of(keywords: Mapping[str, Any]) -> Call:
+    """The call that these keywords of a model make."""
+    rest = {k: v for k, v in keywords.items() if k not in ("training", "per_layer")}
+    return Call(mode_of(keywords.get("training")), rest, keywords.get("per_layer") or {})
+
+
+def mode_of(training: Any) -> bool | None:
+    """`training`, if it is a mode.
+
+    Raises:
+        TypeError: It is no bool; a traced one, for instance.
+    """
+    if training is None or isinstance(training, bool | np.bool_):
+        return None if training is None else bool(training)
+    raise TypeError(
+        f"training= is True, False or None, not {training!r:.60}. Inside jax.jit make it a static argument; sb.jit "
+        "does so by itself."
+    )
+
+
+class MissingArgumentError(TypeError):
     """A layer needs an argument that the call doesn't give."""
 
 
@@ -45,7 +74,7 @@ class Parameters:
         parameters = list(pure.signature.parameters.values()) if pure.signature is not None else []
         self.positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
         self.any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.names = frozenset(p.name for p in parameters if p.kind in _BY_NAME) - pure.decided
+        self.names = frozenset(p.name for p in parameters if p.kind in _BY_NAME) - pure.decided - _OF_THE_MODEL
         self.required = tuple(
             p.name
             for p in parameters
@@ -122,4 +151,6 @@ def check_taken(
                 takers.setdefault(taken, []).append(label)
         listed = "; ".join(f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items())
         guess = nearest(name, [*takers, "training", "rng", "per_layer"])
-        raise TypeError(f"no layer takes the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}")
+        raise TypeError(
+            f"no layer takes the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}"
+        )

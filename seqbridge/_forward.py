@@ -7,19 +7,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
+from seqbridge._apply import apply, draws
 from seqbridge._collection import nearest
-from seqbridge._dispatch import Call, MissingArgument, check_taken
+from seqbridge._dispatch import Call, MissingArgumentError, check_taken
 from seqbridge._layer import Layer
 from seqbridge._pure import Variables
+from seqbridge._structure import Structure, walk
 from seqbridge._trace import tracing
-
-if TYPE_CHECKING:
-    from seqbridge._list import LayerList
 
 
 class Keys:
@@ -36,8 +36,13 @@ class Keys:
         return Keys(lambda: fold_in(self.key, position))
 
 
+def _pair(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    following, now = jax.random.split(key)
+    return following, now
+
+
 _fold_in = jax.jit(jax.random.fold_in)
-_split = jax.jit(jax.random.split)
+_split = jax.jit(_pair)
 
 
 def fold_in(key: jax.Array, data: int) -> jax.Array:
@@ -45,8 +50,25 @@ def fold_in(key: jax.Array, data: int) -> jax.Array:
     return jax.random.fold_in(key, data) if tracing() else _fold_in(key, data)
 
 
-def split(key: jax.Array) -> jax.Array:
-    return jax.random.split(key) if tracing() else _split(key)
+def split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _pair(key) if tracing() else _split(key)
+
+
+def as_key(key: Any) -> jax.Array:
+    """A typed PRNG key from a seed, a raw key or a typed one.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    array: Any = key
+    dtype = getattr(array, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and array.shape == ():
+        return array
+    if dtype == "uint32" and array.ndim == 1:
+        return jax.random.wrap_key_data(array)
+    raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {key!r:.60}")
 
 
 class Visitor(Protocol):
@@ -56,7 +78,7 @@ class Visitor(Protocol):
         """The layer's outputs."""
         ...
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
         """Called before a nested model."""
 
 
@@ -75,27 +97,17 @@ class Run:
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
     ) -> Any:
         variables = self.states.get(layer) or self._tree(layer)
-        key = keys.key if layer._draws_random(variables, args, keywords, mode) else None
-        out, state = layer._apply(variables, key, args, keywords)
+        key = keys.key if draws(layer, variables, args, keywords, mode) else None
+        out, state = apply(layer, variables, key, args, keywords)
         if state and mode is not False:
             self.states[layer] = {**variables, **state}
         return out
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
         pass
 
 
-def walk(model: LayerList, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """Each place of the whole tree that holds a layer, with the name of that place: `"(Sequential)[0](Conv)"`."""
-    prefix = f"{prefix}({type(model).__name__})"
-    for place, layer in zip(model._places(), model, strict=True):
-        if isinstance(layer, Layer):
-            yield f"{prefix}{place}({layer.pure.label})", layer
-        else:
-            yield from walk(layer, prefix + place)
-
-
-def traverse(model: LayerList, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys) -> Any:
+def traverse(model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys) -> Any:
     """The outputs of the last layer.
 
     Raises:
@@ -111,7 +123,7 @@ def traverse(model: LayerList, args: tuple[Any, ...], call: Call, visit: Visitor
 
 
 def run_through(
-    model: LayerList, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys, prefix: str = ""
+    model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys, prefix: str = ""
 ) -> Any:
     """`traverse` without the check that some layer takes each keyword."""
     if not args and not len(model):
@@ -130,20 +142,22 @@ def run_through(
 
 
 def _visit(
-    model: LayerList, layer: Layer, keys: Keys, args: tuple[Any, ...], call: Call, visit: Visitor, where: str
+    model: Structure, layer: Layer, keys: Keys, args: tuple[Any, ...], call: Call, visit: Visitor, where: str
 ) -> Any:
     try:
         keywords, mode = layer.parameters.route(call, len(args))
     except LookupError:
-        undecided = [f"{place} ({text.pure.ecosystem})" for place, text in walk(model) if text.parameters.undecided(call)]
+        undecided = [
+            f"{place} ({text.pure.ecosystem})" for place, text in walk(model) if text.parameters.undecided(call)
+        ]
         raise TypeError(
-            f"training or evaluation? These layers differ: {', '.join(undecided) or where}. Say model(x, training=True) "
-            "or training=False, or set the mode in the layer's constructor."
+            f"training or evaluation? It makes a difference to {', '.join(undecided) or where}. Say "
+            "model(x, training=True) or training=False, or set the mode in the layer's constructor."
         ) from None
     missing = layer.parameters.missing(keywords, len(args))
     if missing:
-        near = "".join(f" (you gave {k!r})" for k in call.keywords if k not in call.used)
-        raise MissingArgument(
+        near = nearest(missing[0], call.keywords).replace("did you mean", "you gave")
+        raise MissingArgumentError(
             f"layer {where} ({layer!r}) needs {', '.join(map(repr, missing))}: pass it by keyword, "
             f"model(x, {missing[0]}=...){near}"
         )
@@ -155,15 +169,14 @@ def _visit(
         raise
 
 
-def _check_keywords(model: LayerList, args: tuple[Any, ...], call: Call) -> None:
-    given = {k: v for k, v in call.keywords.items()}
-    if given:
+def _check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
+    if call.keywords:
         layers = dict(walk(model))
         first = next(iter(layers), None)
         parameters = {_place(name): layer.parameters for name, layer in layers.items()}
-        check_taken(given, parameters, {} if first is None else {_place(first): len(args)})
+        check_taken(call.keywords, parameters, {} if first is None else {_place(first): len(args)})
     for i, own in _by_position(model, call.per_layer).items():
-        layer = model[i]
+        layer = model._layers[i]
         keywords = [k for k in own if k not in ("training", "per_layer")]
         if isinstance(layer, Layer):
             check_taken(keywords, {model._places()[i]: layer.parameters})
@@ -175,7 +188,7 @@ def _place(name: str) -> str:
     return name.partition(")")[2]
 
 
-def _by_position(model: LayerList, per_layer: Mapping[Any, Any]) -> dict[int, Mapping[str, Any]]:
+def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Mapping[str, Any]]:
     found = {}
     for key, own in per_layer.items():
         if isinstance(key, str) and key not in model.names:
@@ -194,5 +207,6 @@ def _shape(value: Any) -> str:
         return f"{x!r:.40}"
 
     leaves, treedef = jax.tree.flatten(value)
-    return leaf(value) if treedef == jax.tree.structure(0) else f"{type(value).__name__}({', '.join(map(leaf, leaves))})"
-
+    return (
+        leaf(value) if treedef == jax.tree.structure(0) else f"{type(value).__name__}({', '.join(map(leaf, leaves))})"
+    )

@@ -20,12 +20,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from seqbridge._adapt import ask
 from seqbridge._pure import Path
+from seqbridge._registry import ask
 from seqbridge._stateful import Stateful
 
 Rebuild: TypeAlias = Callable[[Mapping[Path, Any]], Any]
-Opened: TypeAlias = tuple[dict[str, Any], Callable[[list[Any]], Any]]
+Opened: TypeAlias = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
 
 
 def lift(function: Callable[..., Any]) -> tuple[dict[Path, jax.Array], Rebuild | None]:
@@ -55,10 +55,10 @@ def _walk(obj: Any, path: Path, arrays: dict[Path, jax.Array], name: str, seen: 
         _refuse_closed(obj, path, name, seen)
         return None
     children, make = opened
-    rebuilds = [_walk(child, (*path, label), arrays, name, seen) for label, child in children.items()]
+    rebuilds = [_walk(child, (*path, label), arrays, name, seen) for label, child in children]
     if not any(rebuilds):
         return None
-    pairs = list(zip(rebuilds, children.values(), strict=True))
+    pairs = [(rebuild, child) for rebuild, (_, child) in zip(rebuilds, children, strict=True)]
     return lambda values: make([rebuild(values) if rebuild else child for rebuild, child in pairs])
 
 
@@ -69,21 +69,21 @@ def _is_parameter(obj: Any) -> bool:
 def _open(obj: Any) -> Opened | None:
     """The parts of `obj` and how to make it again from such parts; None: it can't be opened."""
     if isinstance(obj, functools.partial):
-        n = len(obj.args)
-        children = {"func": obj.func, **{str(i): a for i, a in enumerate(obj.args)}, **obj.keywords}
-        return children, lambda c: functools.partial(c[0], *c[1 : n + 1], **dict(zip(obj.keywords, c[n + 1 :])))
+        n = 1 + len(obj.args)
+        children = [("func", obj.func), *((str(i), a) for i, a in enumerate(obj.args)), *obj.keywords.items()]
+        return children, lambda c: functools.partial(*c[:n], **dict(zip(obj.keywords, c[n:], strict=True)))
     if inspect.ismethod(obj):
-        return {"self": obj.__self__}, lambda c: types.MethodType(obj.__func__, c[0])
+        return [("self", obj.__self__)], lambda c: types.MethodType(obj.__func__, c[0])
     if inspect.isfunction(obj):
         return _open_function(obj)
     if type(obj) is dict:
-        return {str(k): v for k, v in obj.items()}, lambda c: dict(zip(obj, c, strict=True))
-    if type(obj) in (list, tuple):
-        return {str(i): v for i, v in enumerate(obj)}, type(obj)
+        return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))
     if isinstance(obj, tuple) and hasattr(obj, "_fields"):
-        return dict(zip(obj._fields, obj, strict=True)), lambda c: type(obj)(*c)
+        return [(f, getattr(obj, f)) for f in obj._fields], lambda c: type(obj)(*c)  # pyright: ignore
+    if type(obj) in (list, tuple):
+        return [(str(i), v) for i, v in enumerate(obj)], type(obj)
     if callable(obj) and hasattr(obj, "__dict__") and not isinstance(obj, type) and not _from_jax(obj):
-        return dict(vars(obj)), lambda c: _with_attributes(obj, dict(zip(vars(obj), c, strict=True)))
+        return list(vars(obj).items()), lambda c: _with_attributes(obj, dict(zip(vars(obj), c, strict=True)))
     return None
 
 
@@ -112,8 +112,7 @@ def _open_function(function: types.FunctionType) -> Opened:
         made.__dict__.update(function.__dict__)
         return made
 
-    labels = [*cells, *named, *only]
-    return dict(zip(labels, [*cells.values(), *named.values(), *only.values()], strict=True)), make
+    return [*cells.items(), *named.items(), *only.items()], make
 
 
 def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
@@ -127,17 +126,18 @@ def _from_jax(obj: Any) -> bool:
 
 
 def _refuse_module(obj: Any, path: Path, name: str) -> None:
-    where = f"{name} holds {type(obj).__name__} ({'.'.join(path)})"
+    place = ".".join(path)
+    where = f"{name} uses the class {obj.__name__}" if isinstance(obj, type) else f"{name} holds {place}"
     if isinstance(obj, Stateful):
-        raise TypeError(f"{where}: its variables would be lost. Put it into the list itself.")
+        raise TypeError(f"{where}, a {type(obj).__name__}: its variables would be lost. Put it into the list itself.")
     try:
         hidden = ask(obj, obj if isinstance(obj, type) else type(obj)) is not None
     except TypeError:
         hidden = True
     if hidden:
         raise TypeError(
-            f"{where}: its parameters would be lost. Put it into the list itself, or make {name} a module or "
-            "transform of that library."
+            f"{where}: the parameters of that module would be lost. Put the module into the list itself, or make "
+            f"{name} a module or a transform of that library."
         )
 
 
@@ -146,11 +146,11 @@ def _refuse_globals(function: types.FunctionType, name: str) -> None:
     names = _names(function.__code__)
     for label in names:
         value = function.__globals__.get(label)
-        values = [getattr(value, n, None) for n in names] if isinstance(value, types.ModuleType) else [value]
-        for used in values:
-            if isinstance(used, type) or (used is not None and isinstance(value, Stateful)):
-                _refuse_module(used, (label,), name)
-            elif value is used and used is not None and not inspect.isfunction(used):
+        found = [value]
+        if isinstance(value, types.ModuleType):
+            found = [used for n in names if isinstance(used := getattr(value, n, None), type)]
+        for used in found:
+            if used is not None and not inspect.isfunction(used):
                 _refuse_module(used, (label,), name)
 
 
@@ -169,7 +169,7 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
         _walk(child, (*path, "?"), inside, name, seen)
     if inside:
         raise TypeError(
-            f"{name} hides {len(inside)} arrays inside {type(obj).__module__}.{type(obj).__name__}, where they can't be "
-            "lifted from and would be constants. Give the function that it wraps, or put the module itself into the "
-            "list."
+            f"{name} hides {len(inside)} arrays inside a {type(obj).__module__}.{type(obj).__name__}, from which they "
+            "can't be lifted; they would be constants. Give the function that it wraps, or put the module itself into "
+            "the list."
         )

@@ -50,13 +50,14 @@ class _Program:
         self.boxes: tuple[Variable, ...] | None = None
         self.locks = Locks(())
 
-    def bind(self, holders: list[Stateful]) -> None:
-        """Keeps the flat list of the variables, for as long as their holders live."""
-        self.boxes = boxes_of(holders)
-        self.locks = Locks(self.boxes)
+    def bind(self, holders: list[Stateful]) -> tuple[Variable, ...]:
+        """Keeps the flat list of the variables, for as long as their holders live, and returns it."""
+        boxes = self.boxes = boxes_of(holders)
+        self.locks = Locks(boxes)
         me = weakref.ref(self)
         for holder in holders:
             weakref.finalize(holder, lambda: (program := me()) and program.forget()).atexit = False
+        return boxes
 
     def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
         boxes, holders = self._now.boxes, self._now.holders
@@ -110,8 +111,7 @@ class Jitted(Generic[P, R]):
         self._now = _Now()
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, arrays = self._prepare(args, keywords)
-        boxes = program.boxes or ()
+        program, boxes, arrays = self._prepare(args, keywords)
         if in_frame():
             out, changed = program.compiled([], [read(box) for box in boxes], arrays)
             commit({boxes[i]: new for i, new in changed.items()})
@@ -131,10 +131,12 @@ class Jitted(Generic[P, R]):
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
-        program, arrays = self._prepare(args, keywords)
-        return program.compiled.lower([], [read(box) for box in program.boxes or ()], arrays)
+        program, boxes, arrays = self._prepare(args, keywords)
+        return program.compiled.lower([], [read(box) for box in boxes], arrays)
 
-    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[_Program, list[Any]]:
+    def _prepare(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[_Program, tuple[Variable, ...], list[Any]]:
         signature, arrays, holders = self._sorted(args, keywords)
         if self._closed:
             holders = self._closed + holders
@@ -147,11 +149,11 @@ class Jitted(Generic[P, R]):
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
-        if program.boxes is None:
-            program.bind(holders)
-        self._now.holders = holders
-        self._now.boxes = program.boxes or ()
-        return program, arrays
+        boxes = program.boxes
+        if boxes is None:
+            boxes = program.bind(holders)
+        self._now.holders, self._now.boxes = holders, boxes
+        return program, boxes, arrays
 
     def _sorted(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Sorted:
         result = sort(args, keywords, self._static)
@@ -178,9 +180,13 @@ def _hashable(value: Any) -> bool:
 
 
 @overload
-def jit(function: Callable[P, R], /, *, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...) -> Jitted[P, R]: ...
+def jit(
+    function: Callable[P, R], /, *, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...
+) -> Jitted[P, R]: ...
 @overload
-def jit(*, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+def jit(
+    *, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...
+) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     function: Callable[..., Any] | None = None,
     /,

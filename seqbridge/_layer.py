@@ -2,90 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
 from seqbridge._adapt import as_pure, with_method
-from seqbridge._collection import VarCollection, check_names, nearest
+from seqbridge._collection import VarCollection
 from seqbridge._dispatch import Parameters
+from seqbridge._layout import Layout, lookup
 from seqbridge._pickle import portable
-from seqbridge._pure import Annotated, Path, PureLayer, Variables
+from seqbridge._pure import Variables
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import Tracer, commit, tracing
-from seqbridge._variable import Kind, Variable, cast
+from seqbridge._variable import Variable, cast
 
 if TYPE_CHECKING:
     import threading
-
-_KEY = jax.eval_shape(lambda: jax.random.key(0))
-
-
-class Slot(NamedTuple):
-    """Where one variable stands in its layer."""
-
-    collection: str
-    path: Path
-    kind: Kind
-    shown: str
-    note: Any
-
-
-class Layout:
-    """The structure of a layer's variables: the native tree without its arrays."""
-
-    def __init__(self, pure: PureLayer, variables: Variables):
-        leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
-        paths = [tuple(_part(key) for key in path) for path, _ in leaves]
-        shown = [".".join(pure.shorten(path[1:])) for path in paths]
-        often = Counter(shown)
-        self.slots = tuple(
-            Slot(
-                collection=path[0],
-                path=path[1:],
-                kind=pure.kinds.get(path[0], "state"),
-                # Two libraries' worth of collections may hold one path twice; then the collection tells them apart.
-                shown=name if often[name] == 1 or path[0] == "params" else ".".join(path),
-                note=leaf.note if _is_annotated(leaf) else None,
-            )
-            for (_, leaf), path, name in zip(leaves, paths, shown, strict=True)
-        )
-        self.arrays = [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
-
-    def tree(self, arrays: list[Any]) -> Variables:
-        return jax.tree_util.tree_unflatten(self.treedef, arrays)
-
-    def annotated(self, arrays: list[Any]) -> Variables:
-        notes = (slot.note for slot in self.slots)
-        return self.tree([a if n is None else Annotated(a, n) for a, n in zip(arrays, notes, strict=True)])
-
-    def flatten(self, what: str, variables: Variables) -> list[Any]:
-        """The arrays of a tree of this structure.
-
-        Raises:
-            KeyError: Another structure.
-        """
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
-        if treedef != self.treedef:
-            check_names(
-                what,
-                ("/".join(map(_part, path)) for path, _ in leaves),
-                ("/".join((s.collection, *s.path)) for s in self.slots),
-            )
-            raise KeyError(f"{what}: another structure: {treedef}, not {self.treedef}")
-        return [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
-
-
-def _is_annotated(leaf: Any) -> bool:
-    return isinstance(leaf, Annotated)
-
-
-def _part(key: Any) -> str:
-    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
 
 
 class Layer(Stateful):
@@ -118,8 +53,8 @@ class Layer(Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_draws", "_home", "_layout", "_options", "_outputs", "_serial", "_variables", "entry", "name",
-        "parameters", "pure",
+        "__weakref__", "_draws", "_home", "_layout", "_options", "_outputs", "_serial", "_solo", "_variables", "entry",
+        "name", "parameters", "pure",
     )  # fmt: skip
 
     def __init__(
@@ -150,6 +85,7 @@ class Layer(Stateful):
         self._outputs: dict[Hashable, Any] = {}
         self._draws: dict[Hashable, bool] = {}
         self._serial = serial()
+        self._solo: Any = None
 
     # What the layer holds
 
@@ -266,68 +202,17 @@ class Layer(Stateful):
         return self._alone()(*args, **keywords)
 
     def _alone(self) -> Any:
-        from seqbridge._sequential import Sequential
+        from seqbridge._sequential import Sequential  # which is made of layers
 
-        model, alone = self._home(), Sequential([self])
+        model = self._home()
         if model is not None:
-            alone._stream, alone._key = model._stream, model._key
-        return alone
-
-    def _apply(self, variables: Variables, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """`(outputs, new_state)`, from all that the layer needs."""
-        call = self._apply_per_example if self.pure.per_example else self._apply_batch
-        return call(variables, key, args, keywords)
-
-    def _apply_batch(self, variables: Variables, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        name = self.pure.key_name
-        if name is not None and name not in keywords and name not in self.parameters.positional[: len(args)]:
-            keywords = {**keywords, name: key}
-        return self.pure.apply(variables, key, *args, **keywords)
-
-    def _apply_per_example(
-        self, variables: Variables, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> Any:
-        batch = jax.tree.leaves(args)[0].shape[0]
-        keys = None if key is None else jax.random.split(key, batch)
-
-        def one(key: Any, args: tuple[Any, ...]) -> Any:
-            return self._apply_batch(variables, key, args, keywords)
-
-        try:
-            return jax.vmap(one, out_axes=(0, None))(keys, args)
-        except ValueError as error:
-            if "out_axes" in str(error):
-                error.add_note("a per-example layer whose state depends on the example has no state for the batch")
-            raise
-
-    def _evaluate(self, variables: Variables, args: Any, keywords: dict[str, Any], training: Any) -> tuple[Any, Any]:
-        """The shapes of outputs and new state, computing nothing. Notes whether the layer draws random numbers."""
-        leaves, treedef = jax.tree.flatten((variables, args, keywords))
-        dynamic = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
-
-        def call(key: Any, arrays: list[Any]) -> Any:
-            filled = list(leaves)
-            for i, array in zip(dynamic, arrays, strict=True):
-                filled[i] = array
-            return self._apply(jax.tree.unflatten(treedef, filled)[0], key, *jax.tree.unflatten(treedef, filled)[1:])
-
-        shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in dynamic]
-        jaxpr, out = jax.make_jaxpr(call, return_shape=True)(_KEY, shapes)
-        key = jaxpr.jaxpr.invars[0]
-        used = any(v is key for eqn in jaxpr.jaxpr.eqns for v in eqn.invars) or key in jaxpr.jaxpr.outvars
-        if used and not self._random:
-            edits.count += 1  # models now show their stream of keys
-        self._draws[_signature(args, keywords, training)] = used
-        return out
-
-    def _draws_random(self, variables: Variables, args: Any, keywords: dict[str, Any], training: Any) -> bool:
-        """Whether a call draws random numbers, so that it costs a key only if it must."""
-        if not self.pure.takes_key:
-            return False
-        signature = _signature(args, keywords, training)
-        if signature not in self._draws:
-            self._evaluate(variables, args, keywords, training)
-        return self._draws[signature]
+            alone = Sequential([self])
+            alone._stream, alone._seed = model._stream, model._seed
+            return alone
+        if self._solo is None:
+            self._solo = Sequential([self])  # kept, since the next call must take the next key
+            self._home = lambda: None
+        return self._solo
 
     @property
     def _random(self) -> bool:
@@ -339,10 +224,10 @@ class Layer(Stateful):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in Layer.__slots__:
             raise AttributeError(name)
-        return lookup(self, self._named(), name, AttributeError)
+        return lookup(repr(self), self._named(), name, AttributeError, built=self.built)
 
     def __getitem__(self, name: str) -> Any:
-        return lookup(self, self._named(), name, KeyError)
+        return lookup(repr(self), self._named(), name, KeyError, built=self.built)
 
     def __dir__(self) -> Iterator[str]:
         yield from object.__dir__(self)
@@ -352,8 +237,6 @@ class Layer(Stateful):
         return f"{self.pure.ecosystem} {self.pure.text or self.pure.label}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
-        import copy
-
         _no_tracers(self)
         made = _restore_layer(self.entry, self.name, self._options, self._layout, copy.deepcopy(self._variables, memo))
         made._draws = dict(self._draws)
@@ -385,48 +268,3 @@ def _unpickle(entry: Any, name: str | None, options: Any, notes: Any, boxes: tup
     layer = _restore_layer(entry, name, options, None, boxes)
     layer._layout = None if notes is None else Layout(layer.pure, notes)
     return layer
-
-
-def _signature(args: tuple[Any, ...], keywords: Mapping[str, Any], training: Any) -> Hashable:
-    static = bool, str, int, type(None)
-    given = ((k, type(v), v if isinstance(v, static) else None) for k, v in keywords.items())
-    return len(args), training, tuple(sorted(given, key=lambda item: item[0]))
-
-
-class Branch:
-    """The variables below one name of a layer: `model[3].Dense_0`."""
-
-    def __init__(self, variables: Mapping[str, Variable], name: str):
-        self._variables = variables
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lookup(self, self._variables, name, AttributeError)
-
-    def __getitem__(self, name: str) -> Any:
-        return lookup(self, self._variables, name, KeyError)
-
-    def __dir__(self) -> list[str]:
-        return sorted({name.partition(".")[0] for name in self._variables})
-
-    def vars(self) -> VarCollection:
-        return VarCollection(self._variables)
-
-    def __repr__(self) -> str:
-        return repr(self.vars())
-
-
-def lookup(owner: Any, variables: Mapping[str, Variable], name: str, error: type[Exception]) -> Any:
-    """The variable called `name`, or the branch of those below it."""
-    if name in variables:
-        return variables[name]
-    below = {n[len(name) + 1 :]: v for n, v in variables.items() if n.startswith(f"{name}.")}
-    if below:
-        return Branch(below, name)
-    first = sorted({n.partition(".")[0] for n in variables})
-    if isinstance(owner, Layer) and not owner.built:
-        raise error(f"{owner!r} has no {name!r}: it isn't built, and has variables after model.build(...)")
-    what = repr(owner) if isinstance(owner, Layer) else owner._name
-    raise error(f"{what} has no {name!r}{nearest(name, first)} Its variables: {', '.join(first) or 'none'}")

@@ -1,50 +1,21 @@
-"""`LayerList`: the list of layers, its names and its edits. What a model computes is in `_sequential`."""
+"""`LayerList`: the list's own operations. Whatever changes the list goes through one door and is one edit."""
 
 from __future__ import annotations
 
-import copy
-import threading
-import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableSequence
-from typing import Any, NamedTuple, Self, TypeAlias, overload
+from collections.abc import Hashable, Iterable, Mapping, MutableSequence
+from typing import Any, Self, TypeAlias, overload
 
-from seqbridge._collection import VarCollection, nearest
-from seqbridge._forward import walk
+from seqbridge._collection import nearest
 from seqbridge._layer import Layer
-from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._stateful import edits
+from seqbridge._structure import Item, Structure, leaves
 from seqbridge._trace import refuse_in_trace
-from seqbridge._variable import Variable
 
-Item: TypeAlias = "Layer | LayerList"
 Entries: TypeAlias = "list[tuple[str | None, Any]]"
 
 
-class _Facts(NamedTuple):
-    """What follows from the structure of a model, valid as long as no model is edited."""
-
-    edit: int = -1
-    built: bool = False
-    table: Mapping[str, Variable] = {}
-    names: Mapping[Variable, str] = {}
-    boxes: tuple[Variable, ...] = ()
-    locks: Locks = Locks(())
-    token: Token = Token(())
-
-
-class LayerList(Stateful, MutableSequence[Any]):
-    """A list whose items are layers and lists of layers, with names for those that have one."""
-
-    def __init__(self) -> None:
-        self._layers: list[Item] = []
-        self._labels: list[str | None] = []
-        self._lock = threading.RLock()
-        self._stream: Variable | None = None
-        self._cache = _Facts()
-
-    @property
-    def names(self) -> tuple[str | None, ...]:
-        """The name of each item; None where it has none."""
-        return tuple(self._labels)
+class LayerList(Structure, MutableSequence[Any]):
+    """A list whose items are layers and lists of layers."""
 
     # The one door, and the one edit
 
@@ -55,11 +26,11 @@ class LayerList(Stateful, MutableSequence[Any]):
             TypeError: One of them is no entry.
             ValueError: A model would contain itself.
         """
-        nested = [entry for _, entry in entries if isinstance(entry, LayerList)]
-        known = {layer._key: layer for layer in _leaves(staying + nested)}
+        nested = [entry for _, entry in entries if isinstance(entry, Structure)]
+        known = {layer._key: layer for layer in leaves(staying + nested)}
         items: list[Item] = []
         for i, (name, entry) in enumerate(entries):
-            if isinstance(entry, LayerList):
+            if isinstance(entry, Structure):
                 if entry is self or any(inner is self for inner in entry._lists()):
                     raise ValueError("a Sequential can't contain itself")
                 item: Item = entry
@@ -74,8 +45,8 @@ class LayerList(Stateful, MutableSequence[Any]):
                     error.add_note(f"in entry {i if name is None else repr(name)} of the {len(entries)} given")
                     raise
             items.append(item)
-        names = [n if n is not None else getattr(item, "name", None) for (n, _), item in zip(entries, items, strict=True)]
-        return items, names
+        own = [item.name if isinstance(item, Layer) else None for item in items]
+        return items, [own[i] if name is None else name for i, (name, _) in enumerate(entries)]
 
     def _edit(self, layers: list[Item], names: list[str | None]) -> None:
         """Makes `layers` the list, with its new layers built if what reaches them is known; or changes nothing."""
@@ -84,11 +55,13 @@ class LayerList(Stateful, MutableSequence[Any]):
         with self._lock:
             before = self._layers, self._labels
             self._layers, self._labels = layers, names
+            unified = unify(layers)
             try:
-                _unify(layers)
                 self._after_edit(before[0])
             except BaseException:
                 self._layers, self._labels = before
+                for changed, held in unified:
+                    changed[:] = held
                 raise
             edits.count += 1
             self._adopt()
@@ -107,87 +80,7 @@ class LayerList(Stateful, MutableSequence[Any]):
             if name in names[:i]:
                 raise ValueError(f"two layers are called {name!r}")
 
-    def _adopt(self) -> None:
-        """Names the variables of the layers that no living model names."""
-        members: dict[LayerList, set[Layer]] = {}
-        for layer in _leaves(self._layers):
-            home = layer._home()
-            if home is not None and home not in members:
-                members[home] = set(_leaves(home._layers))
-            if home is None or layer not in members[home]:
-                layer._home = weakref.ref(self)
-
-    # What is cached of the structure, as long as no model is edited
-
-    def _facts(self) -> _Facts:
-        if self._cache.edit != edits.count:
-            table: dict[str, Variable] = {}
-            leaves = list(_leaves(self._layers))
-            for prefix, layer in walk(self):
-                table |= {f"{prefix}.{name}": box for name, box in layer._named().items()}
-            if self._stream is not None and any(layer._random for layer in leaves):
-                table[f"({type(self).__name__}).rng"] = self._stream
-            names: dict[Variable, str] = {}
-            for name, box in table.items():
-                names.setdefault(box, name)
-            self._cache = _Facts(
-                edit=edits.count,
-                built=self._stream is not None and all(layer.built for layer in leaves),
-                table=table,
-                names=names,
-                boxes=tuple(names),
-                locks=Locks(names, self._lock),
-                token=Token(self._parts()),
-            )
-        return self._cache
-
-    def _names(self) -> Mapping[Variable, str]:
-        return self._facts().names
-
-    def _boxes(self) -> tuple[Variable, ...]:
-        return self._facts().boxes
-
-    def _locks(self) -> Locks:
-        return self._facts().locks
-
-    @property
-    def built(self) -> bool:
-        """Whether every layer has its variables."""
-        return self._facts().built
-
-    def _token(self) -> Token:
-        return self._facts().token
-
-    def _parts(self) -> Hashable:
-        items = tuple(item._parts() for item in self._layers)
-        stream = None if self._stream is None else self._stream._serial
-        return type(self), items, tuple(self._labels), stream
-
-    def _by_name(self) -> Mapping[str, Variable]:
-        return self._facts().table
-
-    def vars(self) -> VarCollection:
-        """All variables by name, live: an edit of the model shows in it."""
-        self._adopt()
-        return VarCollection(self._by_name)
-
-    def _places(self) -> list[str]:
-        """How each item is written in a variable's name: `"[0]"`, `".conv"`."""
-        return [f"[{i}]" if name is None else f".{name}" for i, name in enumerate(self.names)]
-
-    def _lists(self) -> Iterator[LayerList]:
-        for item in self._layers:
-            if isinstance(item, LayerList):
-                yield item
-                yield from item._lists()
-
     # The list
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._layers)
 
     @overload
     def __getitem__(self, index: int | str) -> Any: ...
@@ -204,7 +97,7 @@ class LayerList(Stateful, MutableSequence[Any]):
         if isinstance(index, slice):
             replaced = range(len(self))[index]
             staying = [item for i, item in enumerate(layers) if i not in replaced]
-            layers[index], names[index] = self._admit(_entries(value), staying)
+            layers[index], names[index] = self._admit(entries_of(value), staying)
         else:
             i = self._position(index)
             (item,), (name,) = self._admit([(None, value)], layers[:i] + layers[i + 1 :])
@@ -233,7 +126,7 @@ class LayerList(Stateful, MutableSequence[Any]):
 
     def extend(self, values: Iterable[Any]) -> None:
         """Puts all of `values` at the end, or, if one is no entry, none. A mapping gives names."""
-        items, names = self._admit(_entries(values), self._layers)
+        items, names = self._admit(entries_of(values), self._layers)
         self._edit(self._layers + items, self._labels + names)
 
     def __iadd__(self, values: Iterable[Any]) -> Self:
@@ -241,11 +134,11 @@ class LayerList(Stateful, MutableSequence[Any]):
         return self
 
     def __add__(self, values: Iterable[Any]) -> Self:
-        items, names = self._admit(_entries(values), self._layers)
+        items, names = self._admit(entries_of(values), self._layers)
         return self._sharing(self._layers + items, _first_names(self._layers + items, self._labels + names))
 
     def __radd__(self, values: Iterable[Any]) -> Self:
-        items, names = self._admit(_entries(values), self._layers)
+        items, names = self._admit(entries_of(values), self._layers)
         return self._sharing(items + self._layers, _first_names(items + self._layers, names + self._labels))
 
     def __mul__(self, n: int) -> Self:
@@ -301,19 +194,10 @@ class LayerList(Stateful, MutableSequence[Any]):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def __getattr__(self, name: str) -> Any:
-        names = self.__dict__.get("_labels", ())
-        if name in names:
-            return self._layers[names.index(name)]
-        named = [n for n in names if n is not None]
-        raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, named)}", name=name, obj=self)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
-
     def _position(self, index: int | str) -> int:
         if not isinstance(index, str):
-            return range(len(self))[index] if len(self) else [][index]
+            self._layers[index]  # for list's own exceptions
+            return range(len(self))[index]
         if index not in self.names:
             raise KeyError(f"no layer is called {index!r}{nearest(index, filter(None, self.names))}")
         return self.names.index(index)
@@ -321,54 +205,21 @@ class LayerList(Stateful, MutableSequence[Any]):
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Self:
         """Another model of these layers."""
         made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        LayerList.__init__(made)
+        vars(made).update(vars(self))
+        Structure.__init__(made)
         made._check_names(names)
         made._layers, made._labels = layers, names
         made._lock, made._stream = self._lock, self._stream
         made._adopt()
         return made
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        made.__setstate__({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
-        return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        LayerList.__init__(self)
-        self.__dict__.update(state)
-        for layer in _leaves(self._layers):
-            layer._home = weakref.ref(self)
-            for box in layer._variables:
-                box._lock = self._lock
-        if self._stream is not None:
-            self._stream._lock = self._lock
-            self._stream._namer = stream_namer(self)
-
-
-def stream_namer(model: LayerList) -> Any:
-    me = weakref.ref(model)
-    return lambda box: (home := me()) and home._names().get(box)
-
-
-def _leaves(items: Iterable[Item]) -> Iterator[Layer]:
-    for item in items:
-        if isinstance(item, LayerList):
-            yield from _leaves(item._layers)
-        else:
-            yield item
-
 
 def _is(item: Item, value: Any) -> bool:
     return item is value or (isinstance(item, Layer) and item.entry is value)
 
 
-def _entries(values: Any) -> Entries:
-    if isinstance(values, LayerList):
+def entries_of(values: Any) -> Entries:
+    if isinstance(values, Structure):
         return list(zip(values.names, values._layers, strict=True))
     if isinstance(values, Mapping):
         return list(values.items())
@@ -376,16 +227,27 @@ def _entries(values: Any) -> Entries:
 
 
 def _first_names(items: list[Item], names: list[str | None]) -> list[str | None]:
-    """The names, without those of a layer that stands at an earlier position already."""
-    return [n if not any(item is other for other in items[:i]) else None for i, (item, n) in enumerate(zip(items, names, strict=True))]
+    """The names, without those of an item that stands at an earlier position already."""
+    seen: set[Item] = set()
+    kept = []
+    for item, name in zip(items, names, strict=True):
+        kept.append(None if item in seen else name)
+        seen.add(item)
+    return kept
 
 
-def _unify(items: list[Item]) -> None:
-    """Makes one layer of those that nested models made of one entry, each for itself, where one at most is built."""
+def unify(items: list[Item]) -> list[tuple[list[Item], list[Item]]]:
+    """Makes one layer of those that nested models made of one entry, each for itself, where one at most is built.
+
+    Returns:
+        The lists that it changed, each with what it held before.
+    """
     found: dict[Hashable, Layer] = {}
-    for layer in _leaves(items):
+    for layer in leaves(items):
         if layer.built or layer._key not in found:
             found[layer._key] = layer
-    owners = [owner for item in items if isinstance(item, LayerList) for owner in (item, *item._lists())]
-    for layers in [items, *(owner._layers for owner in owners)]:
-        layers[:] = [i if isinstance(i, LayerList) or i.built else found[i._key] for i in layers]
+    owners = [owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())]
+    before = [(layers, list(layers)) for layers in (items, *(owner._layers for owner in owners))]
+    for layers, held in before:
+        layers[:] = [i if isinstance(i, Structure) or i.built else found[i._key] for i in held]
+    return before

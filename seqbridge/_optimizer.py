@@ -127,7 +127,7 @@ class Optimizer(Stateful):
         return {k: v for k, v in self.__dict__.items() if k != "_edit"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _edit=-1)
+        vars(self).update(state, _edit=-1)
 
     def __repr__(self) -> str:
         return f"Optimizer({len(self._params)} variables, {len(self._state)} of state)"

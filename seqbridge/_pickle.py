@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from seqbridge._adapt import ask
+from seqbridge._registry import ask
 
 
 class _Call:
@@ -31,10 +31,10 @@ def portable(obj: Any) -> Any:
         return _Call(_load, (module, name))
     if isinstance(obj, functools.partial):
         return _Call(_partial, (portable(obj.func), portable(obj.args), portable(obj.keywords)))
-    if type(obj) in (list, tuple):
-        return type(obj)(portable(o) for o in obj)
+    if type(obj) is list or type(obj) is tuple:
+        return type(obj)(portable(o) for o in obj)  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
     if type(obj) is dict:
-        return {k: portable(v) for k, v in obj.items()}
+        return {k: portable(v) for k, v in obj.items()}  # pyright: ignore[reportFunctionMemberAccess]
     pure = None if isinstance(obj, type) else ask(obj, type(obj))
     if pure is not None and pure.reduce is not None:
         function, args = pure.reduce

@@ -95,7 +95,7 @@ class PureLayer:
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
 
-def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:  # noqa: B006
+def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:
     """`"Conv(20, kernel_size=(5, 5))"`, on one line and without memory addresses."""
     parts = [_value_text(a) for a in args] + [f"{k}={_value_text(v)}" for k, v in keywords.items()]
     return f"{name}({', '.join(parts)})"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from seqbridge._build import Build, DoesNotFit, specs
-from seqbridge._collection import check_names
-from seqbridge._dispatch import Call, MissingArgument
-from seqbridge._forward import Keys, Run, fold_in, run_through, split, traverse, walk
-from seqbridge._layer import Layer, Layout
-from seqbridge._list import Item, LayerList, _entries, _leaves, _unify, stream_namer
-from seqbridge._pure import Variables
+from seqbridge import _functional
+from seqbridge._build import Build, DoesNotFitError, specs
+from seqbridge._dispatch import Call, MissingArgumentError, call_of, mode_of
+from seqbridge._forward import Keys, Run, as_key, fold_in, run_through, split, traverse
+from seqbridge._layer import Layer
+from seqbridge._list import LayerList, entries_of, unify
 from seqbridge._stateful import edits
+from seqbridge._structure import Item, leaves, stream_namer
 from seqbridge._trace import commit, refuse_in_trace
-from seqbridge._variable import Variable, cast
+from seqbridge._variable import Variable
 
 _STREAM = 2**31 - 1  # the position that the stream of keys is folded with; no list is that long
 
@@ -56,12 +57,14 @@ class Sequential(LayerList):
         self._seed = seed if key is None else as_key(key)
         self._inputs: tuple[tuple[Any, ...], Call] | None = None
         given = layers
-        if len(layers) == 1 and (type(layers[0]) is tuple or isinstance(layers[0], list | Mapping | Iterator | LayerList)):
+        if len(layers) == 1 and (
+            type(layers[0]) is tuple or isinstance(layers[0], list | Mapping | Iterator | LayerList)
+        ):
             given = layers[0]
-        items, names = self._admit(_entries(given), [])
+        items, names = self._admit(entries_of(given), [])
         self._check_names(names)
         self._layers, self._labels = items, names
-        _unify(items)
+        unify(items)
         self._adopt()
 
     # Calls
@@ -93,7 +96,7 @@ class Sequential(LayerList):
                 one.
             Exception: What a layer raises, with a note that names the layer and says what reached it.
         """
-        call = Call(training, keywords, per_layer or {})
+        call = Call(mode_of(training), keywords, per_layer or {})
         with self._locks():
             if not self.built:
                 refuse_in_trace("building a model", jax.tree.leaves((args, keywords)))
@@ -137,25 +140,21 @@ class Sequential(LayerList):
         refuse_in_trace("building a model", jax.tree.leaves((inputs, keywords)))
         if seed is not None or key is not None:
             self._seed = seed if key is None else as_key(key)
-        keywords.pop("training", None)
-        per_layer = keywords.pop("per_layer", {})
         with self._lock:
-            self._build(inputs, Call(True, keywords, per_layer))
+            self._build(inputs, call_of({**keywords, "training": True}))
         return self
 
     def _build(self, args: tuple[Any, ...], call: Call, before: list[Item] | None = None) -> None:
         """Builds all or nothing. `before`: an edit asks, and the list was this."""
-        args, keywords = specs((args, dict(call.keywords)))
-        call = Call(True, keywords, specs(dict(call.per_layer)))
-        build = Build(old=frozenset(_leaves(before or ())))
+        args, call = specs(args), call.map(specs, training=True)
+        build = Build(old=frozenset(leaves(before or ())))
         root = Keys(lambda: as_key(self._seed))
         if before is None:
             traverse(self, args, call, build, root)
         else:
-            try:
+            # Where it stops, the next call goes on, and says what is wrong if anything is.
+            with contextlib.suppress(DoesNotFitError, MissingArgumentError):
                 run_through(self, args, call, build, root)
-            except (DoesNotFit, MissingArgument):
-                pass  # what comes after is built by the next call, which says what is wrong, if anything is
         if self._stream is None:
             self._stream = Variable(fold_in(root.key, _STREAM), kind="rng", collection="rng", name="rng")
             self._stream._lock = self._lock
@@ -190,12 +189,7 @@ class Sequential(LayerList):
         Returns:
             `{"params": {name: array}, "state": {name: array}}`, what `apply` takes.
         """
-        keywords.pop("training", None)
-        call = Call(True, keywords, keywords.pop("per_layer", {}))
-        args, options = specs((inputs, keywords))
-        build = Build(fresh=True)
-        traverse(self, args, Call(True, options, specs(dict(call.per_layer))), build, Keys(lambda: as_key(key)))
-        return self._pure_form({layer: layout.arrays for layer, layout in build.layouts.items()}, build.layouts)
+        return _functional.init(self, as_key(key), inputs, call_of({**keywords, "training": True}))
 
     def apply(
         self,
@@ -223,60 +217,13 @@ class Sequential(LayerList):
         Raises:
             KeyError: Names are missing, or unknown.
         """
-        call = Call(training, keywords, per_layer or {})
-        layouts = self._layouts(args, call)
-        names = self._slots(layouts)
-        given = {name: array for part in variables.values() for name, array in part.items()}
-        check_names("apply", given, names)
-        arrays: dict[Layer, list[Any]] = {}
-        for name, (layer, _) in names.items():
-            arrays.setdefault(layer, []).append(given[name])
-
-        def tree(layer: Layer) -> Variables:
-            return layouts[layer].tree(arrays.get(layer, []))
-
-        def no_key() -> jax.Array:
-            raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
-
-        run = Run(tree)
-        out = traverse(self, args, call, run, Keys(no_key if rng is None else lambda: as_key(rng)))
-        for layer, new in run.states.items():
-            arrays[layer] = layouts[layer].flatten("the state after the call", new)
-        return out, self._pure_form(arrays, layouts)
-
-    def _layouts(self, args: tuple[Any, ...], call: Call) -> Mapping[Layer, Layout]:
-        """The layout of every layer, found from shapes where a layer isn't built."""
-        layouts = {layer: layer._layout for layer in _leaves(self._layers) if layer._layout is not None}
-        if len(layouts) < len(set(_leaves(self._layers))):
-            shapes, keywords = specs((args, dict(call.keywords)))
-            build = Build(abstract=True)
-            traverse(
-                self, shapes, Call(True, keywords, specs(dict(call.per_layer))), build, Keys(lambda: jax.random.key(0))
-            )
-            layouts |= build.layouts
-        return layouts
-
-    def _slots(self, layouts: Mapping[Layer, Layout]) -> dict[str, tuple[Layer, str]]:
-        """Every variable once: its first name, its layer and its kind, in the order of the layer's arrays."""
-        first: dict[Layer, str] = {}
-        for prefix, layer in walk(self):
-            first.setdefault(layer, prefix)
-        return {f"{prefix}.{s.shown}": (layer, s.kind) for layer, prefix in first.items() for s in layouts[layer].slots}
-
-    def _pure_form(self, arrays: Mapping[Layer, list[Any]], layouts: Mapping[Layer, Layout]) -> dict[str, dict[str, Any]]:
-        parts: dict[str, dict[str, Any]] = {"params": {}, "state": {}}
-        leaves = {layer: iter(own) for layer, own in arrays.items()}
-        for name, (layer, kind) in self._slots(layouts).items():
-            parts["params" if kind == "params" else "state"][name] = next(leaves[layer])
-        return parts
+        call = Call(mode_of(training), keywords, per_layer or {})
+        return _functional.apply(self, variables, args, call, rng)
 
     @property
     def variables(self) -> dict[str, dict[str, Any]]:
         """The arrays now: `{"params": {name: array}, "state": {name: array}}`, in dicts of their own."""
-        layouts = {layer: layer._layout for layer in _leaves(self._layers) if layer._layout is not None}
-        if not self.built:
-            raise RuntimeError("the model isn't built: it has variables after model.build(...) or the first call")
-        return self._pure_form({layer: [v.value for v in layer._variables] for layer in layouts}, layouts)
+        return _functional.read(self)
 
     def assign(self, variables: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes the arrays of the pure form, all of them, or raises and takes none.
@@ -290,15 +237,7 @@ class Sequential(LayerList):
             TypeError: A wrong dtype.
             RuntimeError: The model isn't built.
         """
-        check_names("assign", (k for k in variables if k not in ("params", "state")), ())
-        changes = {}
-        table = self._by_name()
-        with self._locks():
-            for kind, now in self.variables.items():
-                if kind in variables:
-                    check_names("assign", variables[kind], now)
-                    changes |= {table[n]: cast(n, variables[kind][n], old) for n, old in now.items()}
-            commit(changes)
+        _functional.assign(self, variables)
 
     # Looks
 
@@ -309,21 +248,3 @@ class Sequential(LayerList):
             lines.append(f"  [{i}] {f'{name}: ' if name else ''}{text}")
         body = "\n".join(lines)
         return f"{type(self).__name__}(\n{body}\n)" if lines else f"{type(self).__name__}()"
-
-
-def as_key(key: Any) -> jax.Array:
-    """A typed PRNG key from a seed, a raw key or a typed one.
-
-    Raises:
-        TypeError: It is none of these.
-    """
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
-        return key
-    if dtype == "uint32" and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {key!r:.60}")
-
-

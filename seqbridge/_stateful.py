@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from seqbridge._variable import Variable
@@ -64,7 +64,7 @@ class Locks(tuple[threading.RLock, ...]):
 
     __slots__ = ()
 
-    def __new__(cls, variables: Iterable[Variable], *more: threading.RLock) -> Locks:
+    def __new__(cls, variables: Iterable[Variable], *more: threading.RLock) -> Self:
         distinct = {id(lock): lock for lock in (*(v._lock for v in variables), *more)}
         return super().__new__(cls, (distinct[key] for key in sorted(distinct)))
 

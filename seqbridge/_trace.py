@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import jax.core
 import jax.extend.core
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Frame:
         self.values = dict(values)
         self.compiled = compiled
 
-    def __enter__(self) -> Frame:
+    def __enter__(self) -> Self:
         self.state = trace_state()
         _stack.frames = (*_stack.frames, self)
         return self

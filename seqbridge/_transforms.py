@@ -1,4 +1,4 @@
-"""`grad`, `value_and_grad`, `vmap`, `scan`, `remat` and `eval_shape` of functions that use stateful objects."""
+"""`vmap`, `scan`, `remat` and `eval_shape` of functions that use stateful objects."""
 
 from __future__ import annotations
 
@@ -7,134 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
-from seqbridge._collection import Filter, VarCollection, predicate
+from seqbridge._arguments import boxes_of, holders_of, rebuild, sort, values_of
 from seqbridge._stateful import Locks, Stateful
-from seqbridge._trace import Frame, commit, read
+from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
 
 
-def _values(boxes: tuple[Variable, ...]) -> dict[Variable, Any]:
-    return {box: read(box) for box in boxes}
-
-
-def value_and_grad(
-    function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
-) -> Callable[..., Any]:
-    """A function that returns the value of `function` and its gradients.
-
-    Args:
-        function: Returns a scalar; with `has_aux`, a pair of a scalar and anything.
-        wrt: Which variables the gradients are taken of: a kind, a regular expression over names, a function of a
-            `Variable`, or a collection. By default all trainable ones of the arguments and of `vars`.
-        has_aux: Whether `function` returns a pair.
-        vars: What `function` closes over: `model.vars()`, a model, or a list of them.
-
-    Returns:
-        A function with the signature of `function` that returns `(value, gradients)`, where the gradients are a dict
-        from variable name to an array of that variable's shape.
-
-    Raises:
-        ValueError: There is nothing to differentiate, or two models use one name.
-        TypeError: The value is no scalar.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
-        >>> value_and_grad(lambda w: (w * w).sum())(w)
-        (Array(5., dtype=float32), {'w': Array([2., 4.], dtype=float32)})
-    """
-    closed = holders_of(function, vars)
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **keywords: Any) -> Any:
-        holders = closed + sort(args, keywords).holders
-        chosen = _differentiable(holders, wrt)
-        boxes = boxes_of([*holders, *([wrt] if isinstance(wrt, VarCollection) else [])])
-
-        def pure(values: dict[str, Any]) -> Any:
-            inside = {chosen[name]: value for name, value in values.items()}
-            with Frame({**_values(boxes), **inside}) as frame:
-                out = function(*args, **keywords)
-            value, aux = out if has_aux else (out, None)
-            return value, (aux, frame.changes())
-
-        with Locks(boxes):
-            now = {name: box.value for name, box in chosen.items()}
-            (value, (aux, changes)), grads = _of_changes(jax.value_and_grad, pure, now)
-            commit(changes)
-        return ((value, aux) if has_aux else value), grads
-
-    return wrapped
-
-
-def _of_changes(transform: Callable[..., Any], pure: Callable[..., Any], values: Any) -> Any:
-    """`transform(pure)(values)`, where `pure` returns changes by variable, which JAX couldn't sort."""
-    keys: list[Variable] = []
-
-    def sortable(values: Any) -> Any:
-        value, (aux, changes) = pure(values)
-        keys[:] = changes
-        return value, (aux, list(changes.values()))
-
-    (value, (aux, arrays)), grads = transform(sortable, has_aux=True)(values)
-    return (value, (aux, dict(zip(keys, arrays, strict=True)))), grads
-
-
-def grad(
-    function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
-) -> Callable[..., Any]:
-    """`value_and_grad` without the value: a function that returns `gradients`, or `(gradients, aux)`.
-
-    Args:
-        function: See `value_and_grad`.
-        wrt: See `value_and_grad`.
-        has_aux: See `value_and_grad`.
-        vars: See `value_and_grad`.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
-        >>> grad(lambda w: (w * w).sum())(w)
-        {'w': Array([2., 4.], dtype=float32)}
-    """
-    both = value_and_grad(function, wrt=wrt, has_aux=has_aux, vars=vars)
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **keywords: Any) -> Any:
-        value, grads = both(*args, **keywords)
-        return (grads, value[1]) if has_aux else grads
-
-    return wrapped
-
-
-def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Variable]:
-    """The variables to differentiate, each once, by its first name."""
-    if isinstance(wrt, VarCollection):
-        return {name: box for name, box in wrt._first().items() if jnp.issubdtype(box.dtype, jnp.inexact)}
-    chosen = predicate(wrt) if wrt is not None else lambda name, variable: True
-    found: dict[str, Variable] = {}
-    names: dict[Variable, str] = {}
-    for holder in holders:
-        for name, box in holder._by_name().items():
-            if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact) and chosen(name, box)):
-                continue
-            if name in found:
-                raise ValueError(f"two models have a variable {name!r}: say which with wrt=model.vars()")
-            found[name], names[box] = box, name
-    if not found:
-        raise ValueError(
-            "there is nothing to differentiate: the arguments hold no trainable variable"
-            + (" that wrt= lets through" if wrt is not None else "; is the model built, and an argument or in vars=?")
-        )
-    return found
-
-
-def vmap(
-    function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None
-) -> Callable[..., Any]:
+def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None) -> Callable[..., Any]:
     """Maps a function over axes of its array arguments; models and what else holds variables aren't mapped.
 
     Each example draws its own random numbers. A state that would differ between the examples is refused.
@@ -170,7 +50,7 @@ def vmap(
 
         def one(keys: list[Any], arrays: dict[Any, Any]) -> Any:
             streams = dict(zip(rngs, keys, strict=True))
-            with Frame({**_values(boxes), **streams}) as frame:
+            with Frame({**values_of(boxes), **streams}) as frame:
                 given = [arrays.get(i, a) for i, a in enumerate(args)]
                 out = function(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
             changes = frame.changes()
@@ -200,7 +80,7 @@ def vmap(
 
 
 def _only_arrays(value: Any) -> bool:
-    signature, arrays, holders = sort((value,), {})
+    _, arrays, holders = sort((value,), {})
     return bool(arrays) and not holders and len(arrays) == len(jax.tree.leaves(value))
 
 
@@ -240,7 +120,7 @@ def scan(
 
     def step(carry: Any, x: Any) -> Any:
         values, own = carry
-        start = _values(boxes) | dict(zip(changing, values, strict=True))
+        start = values_of(boxes) | dict(zip(changing, values, strict=True))
         with Frame(start) as frame:
             own, y = function(own, x)
         if not changing:

@@ -61,7 +61,9 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
 
     def forward(*args: Any, **keywords: Any) -> Any:
         module = entry()
-        return getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
+        return (
+            getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
+        )
 
     return _layer(
         hk.transform_with_state(forward),

@@ -46,7 +46,9 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
     def call(bound: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         # By position as far as it goes: `nn.remat` takes its static arguments by position only.
         args, keywords = _by_position(signature, args, keywords)
-        return getattr(bound, method)(*args, **keywords) if isinstance(method, str) else method(bound, *args, **keywords)
+        return (
+            getattr(bound, method)(*args, **keywords) if isinstance(method, str) else method(bound, *args, **keywords)
+        )
 
     def init(key: Any, *args: Any, **keywords: Any) -> Variables:
         variables = module.init(key, args, keywords, method=call)

@@ -1,0 +1,116 @@
+"""The structure of a layer's variables, and their look-up by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from seqbridge._collection import VarCollection, check_names, nearest
+from seqbridge._pure import Annotated, Path, PureLayer, Variables
+from seqbridge._variable import Kind, Variable
+
+
+class Slot(NamedTuple):
+    """Where one variable stands in its layer."""
+
+    collection: str
+    path: Path
+    kind: Kind
+    shown: str
+    note: Any
+
+
+class Layout:
+    """The structure of a layer's variables: the native tree without its arrays."""
+
+    def __init__(self, pure: PureLayer, variables: Variables):
+        leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
+        paths = [tuple(_part(key) for key in path) for path, _ in leaves]
+        shown = [".".join(pure.shorten(path[1:])) for path in paths]
+        often = Counter(shown)
+        self.slots = tuple(
+            Slot(
+                collection=path[0],
+                path=path[1:],
+                kind=pure.kinds.get(path[0], "state"),
+                # Two libraries' worth of collections may hold one path twice; then the collection tells them apart.
+                shown=name if often[name] == 1 or path[0] == "params" else ".".join(path),
+                note=leaf.note if _is_annotated(leaf) else None,
+            )
+            for (_, leaf), path, name in zip(leaves, paths, shown, strict=True)
+        )
+        self.arrays = [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
+
+    def tree(self, arrays: list[Any]) -> Variables:
+        return jax.tree_util.tree_unflatten(self.treedef, arrays)
+
+    def annotated(self, arrays: list[Any]) -> Variables:
+        notes = (slot.note for slot in self.slots)
+        return self.tree([a if n is None else Annotated(a, n) for a, n in zip(arrays, notes, strict=True)])
+
+    def flatten(self, what: str, variables: Variables) -> list[Any]:
+        """The arrays of a tree of this structure.
+
+        Raises:
+            KeyError: Another structure.
+        """
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
+        if treedef != self.treedef:
+            check_names(
+                what,
+                ("/".join(map(_part, path)) for path, _ in leaves),
+                ("/".join((s.collection, *s.path)) for s in self.slots),
+            )
+            raise KeyError(f"{what}: another structure: {treedef}, not {self.treedef}")
+        return [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
+
+
+def _is_annotated(leaf: Any) -> bool:
+    return isinstance(leaf, Annotated)
+
+
+def _part(key: Any) -> str:
+    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
+
+
+class Branch:
+    """The variables below one name of a layer: `model[3].Dense_0`."""
+
+    def __init__(self, variables: Mapping[str, Variable], name: str):
+        self._variables = variables
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lookup(self._name, self._variables, name, AttributeError)
+
+    def __getitem__(self, name: str) -> Any:
+        return lookup(self._name, self._variables, name, KeyError)
+
+    def __dir__(self) -> list[str]:
+        return sorted({name.partition(".")[0] for name in self._variables})
+
+    def vars(self) -> VarCollection:
+        return VarCollection(self._variables)
+
+    def __repr__(self) -> str:
+        return repr(self.vars())
+
+
+def lookup(
+    owner: str, variables: Mapping[str, Variable], name: str, error: type[Exception], *, built: bool = True
+) -> Any:
+    """The variable called `name`, or the branch of those below it."""
+    if name in variables:
+        return variables[name]
+    below = {n[len(name) + 1 :]: v for n, v in variables.items() if n.startswith(f"{name}.")}
+    if below:
+        return Branch(below, name)
+    if not built:
+        raise error(f"{owner} has no {name!r}: it isn't built, and has variables after model.build(...)")
+    first = sorted({n.partition(".")[0] for n in variables})
+    raise error(f"{owner} has no {name!r}{nearest(name, first)}; its variables: {', '.join(first) or 'none'}")

@@ -1,0 +1,180 @@
+"""`Structure`: what a model consists of, and what its variables are called."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self, TypeAlias
+
+from seqbridge._collection import VarCollection, nearest
+from seqbridge._layer import Layer
+from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._variable import Variable
+
+Item: TypeAlias = "Layer | Structure"
+
+
+class _Facts(NamedTuple):
+    """What follows from the structure of a model, valid as long as no model is edited."""
+
+    edit: int = -1
+    built: bool = False
+    table: Mapping[str, Variable] = {}
+    names: Mapping[Variable, str] = {}
+    boxes: tuple[Variable, ...] = ()
+    locks: Locks = Locks(())
+    token: Token = Token(())
+
+
+class Structure(Stateful):
+    """Layers and nested models in order, with names for those that have one."""
+
+    def __init__(self) -> None:
+        self._layers: list[Item] = []
+        self._labels: list[str | None] = []
+        self._lock = threading.RLock()
+        self._stream: Variable | None = None
+        self._cache = _Facts()
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """The name of each item; None where it has none."""
+        return tuple(self._labels)
+
+    def vars(self) -> VarCollection:
+        """All variables by name, live: an edit of the model shows in it."""
+        self._adopt()
+        return VarCollection(self._by_name)
+
+    def _adopt(self) -> None:
+        """Names the variables of the layers that no living model names."""
+        members: dict[Structure, set[Layer]] = {}
+        for layer in leaves(self._layers):
+            home = layer._home()
+            if home is not None and home not in members:
+                members[home] = set(leaves(home._layers))
+            if home is None or layer not in members[home]:
+                layer._home = weakref.ref(self)
+
+    # What is cached of the structure, as long as no model is edited
+
+    def _facts(self) -> _Facts:
+        if self._cache.edit != edits.count:
+            table: dict[str, Variable] = {}
+            own = list(leaves(self._layers))
+            for prefix, layer in walk(self):
+                table |= {f"{prefix}.{name}": box for name, box in layer._named().items()}
+            if self._stream is not None and any(layer._random for layer in own):
+                table[f"({type(self).__name__}).rng"] = self._stream
+            names: dict[Variable, str] = {}
+            for name, box in table.items():
+                names.setdefault(box, name)
+            self._cache = _Facts(
+                edit=edits.count,
+                built=self._stream is not None and all(layer.built for layer in own),
+                table=table,
+                names=names,
+                boxes=tuple(names),
+                locks=Locks(names, self._lock),
+                token=Token(self._parts()),
+            )
+        return self._cache
+
+    def _names(self) -> Mapping[Variable, str]:
+        return self._facts().names
+
+    def _boxes(self) -> tuple[Variable, ...]:
+        return self._facts().boxes
+
+    def _locks(self) -> Locks:
+        return self._facts().locks
+
+    @property
+    def built(self) -> bool:
+        """Whether every layer has its variables."""
+        return self._facts().built
+
+    def _token(self) -> Token:
+        return self._facts().token
+
+    def _parts(self) -> Hashable:
+        items = tuple(item._parts() for item in self._layers)
+        stream = None if self._stream is None else self._stream._serial
+        return type(self), items, tuple(self._labels), stream
+
+    def _by_name(self) -> Mapping[str, Variable]:
+        return self._facts().table
+
+    def _places(self) -> list[str]:
+        """How each item is written in a variable's name: `"[0]"`, `".conv"`."""
+        return [f"[{i}]" if name is None else f".{name}" for i, name in enumerate(self.names)]
+
+    def _lists(self) -> Iterator[Structure]:
+        for item in self._layers:
+            if isinstance(item, Structure):
+                yield item
+                yield from item._lists()
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._layers)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def __getattr__(self, name: str) -> Any:
+        names = self.__dict__.get("_labels", ())
+        if name in names:
+            return self._layers[names.index(name)]
+        named = [n for n in names if n is not None]
+        raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, named)}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Structure.__init__(self)
+        vars(self).update(state)
+        for layer in leaves(self._layers):
+            layer._home = weakref.ref(self)
+            for box in layer._variables:
+                box._lock = self._lock
+        if self._stream is not None:
+            self._stream._lock = self._lock
+            self._stream._namer = stream_namer(self)
+
+
+def walk(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """Each place of the whole tree that holds a layer, with the name of that place: `"(Sequential)[0](Conv)"`."""
+    prefix = f"{prefix}({type(model).__name__})"
+    for place, layer in zip(model._places(), model, strict=True):
+        if isinstance(layer, Layer):
+            yield f"{prefix}{place}({layer.pure.label})", layer
+        else:
+            yield from walk(layer, prefix + place)
+
+
+def stream_namer(model: Structure) -> Any:
+    me = weakref.ref(model)
+    return lambda box: (home := me()) and home._names().get(box)
+
+
+def leaves(items: Iterable[Item]) -> Iterator[Layer]:
+    for item in items:
+        if isinstance(item, Structure):
+            yield from leaves(item._layers)
+        else:
+            yield item

@@ -1,0 +1,18 @@
+"""Strict JAX for all tests: what passes here passes for people who are less strict."""
+
+import os
+
+# Collectives on virtual CPU devices need more threads than a small machine has cores.
+os.environ.setdefault("NPROC", "16")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import jax
+from hypothesis import settings
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A deadline would time the first compilation.
+settings.register_profile("seqbridge", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("seqbridge")

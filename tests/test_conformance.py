@@ -1,0 +1,270 @@
+"""What every adapter owes: a layer does what its entry does when its own library runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, Case
+
+import seqbridge as sb
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    with contextlib.nullcontext() if request.param.strict else jax.numpy_dtype_promotion("standard"):
+        yield request.param
+
+
+def make(case: Case, **options: Any) -> sb.Sequential:
+    model = sb.Sequential([case.make()], **options).build(*case.inputs, **case.keywords)
+    for variable in model.vars().subset("params").values():  # zeros would hide mistakes
+        variable.assign(variable + 0.1)
+    return model
+
+
+def call(model: sb.Sequential, case: Case, training: bool, **more: Any) -> Any:
+    return model(*case.arrays(), training=training, rng=KEY, **case.keywords, **more)
+
+
+def by_hand(case: Case, tree: Any, training: bool) -> Any:
+    """The layer stands at position 0 of its model, so this is the key that it gets."""
+    return case.native(tree, jax.random.fold_in(KEY, 0), case.arrays(), training)
+
+
+def assert_same(a: Any, b: Any, **tolerance: float) -> None:
+    """Bit by bit, or to a tolerance."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        if tolerance:
+            np.testing.assert_allclose(x, y, **tolerance)
+        else:
+            np.testing.assert_array_equal(x, y)
+
+
+def test_initial_values_are_the_librarys_own(case: Case) -> None:
+    model = sb.Sequential([case.make()], seed=3).build(*case.inputs, **case.keywords)
+    inputs = tuple(jnp.zeros(shape) for shape in case.inputs)
+    assert_same(model[0].native, case.native_init(jax.random.fold_in(jax.random.key(3), 0), inputs))
+    assert len(model.vars().subset("params")) == case.params
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_and_state_are_the_librarys_own(case: Case, training: bool) -> None:
+    model = make(case)
+    out, tree = by_hand(case, model[0].native, training)
+    assert_same(call(model, case, training), out)
+    assert_same(model[0].native, tree)
+
+
+def test_gradients_are_the_librarys_own(case: Case) -> None:
+    if not case.params:
+        return
+    model = make(case)
+    before = model[0].native
+    variables = model.variables
+
+    def loss(params: Any) -> Any:
+        with_params = copy.deepcopy(model)
+        with_params.assign({"params": params})
+        return by_hand(case, with_params[0].native, True)[0].sum()
+
+    def native_loss(native: Any) -> Any:
+        return by_hand(case, native, True)[0].sum()
+
+    expected = jax.grad(native_loss, allow_int=True)(before)
+    grads = sb.grad(lambda model: call(model, case, True).sum())(model)
+    holder = make(case)
+    holder[0].load_native(jax.tree.map(lambda g, v: g if g.dtype == v.dtype else v, expected, before))
+    assert grads.keys() == variables["params"].keys()
+    assert_same(grads, holder.variables["params"], rtol=1e-5, atol=1e-6)
+    assert all(np.abs(g).sum() > 0 for g in grads.values()) or case.mode
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_jit_agrees_and_traces_once(case: Case, training: bool) -> None:
+    model, other = make(case), make(case)
+    jitted = sb.jit(lambda model: call(model, case, training))
+    for _ in range(2):
+        assert_same(jitted(other), call(model, case, training), rtol=1e-5, atol=1e-6)
+        assert_same(other.variables, model.variables, rtol=1e-5, atol=1e-6)
+    with jax.no_tracing():
+        jitted(other)
+
+
+def test_vmap_agrees(case: Case) -> None:
+    if case.draws:
+        return
+    model = make(case)
+    x, *rest = case.arrays()
+    stacked = jnp.stack([x, 2 * x])
+
+    def one(model: sb.Sequential, x: jax.Array) -> Any:
+        return model(x, *rest, training=False, **case.keywords)
+
+    expected = jnp.stack([one(model, x) for x in stacked])
+    assert_same(sb.vmap(one)(model, stacked), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_pure_form_agrees(case: Case, training: bool) -> None:
+    model = make(case)
+    variables = model.variables
+
+    @jax.jit
+    def apply(variables: Any) -> Any:
+        return model.apply(variables, *case.arrays(), training=training, rng=KEY, **case.keywords)
+
+    out, after = apply(variables)
+    assert_same(model.variables, variables)
+    assert_same(out, call(model, case, training), rtol=1e-5, atol=1e-6)
+    assert_same(after, model.variables, rtol=1e-5, atol=1e-6)
+
+
+def test_the_pure_form_needs_no_built_model(case: Case) -> None:
+    model, built = sb.Sequential([case.make()]), sb.Sequential([case.make()], seed=4)
+    variables = model.init(4, *case.arrays(), **case.keywords)
+    assert_same(variables, built.build(*case.inputs, **case.keywords).variables)
+    out, _ = model.apply(variables, *case.arrays(), training=False, rng=KEY, **case.keywords)
+    assert_same(out, call(built, case, False))
+    assert not model.built
+
+
+def test_structure_is_kept_and_state_moves_in_training_only(case: Case) -> None:
+    model = make(case)
+    before, names = model.variables, list(model.vars())
+    call(model, case, False)
+    assert_same(model.variables, before)
+    call(model, case, True)
+    after = model.variables
+    assert list(model.vars()) == names
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), before)
+    assert_same(after["params"], before["params"])
+    moved = any(bool((after["state"][n] != v).any()) for n, v in before["state"].items())
+    assert moved == case.state
+
+
+def test_randomness_follows_key_and_call(case: Case) -> None:
+    model = make(case)
+
+    def draw(**given: Any) -> Any:
+        return np.asarray(model(*case.arrays(), training=True, **case.keywords, **given))
+
+    assert (not np.array_equal(draw(), draw())) == case.draws or case.state
+    other = make(case)
+    np.testing.assert_array_equal(
+        other(*case.arrays(), training=True, **case.keywords),
+        make(case)(*case.arrays(), training=True, **case.keywords),
+    )
+    assert any(v.kind == "rng" for v in model.vars().values()) == case.draws
+
+
+def test_an_undecided_mode_names_the_layer(case: Case) -> None:
+    model = make(case)
+    if case.mode:
+        with pytest.raises(TypeError, match=r"\(Sequential\)\[0\].*training=True"):
+            model(*case.arrays(), **case.keywords)
+    else:
+        model(*case.arrays(), **case.keywords)
+
+
+def test_an_unknown_keyword_is_an_error(case: Case) -> None:
+    with pytest.raises(TypeError, match="no layer takes the keyword 'trainnig'; did you mean 'training'"):
+        make(case)(*case.arrays(), trainnig=True, **case.keywords)
+
+
+def test_declared_keywords_are_the_entrys(case: Case) -> None:
+    model = make(case)
+    for name in case.keywords:
+        assert name in model[0].parameters.names
+        if name in model[0].parameters.required:
+            with pytest.raises(TypeError, match=f"layer \\[0\\] .* needs {name!r}"):
+                model(*case.arrays(), training=False)
+
+
+def test_an_error_inside_keeps_its_type_and_is_noted(case: Case) -> None:
+    if case.refuses is None:
+        return
+    model = make(case)
+    bad = tuple(jnp.ones(case.refuses) for _ in case.inputs[:1]) + case.arrays()[1:]
+    with pytest.raises(Exception) as native:  # noqa: PT011
+        case.native(model[0].native, KEY, bad, True)
+    before = model.variables
+    with pytest.raises(type(native.value)) as error:
+        model(*bad, training=True, rng=KEY, **case.keywords)
+    note = error.value.__notes__[-1]
+    shape = f"float32[{','.join(map(str, case.refuses))}]"
+    assert "[0]" in note
+    assert case.ecosystem in note
+    assert shape in note
+    assert_same(model.variables, before)
+
+
+def test_a_later_error_leaves_the_state_as_it_was(case: Case) -> None:
+    def fail(x: Any) -> Any:
+        raise KeyError("later")
+
+    model = make(case)
+    before = {name: v.value for name, v in model.vars().items()}
+    model.append(lambda x: x)
+    model[1] = lambda x, broken=False: fail(x) if broken else x
+    with pytest.raises(KeyError, match="later"):
+        model(*case.arrays(), training=True, broken=True, **case.keywords)
+    jitted = sb.jit(lambda model: model(*case.arrays(), training=True, broken=True, **case.keywords))
+    with pytest.raises(KeyError, match="later"):
+        jitted(model)
+    assert all(model.vars()[name].value is array for name, array in before.items())
+
+
+def test_a_copy_is_equal_and_independent(case: Case) -> None:
+    model = make(case)
+    twin = copy.deepcopy(model)
+    assert_same(call(twin, case, False), call(model, case, False))
+    assert not set(twin.vars().values()) & set(model.vars().values())
+    before = model.variables
+    for variable in twin.vars().subset("params").values():
+        variable.assign(variable + 1)
+    assert_same(model.variables, before)
+
+
+def test_one_entry_at_two_places_is_one_set_of_variables(case: Case) -> None:
+    entry = case.make()
+    first = sb.Sequential([entry])
+    model = sb.Sequential([first, lambda x: x, sb.Sequential({"again": entry})])
+    assert model[0][0] is model[2].again
+    if len(case.inputs) == 1 and case.name in ("linen-shared", "linen-batch-norm", "linen-dropout", "function-relu"):
+        model.build(*case.inputs)
+        assert len({v for v in model.vars().values() if v.kind == "params"}) == case.params
+
+
+def test_no_tracer_leaks(case: Case) -> None:
+    model = make(case)
+    tree = model[0].native
+    with jax.checking_leaks():
+        try:
+            jax.jit(lambda tree: by_hand(case, tree, True))(tree)
+        except Exception as error:  # noqa: BLE001
+            assert "Leaked" in str(error)  # noqa: PT017
+            return  # the library itself keeps tracers, in a cache of jax.checkpoint
+        sb.jit(lambda model: call(model, case, True))(model)
+        if case.params:
+            sb.grad(lambda model: call(model, case, True).sum())(model)
+    assert all(not isinstance(v.value, jax.core.Tracer) for v in model.vars().values())
+
+
+def test_native_values_go_out_and_come_back(case: Case) -> None:
+    model, other = make(case), make(case, seed=9)
+    other[0].load_native(model[0].native)
+    assert_same(other.variables, model.variables)
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        other[0].load_native({"params": {"no such": jnp.ones(3)}})
+    assert_same(other.variables, model.variables)
