@@ -51,9 +51,10 @@ def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords
     closed, (out, _) = jax.make_jaxpr(call, return_shape=True)(_key_shape(), shapes)
     key = closed.jaxpr.invars[0]
     drawn = any(v is key for eqn in closed.jaxpr.eqns for v in eqn.invars)
-    if drawn and not layer._random:
-        edits.count += 1  # its models show their stream of keys from now on
+    before = layer._random
     layer._draws[_signature(args, keywords, mode)] = drawn
+    if layer._random != before:
+        edits.count += 1  # its models show a stream of keys, or none, from now on
     return out
 
 
@@ -63,7 +64,10 @@ def draws(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: M
         return False
     signature = _signature(args, keywords, mode)
     if signature not in layer._draws:
-        evaluate(layer, variables, args, keywords, mode)
+        try:
+            evaluate(layer, variables, args, keywords, mode)
+        except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
+            layer._draws[signature] = True
     return layer._draws[signature]
 
 

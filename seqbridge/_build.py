@@ -9,9 +9,10 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from seqbridge._apply import evaluate
+from seqbridge._apply import draws, evaluate
 from seqbridge._dispatch import Call
-from seqbridge._forward import Keys
+from seqbridge._forward import Run
+from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
 from seqbridge._pure import Variables
@@ -19,42 +20,28 @@ from seqbridge._structure import Structure
 from seqbridge._trace import Tracer, tracing
 
 
-class DoesNotFitError(Exception):
-    """A layer that has its variables already doesn't take what an edit makes reach it."""
-
-
 class Build:
     """The visitor of a build: shapes go in and out, and each layer that has no variables gets a layout with values.
 
     Args:
-        old: The layers that were there before an edit. They may fail: the next call says so.
         fresh: Whether layers that have variables get new values, too.
         abstract: Whether shapes will do in place of values.
     """
 
-    def __init__(self, *, old: frozenset[Layer] = frozenset(), fresh: bool = False, abstract: bool = False):
-        self._old = old
+    def __init__(self, *, fresh: bool = False, abstract: bool = False):
         self._fresh = fresh
         self._abstract = abstract
         self.layouts: dict[Layer, Layout] = {}
         self.inputs: dict[Structure, tuple[tuple[Any, ...], Call]] = {}
+        self.failed = False  # to make the variables of a layer, rather than to find what comes after it
 
     def __call__(
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
     ) -> Any:
         if layer not in self.layouts and (self._fresh or not layer.built):
-            self.layouts[layer] = Layout(layer.pure, _initial(layer, keys, args, keywords, abstract=self._abstract))
-        try:
-            return self._outputs(layer, args, keywords, mode)
-        except Exception as error:
-            if layer in self._old:
-                raise DoesNotFitError from error
-            raise
-
-    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
-        self.inputs[model] = (args, call)
-
-    def _outputs(self, layer: Layer, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None) -> Any:
+            self.failed = True
+            self.layouts[layer] = Layout(layer.pure, initial(layer, keys, args, keywords, abstract=self._abstract))
+            self.failed = False
         signature = _signature((args, keywords), mode)
         if signature not in layer._outputs:
             new = self.layouts.get(layer)
@@ -62,8 +49,39 @@ class Build:
             layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
         return layer._outputs[signature]
 
+    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
+        self.inputs[model] = (args, call)
 
-def _initial(layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], *, abstract: bool) -> Variables:
+
+class FirstRun(Run):
+    """The visitor of the first call: runs the layers, and makes the variables of each from what reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__(self._variables)
+        self.layouts: dict[Layer, Layout] = {}
+        self.inputs: dict[Structure, tuple[tuple[Any, ...], Call]] = {}
+
+    def __call__(
+        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+    ) -> Any:
+        if not layer.built and layer not in self.layouts:
+            assert keys.initial is not None
+            shapes, training = specs(args), layer.parameters.in_training(specs(keywords))
+            self.layouts[layer] = Layout(layer.pure, initial(layer, keys.initial, shapes, training))
+            draws(layer, self._variables(layer), shapes, training, True)
+        return super().__call__(layer, keys, args, keywords, mode)
+
+    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
+        self.inputs[model] = specs(args), call.map(specs, training=True)
+
+    def _variables(self, layer: Layer) -> Variables:
+        new = self.layouts.get(layer)
+        return layer._tree() if new is None else new.tree(new.arrays)
+
+
+def initial(
+    layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], *, abstract: bool = False
+) -> Variables:
     """Initial variables for inputs of these shapes, computing only what they need.
 
     A module computes its outputs while it makes its parameters. Here that part is traced and dropped; the rest runs
@@ -103,6 +121,16 @@ def specs(tree: Any) -> Any:
 
 def _is_shape(value: Any) -> bool:
     return type(value) is tuple and all(n is None or type(n) is int for n in value)
+
+
+def check_inputs(inputs: tuple[Any, ...]) -> None:
+    """Raises a `TypeError` if an input of `build` is no array and no shape."""
+    for value in inputs:
+        bad = value is None or isinstance(value, int) or (isinstance(value, list) and _is_shape(tuple(value)))
+        if bad:
+            raise TypeError(
+                f"each input of build is a shape or an array: model.build((None, 28, 28, 1)); got {value!r}"
+            )
 
 
 def _spec(value: Any) -> Any:

@@ -56,6 +56,7 @@ class VarCollection(Stateful, Mapping[str, Variable]):
 
     Args:
         variables: Names and variables, or a function that returns them (then the collection is live).
+        remark: What the last line of the table ends with.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -71,9 +72,15 @@ class VarCollection(Stateful, Mapping[str, Variable]):
         4.0
     """
 
-    __slots__ = ("__weakref__", "_source")
+    __slots__ = ("__weakref__", "_remark", "_source")
 
-    def __init__(self, variables: Mapping[str, Variable] | Callable[[], Mapping[str, Variable]] = {}):  # noqa: B006
+    def __init__(
+        self,
+        variables: Mapping[str, Variable] | Callable[[], Mapping[str, Variable]] = {},  # noqa: B006
+        *,
+        remark: Callable[[], str] = str,
+    ):
+        self._remark = remark
         if isinstance(variables, Mapping):
             fixed = dict(variables)
             for name, variable in fixed.items():
@@ -137,7 +144,7 @@ class VarCollection(Stateful, Mapping[str, Variable]):
             rows.append(f"{name:<{width}} {array.size:8d} {array.shape}{'  ' if notes else ''}{' '.join(notes)}")
             seen.add(variable)
         total = f"+Total({len(seen)})"
-        return "\n".join([*rows, f"{total:<{width}} {sum(v.value.size for v in seen):8d}"])
+        return "\n".join([*rows, f"{total:<{width}} {sum(v.value.size for v in seen):8d}{self._remark()}"])
 
     def subset(self, which: Filter | None = None) -> VarCollection:
         """Some of the variables, live.

@@ -63,10 +63,6 @@ def mode_of(training: Any) -> bool | None:
     )
 
 
-class MissingArgumentError(TypeError):
-    """A layer needs an argument that the call doesn't give."""
-
-
 class Parameters:
     """What a layer takes at a call. Read from its signature once, when the entry joins."""
 
@@ -118,6 +114,10 @@ class Parameters:
                 raise LookupError(flag)
             modes.append(bool(value) is polarity if isinstance(value, bool | int | np.bool_) else None)
         return routed, None if None in modes or not modes else any(modes)
+
+    def in_training(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords with every mode flag turned to training."""
+        return {k: self.flags.get(k, v) for k, v in keywords.items()}
 
     def undecided(self, call: Call) -> bool:
         """Whether the call leaves the layer's mode open."""

@@ -6,69 +6,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from seqbridge._apply import apply, draws
 from seqbridge._collection import nearest
-from seqbridge._dispatch import Call, MissingArgumentError, check_taken
+from seqbridge._dispatch import Call, check_taken
+from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure, walk
-from seqbridge._trace import tracing
-
-
-class Keys:
-    """A PRNG key that is made when the first layer asks for it, so that a call that draws nothing makes none."""
-
-    def __init__(self, make: Callable[[], jax.Array]):
-        self._make = make
-
-    @functools.cached_property
-    def key(self) -> jax.Array:
-        return self._make()
-
-    def child(self, position: int) -> Keys:
-        return Keys(lambda: fold_in(self.key, position))
-
-
-def _pair(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    following, now = jax.random.split(key)
-    return following, now
-
-
-_fold_in = jax.jit(jax.random.fold_in)
-_split = jax.jit(_pair)
-
-
-def fold_in(key: jax.Array, data: int) -> jax.Array:
-    # Compiled where it runs at once; inlined in a trace, as a person would write it.
-    return jax.random.fold_in(key, data) if tracing() else _fold_in(key, data)
-
-
-def split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _pair(key) if tracing() else _split(key)
-
-
-def as_key(key: Any) -> jax.Array:
-    """A typed PRNG key from a seed, a raw key or a typed one.
-
-    Raises:
-        TypeError: It is none of these.
-    """
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key)
-    array: Any = key
-    dtype = getattr(array, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and array.shape == ():
-        return array
-    if dtype == "uint32" and array.ndim == 1:
-        return jax.random.wrap_key_data(array)
-    raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {key!r:.60}")
 
 
 class Visitor(Protocol):
@@ -114,7 +63,7 @@ def traverse(model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor
         TypeError: A keyword that no layer takes, an argument that a layer misses, a mode that nothing decides.
         Exception: What a layer raises, with a note that says which layer, and what reached it.
     """
-    _check_keywords(model, args, call)
+    check_keywords(model, args, call)
     out = run_through(model, args, call, visit, keys)
     unused = [k for k in call.keywords if k not in call.used]
     if unused and len(model):
@@ -157,9 +106,9 @@ def _visit(
     missing = layer.parameters.missing(keywords, len(args))
     if missing:
         near = nearest(missing[0], call.keywords).replace("did you mean", "you gave")
-        raise MissingArgumentError(
-            f"layer {where} ({layer!r}) needs {', '.join(map(repr, missing))}: pass it by keyword, "
-            f"model(x, {missing[0]}=...){near}"
+        raise TypeError(
+            f"layer {where} ({layer!r}) needs {', '.join(map(repr, missing))}: give it by keyword, "
+            f"{missing[0]}=...{near}"
         )
     try:
         return visit(layer, keys, args, keywords, mode)
@@ -169,7 +118,8 @@ def _visit(
         raise
 
 
-def _check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
+def check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
+    """Raises a `TypeError` if the call gives a keyword that no layer takes."""
     if call.keywords:
         layers = dict(walk(model))
         first = next(iter(layers), None)

@@ -50,18 +50,17 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     named = signature.parameters if signature is not None and inspect.isfunction(base) else {}
     name = getattr(base, "__name__", type(base).__name__)
 
-    def init(key: Any, *args: Any, **keywords: Any) -> Variables:
-        variables: Variables = {}
-        for path, array in arrays.items():
-            _put(variables.setdefault("params", {}), path, array)
-        return variables
+    variables: Variables = {}
+    for path, array in arrays.items():
+        _put(variables.setdefault("params", {}), path, array)
 
-    def apply(variables: Variables, key: Any, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
         call = rebuild({p: _get(variables["params"], p) for p in arrays}) if rebuild else function
         return call(*args, **keywords), {}
 
     return PureLayer(
-        init=init,
+        init=lambda key, /, *args, **keywords: variables,
+        ready=variables,
         apply=apply,
         signature=signature,
         label=name,

@@ -10,7 +10,8 @@ import jax
 from seqbridge._build import Build, specs
 from seqbridge._collection import check_names
 from seqbridge._dispatch import Call
-from seqbridge._forward import Keys, Run, as_key, traverse
+from seqbridge._forward import Run, traverse
+from seqbridge._keys import Keys, as_key
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
 from seqbridge._pure import Variables

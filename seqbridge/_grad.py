@@ -123,6 +123,10 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
     if not found:
         raise ValueError(
             "there is nothing to differentiate: the arguments hold no trainable variable"
-            + (" that wrt= lets through" if wrt is not None else "; is the model built, and an argument or in vars=?")
+            + (
+                " that wrt= lets through"
+                if wrt is not None
+                else ". Is the model built, model.build(...), and is it an argument or in vars=?"
+            )
         )
     return found

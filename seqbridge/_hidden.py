@@ -130,15 +130,16 @@ def _refuse_module(obj: Any, path: Path, name: str) -> None:
     where = f"{name} uses the class {obj.__name__}" if isinstance(obj, type) else f"{name} holds {place}"
     if isinstance(obj, Stateful):
         raise TypeError(f"{where}, a {type(obj).__name__}: its variables would be lost. Put it into the list itself.")
+    cure = ""
     try:
-        hidden = ask(obj, obj if isinstance(obj, type) else type(obj)) is not None
-    except TypeError:
-        hidden = True
-    if hidden:
-        raise TypeError(
-            f"{where}: the parameters of that module would be lost. Put the module into the list itself, or make "
-            f"{name} a module or a transform of that library."
-        )
+        if ask(obj, obj if isinstance(obj, type) else type(obj)) is None:
+            return
+    except TypeError as error:
+        cure = f" ({error})"
+    raise TypeError(
+        f"{where}: the parameters of that module would be lost. Put the module into the list itself{cure}, or make "
+        f"{name} a module or a transform of that library."
+    )
 
 
 def _refuse_globals(function: types.FunctionType, name: str) -> None:

@@ -30,8 +30,8 @@ _MOST_PROGRAMS = 64  # kept of one function; the one that was used longest ago g
 class _Now(threading.local):
     """What a program is being traced for. Programs hold neither models nor arrays alive."""
 
-    holders: list[Stateful]
-    boxes: tuple[Variable, ...]
+    holders: list[Stateful] = []
+    boxes: tuple[Variable, ...] = ()
 
 
 class _Program:
@@ -71,16 +71,14 @@ class _Program:
         # A donated variable comes back in any case: its old array is gone.
         return out, {i: frame.values[b] for i, b in enumerate(boxes) if b in changes or i in given}
 
-    def donate(self, arrays: list[Any]) -> None:
+    def donate(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> None:
         """From now on gives the arrays of the variables that change to the program."""
-        boxes = self.boxes or ()
         _, changed = jax.eval_shape(self._traced, [], [read(b) for b in boxes], arrays)
         self.donated = tuple(changed)
         self.compiled = jax.jit(self._traced, donate_argnums=0)
 
-    def values(self, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
+    def values(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         """The values of donated and of other variables, checked: a donated buffer that is used twice kills JAX."""
-        boxes = self.boxes or ()
         donated, kept = [boxes[i]._value for i in self.donated], []
         chosen = set(self.donated)
         seen = {id(a) for a in jax.tree.leaves(arrays)}
@@ -112,22 +110,25 @@ class Jitted(Generic[P, R]):
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
         program, boxes, arrays = self._prepare(args, keywords)
-        if in_frame():
-            out, changed = program.compiled([], [read(box) for box in boxes], arrays)
-            commit({boxes[i]: new for i, new in changed.items()})
+        try:
+            if in_frame():
+                out, changed = program.compiled([], [read(box) for box in boxes], arrays)
+                commit({boxes[i]: new for i, new in changed.items()})
+                return out
+            with program.locks:
+                if self._donate:
+                    if not program.donated:
+                        program.donate(boxes, arrays)
+                    out, changed = program.compiled(*program.values(boxes, arrays), arrays)
+                else:
+                    out, changed = program.compiled([], [box._value for box in boxes], arrays)
+                for i, new in changed.items():
+                    if isinstance(new, Tracer):
+                        commit({boxes[i]: new for i, new in changed.items()})
+                    boxes[i]._value = new
             return out
-        with program.locks:
-            if self._donate:
-                if not program.donated:
-                    program.donate(arrays)
-                out, changed = program.compiled(*program.values(arrays), arrays)
-            else:
-                out, changed = program.compiled([], [box._value for box in boxes], arrays)
-            for i, new in changed.items():
-                if isinstance(new, Tracer):
-                    commit({boxes[i]: new for i, new in changed.items()})
-                boxes[i]._value = new
-        return out
+        finally:
+            self._now.holders, self._now.boxes = [], ()
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""

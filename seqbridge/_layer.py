@@ -86,6 +86,8 @@ class Layer(Stateful):
         self._draws: dict[Hashable, bool] = {}
         self._serial = serial()
         self._solo: Any = None
+        if pure.ready is not None:
+            self._fill(Layout(pure, pure.ready))
 
     # What the layer holds
 
@@ -128,7 +130,7 @@ class Layer(Stateful):
         """The arrays now, as the neutral form wants them."""
         return self._layout.tree([box.value for box in self._variables]) if self._layout else {}
 
-    def _fill(self, layout: Layout, lock: threading.RLock) -> None:
+    def _fill(self, layout: Layout, lock: threading.RLock | None = None) -> None:
         """Takes initial values; from now on the layer is built."""
         self._variables = tuple(
             Variable(
@@ -145,7 +147,7 @@ class Layer(Stateful):
         layout.arrays = []
         self._layout = layout
         for box in self._variables:
-            box._lock = lock
+            box._lock = lock or box._lock
             box._namer = self._name_of
         edits.count += 1
 
@@ -216,10 +218,15 @@ class Layer(Stateful):
 
     @property
     def _random(self) -> bool:
-        """Whether any call so far drew random numbers."""
-        return any(self._draws.values())
+        """Whether a call draws random numbers, or may, as none has been looked at."""
+        return any(self._draws.values()) if self._draws else self.pure.takes_key and self.built
 
     # How the layer looks
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in Layer.__slots__ and name in self._named():
+            raise AttributeError(f"{name} is a variable: write .{name}.assign(...), or .{name}.value = ...")
+        object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in Layer.__slots__:

@@ -29,14 +29,16 @@ class Layout:
     def __init__(self, pure: PureLayer, variables: Variables):
         leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
         paths = [tuple(_part(key) for key in path) for path, _ in leaves]
-        shown = [".".join(pure.shorten(path[1:])) for path in paths]
+        short = [".".join(pure.shorten(path[1:])) for path in paths]
+        often = Counter(short)
+        # Where two paths would look the same they are shown in full, and if they still do, with their collections.
+        shown = [name if often[name] == 1 else ".".join(path[1:]) for name, path in zip(short, paths, strict=True)]
         often = Counter(shown)
         self.slots = tuple(
             Slot(
                 collection=path[0],
                 path=path[1:],
                 kind=pure.kinds.get(path[0], "state"),
-                # Two libraries' worth of collections may hold one path twice; then the collection tells them apart.
                 shown=name if often[name] == 1 or path[0] == "params" else ".".join(path),
                 note=leaf.note if _is_annotated(leaf) else None,
             )

@@ -57,7 +57,7 @@ class LayerList(Structure, MutableSequence[Any]):
             self._layers, self._labels = layers, names
             unified = unify(layers)
             try:
-                self._after_edit(before[0])
+                self._after_edit()
             except BaseException:
                 self._layers, self._labels = before
                 for changed, held in unified:
@@ -66,7 +66,7 @@ class LayerList(Structure, MutableSequence[Any]):
             edits.count += 1
             self._adopt()
 
-    def _after_edit(self, before: list[Item]) -> None:
+    def _after_edit(self) -> None:
         """Builds what the edit has added."""
 
     def _check_names(self, names: list[str | None]) -> None:
@@ -206,7 +206,7 @@ class LayerList(Structure, MutableSequence[Any]):
         """Another model of these layers."""
         made = type(self).__new__(type(self))
         vars(made).update(vars(self))
-        Structure.__init__(made)
+        Structure.__init__(made, self._seed)
         made._check_names(names)
         made._layers, made._labels = layers, names
         made._lock, made._stream = self._lock, self._stream
@@ -237,7 +237,7 @@ def _first_names(items: list[Item], names: list[str | None]) -> list[str | None]
 
 
 def unify(items: list[Item]) -> list[tuple[list[Item], list[Item]]]:
-    """Makes one layer of those that nested models made of one entry, each for itself, where one at most is built.
+    """Makes one layer of those that nested models made of one entry, each for itself, unless their values differ.
 
     Returns:
         The lists that it changed, each with what it held before.
@@ -249,5 +249,11 @@ def unify(items: list[Item]) -> list[tuple[list[Item], list[Item]]]:
     owners = [owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())]
     before = [(layers, list(layers)) for layers in (items, *(owner._layers for owner in owners))]
     for layers, held in before:
-        layers[:] = [i if isinstance(i, Structure) or i.built else found[i._key] for i in held]
+        layers[:] = [i if isinstance(i, Structure) or _differ(i, found[i._key]) else found[i._key] for i in held]
     return before
+
+
+def _differ(layer: Layer, other: Layer) -> bool:
+    """Whether both are built, with values of their own."""
+    pairs = zip(layer._variables, other._variables, strict=False)
+    return layer.built and any(v._value is not w._value for v, w in pairs)

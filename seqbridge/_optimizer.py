@@ -58,7 +58,7 @@ class Optimizer(Stateful):
         self._edit = -1
         self._follow()
 
-    def update(self, gradients: Mapping[str, Any], **extra: Any) -> None:
+    def update(self, gradients: Mapping[str, Any], /, *more: Any, **extra: Any) -> None:
         """Takes one step: changes the parameters and the optimizer's state.
 
         Args:
@@ -68,6 +68,8 @@ class Optimizer(Stateful):
         Raises:
             KeyError: Gradients are missing, or are of no variable of this optimizer.
         """
+        if more or isinstance(gradients, Stateful):
+            raise TypeError("an Optimizer knows its variables: write optimizer.update(gradients)")
         self._follow()
         check_names("the gradients don't belong to the optimizer's variables", gradients, self._params)
         with Locks((*self._params.values(), *self._state)):

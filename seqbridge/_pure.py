@@ -55,8 +55,8 @@ class PureLayer:
     one dict a collection: `{"params": {"kernel": ..., "bias": ...}, "batch_stats": {...}}`.
 
     Args:
-        init: `init(key, *inputs, **keywords) -> variables`. Of the inputs, only shapes and dtypes may matter.
-        apply: `apply(variables, key, *inputs, **keywords) -> (outputs, new_state)`, where `new_state` holds the
+        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and dtypes may matter.
+        apply: `apply(variables, key, /, *inputs, **keywords) -> (outputs, new_state)`, where `new_state` holds the
             collections that are no parameters, as they are after the call; the core drops it in evaluation mode.
             `key` is None where the layer draws nothing.
         signature: What the entry takes at a call, inputs first. None: inputs only, no keywords.
@@ -74,6 +74,7 @@ class PureLayer:
         from_native: The inverse of `to_native`; the result needs no notes.
         method: From the name of a method, or a function of the module, to the neutral form that calls it in place of
             `__call__`. None: the entry has no methods.
+        ready: Variables that the entry holds already, so that no shape need be known to have them.
         reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
     """
 
@@ -92,6 +93,7 @@ class PureLayer:
     to_native: Callable[[Variables], Any] = _same
     from_native: Callable[[Any], Variables] = _same
     method: Callable[[Any], PureLayer] | None = None
+    ready: Variables | None = None
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
 
@@ -113,10 +115,10 @@ def _value_text(value: Any) -> str:
 def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> PureLayer:
     """The layer with its first inputs and some of its keywords given, as `functools.partial` does it."""
 
-    def init(key: Any, *more: Any, **others: Any) -> Variables:
+    def init(key: Any, /, *more: Any, **others: Any) -> Variables:
         return pure.init(key, *args, *more, **{**keywords, **others})
 
-    def apply(variables: Variables, key: Any, *more: Any, **others: Any) -> tuple[Any, Variables]:
+    def apply(variables: Variables, key: Any, /, *more: Any, **others: Any) -> tuple[Any, Variables]:
         return pure.apply(variables, key, *args, *more, **{**keywords, **others})
 
     return dataclasses.replace(

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from seqbridge import _functional
-from seqbridge._build import Build, DoesNotFitError, specs
-from seqbridge._dispatch import Call, MissingArgumentError, call_of, mode_of
-from seqbridge._forward import Keys, Run, as_key, fold_in, run_through, split, traverse
+from seqbridge._build import Build, FirstRun, check_inputs, specs
+from seqbridge._dispatch import Call, call_of, mode_of
+from seqbridge._forward import Run, check_keywords, run_through, traverse
+from seqbridge._keys import Keys, as_key, split
 from seqbridge._layer import Layer
+from seqbridge._layout import Layout
 from seqbridge._list import LayerList, entries_of, unify
 from seqbridge._stateful import edits
-from seqbridge._structure import Item, leaves, stream_namer
+from seqbridge._structure import Item, leaves
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
-
-_STREAM = 2**31 - 1  # the position that the stream of keys is folded with; no list is that long
 
 
 class Sequential(LayerList):
@@ -53,8 +52,7 @@ class Sequential(LayerList):
     """
 
     def __init__(self, *layers: Any, seed: int = 0, key: Any = None):
-        super().__init__()
-        self._seed = seed if key is None else as_key(key)
+        super().__init__(seed if key is None else as_key(key))
         self._inputs: tuple[tuple[Any, ...], Call] | None = None
         given = layers
         if len(layers) == 1 and (
@@ -98,25 +96,32 @@ class Sequential(LayerList):
         """
         call = Call(mode_of(training), keywords, per_layer or {})
         with self._locks():
+            first = None
             if not self.built:
                 refuse_in_trace("building a model", jax.tree.leaves((args, keywords)))
-                self._build(args, call)
-            run, drawn = Run(Layer._tree), {}
-            out = traverse(self, args, call, run, self._keys(rng, drawn))
+                first = FirstRun()
+                first.enter(self, args, call)
+            run = first or Run(Layer._tree)
+            changes: dict[Variable, Any] = {}
+            out = traverse(self, args, call, run, self._keys(rng, changes))
+            if first is not None:
+                self._take(first.layouts, first.inputs)
             for layer, variables in run.states.items():
-                drawn |= layer._changes(variables)
-            commit(drawn)
+                changes |= layer._changes(variables)
+            commit(changes)
         return out
 
-    def _keys(self, rng: Any, drawn: dict[Variable, Any]) -> Keys:
-        """The keys of one call; taking the next one of the stream is noted in `drawn`."""
+    def _keys(self, rng: Any, changes: dict[Variable, Any]) -> Keys:
+        """The keys of one call; taking the next one of the stream is one of its changes."""
 
         def following() -> jax.Array:
+            if self._stream is None:
+                self._make_stream()
             assert self._stream is not None
-            drawn[self._stream], key = split(self._stream.value)
+            changes[self._stream], key = split(self._stream.value)
             return key
 
-        return Keys(following) if rng is None else Keys(lambda: as_key(rng))
+        return Keys(following if rng is None else lambda: as_key(rng), Keys(lambda: as_key(self._seed)))
 
     # Building
 
@@ -140,35 +145,36 @@ class Sequential(LayerList):
         refuse_in_trace("building a model", jax.tree.leaves((inputs, keywords)))
         if seed is not None or key is not None:
             self._seed = seed if key is None else as_key(key)
+        check_inputs(inputs)
+        call = call_of({**keywords, "training": True}).map(specs, training=True)
+        check_keywords(self, inputs, call)
         with self._lock:
-            self._build(inputs, call_of({**keywords, "training": True}))
+            self._build(specs(inputs), call)
         return self
 
-    def _build(self, args: tuple[Any, ...], call: Call, before: list[Item] | None = None) -> None:
-        """Builds all or nothing. `before`: an edit asks, and the list was this."""
-        args, call = specs(args), call.map(specs, training=True)
-        build = Build(old=frozenset(leaves(before or ())))
-        root = Keys(lambda: as_key(self._seed))
-        if before is None:
-            traverse(self, args, call, build, root)
-        else:
-            # Where it stops, the next call goes on, and says what is wrong if anything is.
-            with contextlib.suppress(DoesNotFitError, MissingArgumentError):
-                run_through(self, args, call, build, root)
-        if self._stream is None:
-            self._stream = Variable(fold_in(root.key, _STREAM), kind="rng", collection="rng", name="rng")
-            self._stream._lock = self._lock
-            self._stream._namer = stream_namer(self)
-        for layer, layout in build.layouts.items():
+    def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
+        """Builds all or nothing; after an edit, as far as shapes are known."""
+        build = Build()
+        build.enter(self, args, call)
+        try:
+            run_through(self, args, call, build, Keys(lambda: as_key(self._seed)))
+        except Exception:
+            left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
+            if build.failed or (left and not editing):
+                raise
+        self._take(build.layouts, build.inputs)
+
+    def _take(self, layouts: Mapping[Layer, Layout], inputs: Mapping[Any, Any]) -> None:
+        """Makes the variables of a build the model's own."""
+        for layer, layout in layouts.items():
             layer._fill(layout, self._lock)
-        for model, inputs in {self: (args, call), **build.inputs}.items():
-            model._inputs = inputs
+        for model, given in inputs.items():
+            model._inputs = given
         edits.count += 1
 
-    def _after_edit(self, before: list[Item]) -> None:
-        if self._inputs is not None and self._stream is not None:
-            args, call = self._inputs
-            self._build(args, call, before)
+    def _after_edit(self) -> None:
+        if self._inputs is not None:
+            self._build(*self._inputs, editing=True)
 
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Any:
         made = super()._sharing(layers, names)

@@ -9,8 +9,10 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from seqbridge._collection import VarCollection, nearest
+from seqbridge._keys import stream
 from seqbridge._layer import Layer
 from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._trace import tracing
 from seqbridge._variable import Variable
 
 Item: TypeAlias = "Layer | Structure"
@@ -31,7 +33,8 @@ class _Facts(NamedTuple):
 class Structure(Stateful):
     """Layers and nested models in order, with names for those that have one."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: Any = 0) -> None:
+        self._seed = seed
         self._layers: list[Item] = []
         self._labels: list[str | None] = []
         self._lock = threading.RLock()
@@ -46,7 +49,11 @@ class Structure(Stateful):
     def vars(self) -> VarCollection:
         """All variables by name, live: an edit of the model shows in it."""
         self._adopt()
-        return VarCollection(self._by_name)
+        return VarCollection(self._by_name, remark=self._unbuilt)
+
+    def _unbuilt(self) -> str:
+        waiting = [prefix for prefix, layer in walk(self) if not layer.built]
+        return f"  not built yet: {', '.join(waiting)}; call model.build(...)" if waiting else ""
 
     def _adopt(self) -> None:
         """Names the variables of the layers that no living model names."""
@@ -57,6 +64,8 @@ class Structure(Stateful):
                 members[home] = set(leaves(home._layers))
             if home is None or layer not in members[home]:
                 layer._home = weakref.ref(self)
+                for box in layer._variables:
+                    box._lock = self._lock
 
     # What is cached of the structure, as long as no model is edited
 
@@ -64,16 +73,19 @@ class Structure(Stateful):
         if self._cache.edit != edits.count:
             table: dict[str, Variable] = {}
             own = list(leaves(self._layers))
+            draws = any(layer._random for layer in own)
+            if draws and self._stream is None and not tracing():
+                self._make_stream()
             for prefix, layer in walk(self):
                 table |= {f"{prefix}.{name}": box for name, box in layer._named().items()}
-            if self._stream is not None and any(layer._random for layer in own):
+            if self._stream is not None and draws:
                 table[f"({type(self).__name__}).rng"] = self._stream
             names: dict[Variable, str] = {}
             for name, box in table.items():
                 names.setdefault(box, name)
             self._cache = _Facts(
                 edit=edits.count,
-                built=self._stream is not None and all(layer.built for layer in own),
+                built=all(layer.built for layer in own),
                 table=table,
                 names=names,
                 boxes=tuple(names),
@@ -81,6 +93,11 @@ class Structure(Stateful):
                 token=Token(self._parts()),
             )
         return self._cache
+
+    def _make_stream(self) -> None:
+        self._stream = Variable(stream(self._seed), kind="rng", collection="rng", name="rng")
+        self._stream._lock = self._lock
+        self._stream._namer = stream_namer(self)
 
     def _names(self) -> Mapping[Variable, str]:
         return self._facts().names

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ECOSYSTEMS = {"flax", "linen", "nnx", "haiku", "equinox", "keras", "objax", "stax", "optax", "chex"}
 ORDER = [  # each module imports only from those before it
-    "_trace", "_stateful", "_variable", "_collection", "_pure", "_registry", "_hidden", "_function", "_adapt", "_pickle",
+    "_trace", "_keys", "_stateful", "_variable", "_collection", "_pure", "_registry", "_hidden", "_function", "_adapt", "_pickle",
     "_dispatch", "_layout", "_layer", "_apply", "_structure", "_forward", "_build", "_functional", "_list",
     "_sequential", "_arguments", "_jit", "_grad", "_transforms", "_optimizer", "__init__",
 ]  # fmt: skip

@@ -132,11 +132,12 @@ def test_the_pure_form_agrees(case: Case, training: bool) -> None:
 
 def test_the_pure_form_needs_no_built_model(case: Case) -> None:
     model, built = sb.Sequential([case.make()]), sb.Sequential([case.make()], seed=4)
+    before = model.built
     variables = model.init(4, *case.arrays(), **case.keywords)
     assert_same(variables, built.build(*case.inputs, **case.keywords).variables)
     out, _ = model.apply(variables, *case.arrays(), training=False, rng=KEY, **case.keywords)
     assert_same(out, call(built, case, False))
-    assert not model.built
+    assert model.built == before
 
 
 def test_structure_is_kept_and_state_moves_in_training_only(case: Case) -> None:

@@ -50,6 +50,7 @@ def _from_transform(entry: hk.Transformed | hk.TransformedWithState) -> PureLaye
         label=type(entry).__name__ if name == "<lambda>" else name,
         text=call_text(remake.__name__, (function or entry.apply,)),
         takes_key=draws,
+        shorten=_by_module,
         reduce=(remake, (function,)) if function is not None and draws else None,
     )
 
@@ -59,7 +60,7 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
     if isinstance(method, str) and not callable(getattr(cls, method, None)):
         raise TypeError(f"{cls.__name__} has no method {method!r}")
 
-    def forward(*args: Any, **keywords: Any) -> Any:
+    def forward(args: Any, keywords: Any) -> Any:
         module = entry()
         return (
             getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
@@ -71,17 +72,27 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
         label=cls.__name__,
         text=call_text(cls.__name__, entry.args, entry.keywords),
         takes_key=True,
-        shorten=_without_module,
+        # In one piece, so that a keyword called `state`, say, doesn't meet Haiku's own.
+        pack=lambda args, keywords: ((args, keywords), {}),
+        shorten=_within_module,
         method=lambda other: _from_class(entry, other),
     )
 
 
-def _layer(pair: hk.TransformedWithState, *, takes_key: bool, **fields: Any) -> PureLayer:
-    def init(key: Any, *args: Any, **keywords: Any) -> Variables:
+def _layer(
+    pair: hk.TransformedWithState,
+    *,
+    takes_key: bool,
+    pack: Callable[..., Any] = lambda args, keywords: (args, keywords),
+    **fields: Any,
+) -> PureLayer:
+    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
+        args, keywords = pack(args, keywords)
         params, state = pair.init(key, *args, **keywords)
         return {"params": params, "state": state}
 
-    def apply(variables: Variables, key: Any, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+        args, keywords = pack(args, keywords)
         rng = (key,) if takes_key else ()
         out, state = pair.apply(variables["params"], variables["state"], *rng, *args, **keywords)
         if isinstance(out, hk.Module):
@@ -104,7 +115,11 @@ def _from_native(tree: Any) -> Variables:
     return {"params": params, "state": state}
 
 
-def _without_module(path: tuple[str, ...]) -> tuple[str, ...]:
-    """`("mlp/~/linear_0", "w")` is shown as `linear_0.w`: the label says `MLP` already."""
-    inner = [part for part in path[0].split("/")[1:] if part != "~"]
-    return ("/".join(inner), *path[1:]) if inner else path[1:]
+def _by_module(path: tuple[str, ...]) -> tuple[str, ...]:
+    """`("mlp/~/linear_0", "w")` is shown as `mlp.linear_0.w`."""
+    return (*(part for part in path[0].split("/") if part != "~"), *path[1:])
+
+
+def _within_module(path: tuple[str, ...]) -> tuple[str, ...]:
+    """`("mlp/~/linear_0", "w")` is shown as `linear_0.w`, since the label says `MLP` already."""
+    return _by_module(path)[1:]

@@ -50,11 +50,11 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
             getattr(bound, method)(*args, **keywords) if isinstance(method, str) else method(bound, *args, **keywords)
         )
 
-    def init(key: Any, *args: Any, **keywords: Any) -> Variables:
+    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
         variables = module.init(key, args, keywords, method=call)
         return jax.tree.map(_annotate, unfreeze(variables), is_leaf=_is_box)
 
-    def apply(variables: Variables, key: Any, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
         given = {name: tree for name, c in variables.items() if (tree := _without_sown(c))}
         out, state = module.apply(
             given, args, keywords, method=call, rngs=key, mutable=[name for name in variables if name != "params"]
