@@ -121,12 +121,6 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
                 raise ValueError(f"two models have a variable {name!r}: say which with wrt=model.vars()")
             found[name], names[box] = box, name
     if not found:
-        raise ValueError(
-            "there is nothing to differentiate: the arguments hold no trainable variable"
-            + (
-                " that wrt= lets through"
-                if wrt is not None
-                else ". Is the model built, model.build(...), and is it an argument or in vars=?"
-            )
-        )
+        why = "that wrt= lets through" if wrt is not None else "(is the model built, by model.build(...)?)"
+        raise ValueError(f"there is nothing to differentiate: arguments and vars= hold no trainable variable {why}")
     return found

@@ -12,7 +12,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -30,8 +30,15 @@ _MOST_PROGRAMS = 64  # kept of one function; the one that was used longest ago g
 class _Now(threading.local):
     """What a program is being traced for. Programs hold neither models nor arrays alive."""
 
-    holders: list[Stateful] = []
+    holders: tuple[Stateful, ...] = ()
     boxes: tuple[Variable, ...] = ()
+
+
+class _Bound(NamedTuple):
+    """The flat list of a program's variables."""
+
+    boxes: tuple[Variable, ...]
+    locks: Locks
 
 
 class _Program:
@@ -44,20 +51,16 @@ class _Program:
         self._now = now
         self.donated: tuple[int, ...] = ()
         self.compiled = jax.jit(self._traced)
-        self.forget()
+        self.bound: _Bound | None = None
 
-    def forget(self) -> None:
-        self.boxes: tuple[Variable, ...] | None = None
-        self.locks = Locks(())
-
-    def bind(self, holders: list[Stateful]) -> tuple[Variable, ...]:
-        """Keeps the flat list of the variables, for as long as their holders live, and returns it."""
-        boxes = self.boxes = boxes_of(holders)
-        self.locks = Locks(boxes)
+    def bind(self, holders: list[Stateful]) -> _Bound:
+        """Finds the variables, and keeps them for as long as their holders live."""
+        boxes = boxes_of(holders)
+        bound = self.bound = _Bound(boxes, Locks(boxes))
         me = weakref.ref(self)
         for holder in holders:
-            weakref.finalize(holder, lambda: (program := me()) and program.forget()).atexit = False
-        return boxes
+            weakref.finalize(holder, _forget, me).atexit = False
+        return bound
 
     def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
         boxes, holders = self._now.boxes, self._now.holders
@@ -96,6 +99,11 @@ class _Program:
         return donated, kept
 
 
+def _forget(program: weakref.ref[_Program]) -> None:
+    if (found := program()) is not None:
+        found.bound = None
+
+
 class Jitted(Generic[P, R]):
     """What `jit` returns: calls like the function that it was made from."""
 
@@ -109,13 +117,13 @@ class Jitted(Generic[P, R]):
         self._now = _Now()
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, boxes, arrays = self._prepare(args, keywords)
+        program, (boxes, locks), arrays = self._prepare(args, keywords)
         try:
             if in_frame():
                 out, changed = program.compiled([], [read(box) for box in boxes], arrays)
                 commit({boxes[i]: new for i, new in changed.items()})
                 return out
-            with program.locks:
+            with locks:
                 if self._donate:
                     if not program.donated:
                         program.donate(boxes, arrays)
@@ -128,16 +136,14 @@ class Jitted(Generic[P, R]):
                     boxes[i]._value = new
             return out
         finally:
-            self._now.holders, self._now.boxes = [], ()
+            self._now.holders, self._now.boxes = (), ()
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
-        program, boxes, arrays = self._prepare(args, keywords)
+        program, (boxes, _), arrays = self._prepare(args, keywords)
         return program.compiled.lower([], [read(box) for box in boxes], arrays)
 
-    def _prepare(
-        self, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[_Program, tuple[Variable, ...], list[Any]]:
+    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[_Program, _Bound, list[Any]]:
         signature, arrays, holders = self._sorted(args, keywords)
         if self._closed:
             holders = self._closed + holders
@@ -150,11 +156,9 @@ class Jitted(Generic[P, R]):
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
-        boxes = program.boxes
-        if boxes is None:
-            boxes = program.bind(holders)
-        self._now.holders, self._now.boxes = holders, boxes
-        return program, boxes, arrays
+        bound = program.bound or program.bind(holders)
+        self._now.holders, self._now.boxes = tuple(holders), bound.boxes
+        return program, bound, arrays
 
     def _sorted(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Sorted:
         result = sort(args, keywords, self._static)

@@ -63,6 +63,7 @@ class Optimizer(Stateful):
 
         Args:
             gradients: From variable name to array, as `value_and_grad` returns it.
+            *more: Nothing: an optimizer knows its model.
             **extra: What the transformation's `update` takes beside; the loss, for instance.
 
         Raises:
