@@ -15,6 +15,7 @@ from seqbridge._hidden import lift
 from seqbridge._pure import MODE_FLAGS, Path, PureLayer, Variables, call_text
 
 _KEY_NAMES = ("rng", "key")
+_WRAPPERS = ("fun", "func", "self")  # under which transformed functions, partials and methods hold what they wrap
 
 
 def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
@@ -61,6 +62,7 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     return PureLayer(
         init=lambda key, /, *args, **keywords: variables,
         ready=variables,
+        shorten=lambda path: tuple(part for part in path if part not in _WRAPPERS) or path,
         apply=apply,
         signature=signature,
         label=name,

@@ -57,7 +57,7 @@ class _Program:
         """Finds the variables, and keeps them for as long as their holders live."""
         boxes = boxes_of(holders)
         bound = self.bound = _Bound(boxes, Locks(boxes))
-        me = weakref.ref(self)
+        me: Any = weakref.ref(self)
         for holder in holders:
             weakref.finalize(holder, _forget, me).atexit = False
         return bound

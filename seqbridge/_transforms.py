@@ -147,6 +147,7 @@ def remat(function: Callable[..., Any], *, vars: Any = None, **options: Any) -> 
 
     Examples:
         >>> import jax.numpy as jnp
+        >>> from seqbridge import grad
         >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
         >>> grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"].round(2)
         Array([ 0.54, -0.42], dtype=float32)

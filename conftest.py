@@ -1,4 +1,4 @@
-"""Strict JAX for all tests: what passes here passes for people who are less strict."""
+"""Strict JAX for all tests (what passes here passes for people who are less strict), and the examples in the docs."""
 
 import os
 
@@ -8,6 +8,10 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 
 import jax
 from hypothesis import settings
+from sybil import Sybil
+from sybil.evaluators.doctest import NUMBER
+from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.rest import DocTestParser
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -16,3 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A deadline would time the first compilation.
 settings.register_profile("seqbridge", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("seqbridge")
+
+pytest_collect_file = (
+    Sybil(parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py"])
+    + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "adapters/README.md"])
+).pytest()

@@ -1,0 +1,485 @@
+"""jit, grad, value_and_grad, vmap, scan, remat, eval_shape and the Optimizer."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import threading
+import weakref
+from typing import Any
+
+import chex
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import seqbridge as sb
+
+X = jnp.array([[1.0, -2.0], [3.0, 4.0], [-5.0, 6.0]])
+
+
+def same(a: Any, b: Any) -> bool:
+    return bool(jnp.array_equal(a, b))
+
+
+def close(a: Any, b: Any) -> None:
+    chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def mixed(seed: int = 0) -> sb.Sequential:
+    entries = [nn.Dense(4), nn.BatchNorm(momentum=0.5), nn.relu, nn.Dropout(0.5), functools.partial(hk.Linear, 2)]
+    return sb.Sequential(entries, seed=seed).build((3, 2))
+
+
+def loss(model: sb.Sequential, x: Any, **keywords: Any) -> Any:
+    return (model(x, training=True, **keywords) ** 2).sum()
+
+
+# jit
+
+
+def test_jit_does_what_the_function_does() -> None:
+    eager, compiled = mixed(), mixed()
+    step = sb.jit(loss)
+    for _ in range(3):
+        close(step(compiled, X), loss(eager, X))
+        close(compiled.variables, eager.variables)
+        assert same(
+            jax.random.key_data(compiled.vars()["(Sequential).rng"].value),
+            jax.random.key_data(eager.vars()["(Sequential).rng"].value),
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda m, o: ((m,), {}),
+        lambda m, o: ((), {"model": m}),
+        lambda m, o: (({"a": [m, o]},), {}),
+        lambda m, o: ((m.vars(),), {}),
+        lambda m, o: ((m[:2], m[2:]), {}),
+        lambda m, o: ((m[0], m[1], m[3], m.vars()["(Sequential).rng"], m[4]), {}),
+    ],
+)
+def test_stateful_arguments_anywhere(arguments: Any) -> None:
+    model, twin = mixed(), mixed()
+
+    @sb.jit
+    def call(*args: Any, **keywords: Any) -> Any:
+        return model(X, training=True)
+
+    args, keywords = arguments(model, sb.Optimizer(model, optax.sgd(0.1)))
+    for _ in range(2):
+        close(call(*args, **keywords), twin(X, training=True))
+    close(model.variables, twin.variables)
+
+
+def test_a_model_a_method_and_a_partial_can_be_jitted() -> None:
+    model = mixed()
+    expected = model(X, training=False)
+    close(sb.jit(model)(X, training=False), expected)
+    close(sb.jit(model.__call__)(X, training=False), expected)
+    close(sb.jit(model[:1])(X), model[0](X))
+    close(sb.jit(lambda x: model(x, training=False), vars=model.vars())(X), expected)
+    close(sb.jit(lambda x: model(x, training=False), vars=[model])(X), expected)
+
+    class Net(sb.Sequential):
+        @sb.jit
+        def predict(self, x: Any) -> Any:
+            return self(x, training=False)
+
+    net = Net(list(model))
+    close(net.predict(X), expected)
+    with pytest.raises(TypeError, match="vars="):
+        sb.jit(lambda x: x, vars=3)
+
+
+def test_traces_once_for_static_arguments_and_shapes() -> None:
+    model = sb.Sequential([nn.Dense(4), nn.leaky_relu, nn.Dropout(0.5)]).build((3, 2))
+    traced = chex.assert_max_traces(
+        lambda model, x, slope, training, mode: model(x, training=training, negative_slope=slope), n=4
+    )
+    step = sb.jit(traced)
+    for slope in (0.1, 0.2, 0.3):
+        step(model, X, slope, training=True, mode="a")
+        step(model, 2 * X, slope, training=True, mode="a")  # 1
+    step(model, X, 0.1, training=False, mode="a")  # 2
+    step(model, X, 0.1, training=np.bool_(False), mode="a")
+    step(model, X[:2], 0.1, training=False, mode="a")  # 3
+    step(model, X, 0.1, training=False, mode="b")  # 4
+    model[0].kernel.assign(model[0].kernel * 2)
+    with jax.no_tracing():
+        step(model, X, 0.5, mode="a", training=True)
+    model.append(nn.relu)
+    with pytest.raises(AssertionError, match="traced"):
+        step(model, X, 0.1, training=True, mode="a")
+
+
+def test_an_edit_is_seen_and_slices_of_one_structure_share_a_program() -> None:
+    model = sb.Sequential([nn.Dense(4), nn.Dense(3)]).build((3, 2))
+    predict = sb.jit(lambda model, x: model(x))
+    for _ in range(3):
+        close(predict(model[:-1], X), model[0](X))
+    with jax.no_tracing():
+        predict(model[:-1], X)
+    model[1] = nn.Dense(5)
+    close(predict(model, X), model(X))
+    assert predict(model, X).shape == (3, 5)
+    model[0].kernel.trainable = False
+    assert set(sb.jit(lambda m: sb.grad(lambda m: m(X).sum())(m))(model)) == {
+        "(Sequential)[0](Dense).bias",
+        "(Sequential)[1](Dense).bias",
+        "(Sequential)[1](Dense).kernel",
+    }
+
+
+def test_static_argnames_and_ints() -> None:
+    assert sb.jit(lambda x, axis: x.sum(axis), static_argnames="axis")(X, axis=1).shape == (3,)
+    traced = chex.assert_max_traces(lambda x, n: x * n, n=1)
+    for n in range(3):
+        sb.jit(traced)(X, 1.0) if n == 0 else None
+    with pytest.raises(TypeError, match="'axis' is static"):
+        sb.jit(lambda x, axis: x, static_argnames=["axis"])(X, axis=[1])
+    with pytest.raises(TypeError, match="a function or a model"):
+        sb.jit(3)  # pyright: ignore
+
+
+def test_what_jit_does_not_know_is_refused_and_not_a_constant() -> None:
+    model = mixed()
+    with pytest.raises(
+        RuntimeError, match=r"\(Sequential\)\[0\]\(Dense\)\.\w+ is read inside sb.jit.*vars=model.vars\(\)"
+    ):
+        sb.jit(lambda x: model(x, training=False))(X)
+    counter = sb.Variable(jnp.zeros(()), name="counter")
+    with pytest.raises(RuntimeError, match="counter is read"):
+        sb.jit(lambda x: counter.assign(x))(1.0)
+    assert float(counter.value) == 0
+
+
+def test_nothing_changes_when_the_function_raises() -> None:
+    model = mixed()
+    before = {name: v.value for name, v in model.vars().items()}
+
+    def fail(model: sb.Sequential, x: Any) -> Any:
+        model(x, training=True)
+        model[0].bias.assign(model[0].bias + 1)
+        raise KeyError("no")
+
+    for transformed in (
+        sb.jit(fail),
+        sb.grad(fail),
+        sb.jit(sb.grad(fail)),
+        lambda m, x: sb.vmap(fail, (None, 0))(m, x[:, None]),
+    ):
+        with pytest.raises(KeyError):
+            transformed(model, X)
+        assert all(model.vars()[name].value is value for name, value in before.items())
+    loss(model, X)
+
+
+@pytest.mark.parametrize(
+    ("transform", "cure"),
+    [
+        (lambda f: jax.jit(f)(X), "sb.jit"),
+        (lambda f: jax.grad(lambda s: f(X * s).sum())(1.0), "sb.value_and_grad"),
+        (lambda f: jax.vmap(lambda x: f(x[None]))(X), "sb.vmap"),
+        (lambda f: jax.lax.scan(lambda c, x: (c, f(x[None])), 0.0, X), "sb.scan"),
+    ],
+)
+def test_plain_transforms_of_a_stateful_call_are_refused_with_the_cure(transform: Any, cure: str) -> None:
+    model = sb.Sequential([nn.BatchNorm()]).build((3, 2))
+    before = model[0].mean.value
+    with pytest.raises(RuntimeError, match=cure):
+        transform(lambda x: model(x, training=True))
+    assert model[0].mean.value is before
+    if cure != "sb.value_and_grad":
+        with pytest.raises(RuntimeError, match=r"mean is assigned"):
+            sb.jit(lambda model: transform(lambda x: model(x, training=True)))(model)
+    assert model[0].mean.value is before
+    transform(lambda x: model(x, training=False))
+
+
+def test_building_and_editing_inside_a_trace_is_refused() -> None:
+    model = sb.Sequential([nn.Dense(3)])
+    for attempt in (
+        lambda: jax.jit(model)(X),
+        lambda: sb.jit(model)(X),
+        lambda: jax.jit(lambda x: model.build(x))(X),
+        lambda: jax.jit(lambda x: model.append(nn.relu))(X),
+    ):
+        with pytest.raises(RuntimeError, match=r"model.build\(|model.init"):
+            attempt()
+    assert not model.built
+    assert len(model) == 1
+
+
+def test_donated_buffers_are_given_once() -> None:
+    model, twin = mixed(), mixed()
+    optimizer, other = sb.Optimizer(model, optax.sgd(0.1)), sb.Optimizer(twin, optax.sgd(0.1))
+
+    def step(model: Any, optimizer: Any, x: Any) -> Any:
+        value, grads = sb.value_and_grad(loss)(model, x)
+        optimizer.update(grads)
+        return value
+
+    donating, plain = sb.jit(step, donate=True), sb.jit(step)
+    old = model[0].kernel.value
+    for _ in range(3):
+        close(donating(model, optimizer, X), plain(twin, other, X))
+        close(model.variables, twin.variables)
+    assert old.is_deleted()
+    model[0].bias.assign(model[4].b.value[jnp.array([0, 0, 0, 0])])
+    model[1].bias.assign(model[0].bias.value)  # one buffer in two variables
+    donating(model, optimizer, X)
+    gone = model[0].kernel.value
+    donating(model, optimizer, X)
+    model[0].kernel.assign(gone)
+    with pytest.raises(RuntimeError, match=r"kernel was donated before"):
+        donating(model, optimizer, X)
+
+
+def test_programs_keep_no_model_alive() -> None:
+    predict = sb.jit(lambda model, x: model(x))
+    model = sb.Sequential([nn.Dense(3)]).build((3, 2))
+    kernel, me = weakref.ref(model[0].kernel), weakref.ref(model)
+    predict(model, X)
+    del model
+    gc.collect()
+    assert me() is None
+    assert kernel() is None
+
+
+def test_jit_lowers_and_nests() -> None:
+    model, twin = mixed(), mixed()
+    assert "stablehlo" in sb.jit(loss).lower(model, X).as_text()
+    inner = sb.jit(loss)
+    outer = sb.jit(lambda model, x: inner(model, x) + inner(model, x))
+    close(outer(model, X), loss(twin, X) + loss(twin, X))
+    close(model.variables, twin.variables)
+
+
+def test_two_threads_lose_nothing() -> None:
+    counter = sb.Variable(jnp.zeros(()), kind="state", name="counter")
+    barrier = threading.Barrier(2)
+    count = sb.jit(lambda counter, x: counter.assign(counter + x))
+    count(counter, 0.0)
+    model = sb.Sequential([nn.BatchNorm(momentum=0.5)]).build((3, 2))
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            barrier.wait(10)
+            for _ in range(200):
+                count(counter, 1.0)
+                model(X, training=True)
+                assert not isinstance(model[0].mean.value, jax.core.Tracer)
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert float(counter.value) == 400
+
+
+# Gradients
+
+
+def test_gradients_by_name_aux_and_state() -> None:
+    model = mixed()
+    before = model[1].mean.value
+    (value, aux), grads = sb.value_and_grad(lambda m: (loss(m, X), "seen"), has_aux=True)(model)
+    assert aux == "seen"
+    assert set(grads) == set(model.variables["params"])
+    assert all(grads[name].shape == v.shape for name, v in model.vars().subset("params").items())
+    assert model[1].mean.value is not before
+    only, aux = sb.grad(lambda m: (loss(m, X), "seen"), has_aux=True)(mixed())
+    close(only, grads)
+    assert value > 0
+
+
+def test_gradients_agree_with_the_pure_form() -> None:
+    model = mixed()
+    variables, key = model.variables, jax.random.key(3)
+
+    def pure(params: Any) -> Any:
+        out, _ = model.apply({**variables, "params": params}, X, training=True, rng=key)
+        return (out**2).sum()
+
+    close(sb.grad(loss)(model, X, rng=key), jax.grad(pure)(variables["params"]))
+
+
+@pytest.mark.parametrize(
+    ("wrt", "names"),
+    [
+        (r"\[0\]", ["bias", "kernel"]),
+        ("params", ["bias", "kernel", "bias", "scale", "b", "w"]),
+        (lambda v: v.ndim == 2, ["kernel", "w"]),
+    ],
+)
+def test_wrt_chooses(wrt: Any, names: list[str]) -> None:
+    grads = sb.grad(loss, wrt=wrt)(mixed(), X)
+    assert [name.rpartition(".")[2] for name in grads] == names
+
+
+def test_wrt_a_collection_and_frozen_layers() -> None:
+    model = mixed()
+    assert set(sb.grad(loss, wrt=model[:1].vars())(model, X)) == set(model[:1].vars())
+    for variable in model.vars().subset(r"\[4\]").values():
+        variable.trainable = False
+    assert not [n for n in sb.grad(loss)(model, X) if "[4]" in n]
+    with pytest.raises(ValueError, match="nothing to differentiate"):
+        sb.grad(loss, wrt="rng")(model, X)
+    with pytest.raises(ValueError, match=r"model.build\(...\)"):
+        sb.grad(loss)(sb.Sequential([nn.Dense(2)]), X)
+    with pytest.raises(ValueError, match="wrt=model.vars"):
+        sb.grad(lambda a, b: loss(a, X) + loss(b, X))(mixed(), mixed(1))
+
+
+def test_what_is_closed_over_is_found_by_vars() -> None:
+    model = mixed()
+    assert set(sb.grad(lambda x: loss(model, x), vars=model)(X)) == set(model.variables["params"])
+
+
+# vmap, scan, remat, eval_shape
+
+
+def test_vmap_gives_each_example_its_own_draws() -> None:
+    model = sb.Sequential([nn.Dropout(0.5)]).build((1, 50))
+    ones = jnp.ones((4, 1, 50))
+    rows = sb.vmap(lambda model, x: model(x, training=True))(model, ones)
+    assert len({row.tobytes() for row in np.asarray(rows)}) == 4
+    assert not same(rows, sb.vmap(lambda model, x: model(x, training=True))(model, ones))
+
+
+def test_vmap_refuses_a_state_of_each_example() -> None:
+    model = sb.Sequential([nn.BatchNorm()]).build((1, 2))
+    with pytest.raises(ValueError) as error:
+        sb.vmap(lambda model, x: model(x[None], training=True))(model, X)
+    assert "(Sequential)[0](BatchNorm).mean" in error.value.__notes__[-1]
+
+
+def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
+    model = sb.Sequential([nn.Dense(4)]).build((1, 2))
+    assert sb.vmap(lambda m, x, y: m(x) + y, in_axes=(None, 1, None), out_axes=1)(model, X.T, 1.0).shape == (4, 3)
+    keys = jax.random.split(jax.random.key(0), 5)
+    stacked = jax.vmap(lambda key: model.init(key, X))(keys)
+    outs, _ = jax.vmap(lambda variables: model.apply(variables, X))(stacked)
+    assert outs.shape == (5, 3, 4)
+    assert not same(outs[0], outs[1])
+
+
+def test_scan_carries_what_changes() -> None:
+    model, twin = sb.Sequential([nn.BatchNorm()]).build((1, 2)), sb.Sequential([nn.BatchNorm()]).build((1, 2))
+    batches = jnp.stack([X, 2 * X, 3 * X])
+    scale = model[0].scale.value
+    carry, outs = sb.scan(lambda c, x: (c + 1, model(x, training=True)), 0, batches, vars=model)
+    close(outs, jnp.stack([twin(x, training=True) for x in batches]))
+    close(model.variables, twin.variables)
+    assert int(carry) == 3
+    assert model[0].scale.value is scale
+    jitted = sb.jit(lambda model: sb.scan(lambda c, x: (c, model(x, training=True)), 0, batches, vars=model)[1])
+    close(jitted(model), jnp.stack([twin(x, training=True) for x in batches]))
+
+
+def test_remat_computes_again_and_agrees() -> None:
+    model, twin = mixed(), mixed()
+    value, grads = sb.value_and_grad(lambda m: (sb.remat(m)(X, training=True) ** 2).sum())(model)
+    expected, native = sb.value_and_grad(loss)(twin, X)
+    close((value, grads), (expected, native))
+    close(model.variables, twin.variables)
+    assert "remat" in str(jax.make_jaxpr(lambda x: sb.remat(jnp.sin)(x))(1.0))
+
+
+def test_eval_shape_changes_nothing() -> None:
+    model = mixed()
+    before = model.variables
+    shape = sb.eval_shape(loss, model, jax.ShapeDtypeStruct((7, 2), jnp.float32))
+    assert shape == jax.ShapeDtypeStruct((), jnp.float32)
+    assert sb.eval_shape(model, X, training=True).shape == (3, 2)
+    close(model.variables, before)
+
+
+def test_transforms_compose() -> None:
+    model, twin = mixed(), mixed()
+
+    def batches(model: Any, xs: Any) -> Any:
+        return sb.scan(lambda c, x: (c, sb.value_and_grad(loss)(model, x)[0]), None, xs, vars=model)[1]
+
+    xs = jnp.stack([X, 2 * X])
+    close(sb.jit(batches)(model, xs), jnp.stack([loss(twin, x) for x in xs]))
+
+
+# The Optimizer
+
+
+def test_the_optimizer_is_optax() -> None:
+    model, variables = mixed(), mixed().variables
+    tx = optax.sgd(0.1, momentum=0.9)
+    optimizer, state, params = sb.Optimizer(model, tx), tx.init(variables["params"]), variables["params"]
+    for _ in range(3):
+        grads = sb.grad(loss)(model, X)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        optimizer.update(grads)
+    close(model.variables["params"], params)
+    assert len(optimizer.vars()) == 6
+    assert all(v.kind == "state" for v in optimizer.vars().values())
+
+
+def test_the_optimizer_follows_edits() -> None:
+    model = sb.Sequential([nn.Dense(4), nn.Dense(2)]).build((3, 2))
+    optimizer = sb.Optimizer(model, optax.sgd(0.1, momentum=0.9))
+    step = sb.jit(lambda m, o: o.update(sb.grad(lambda m: (m(X) ** 2).sum())(m)))
+    step(model, optimizer)
+    moments = {v: v.value for v in optimizer.vars().values()}
+    kept = optimizer.vars()["(Optimizer).0.trace.(Sequential)[1](Dense).kernel"]
+    model.insert(1, nn.Dense(4))
+    assert optimizer.vars()["(Optimizer).0.trace.(Sequential)[2](Dense).kernel"] is kept
+    assert kept.value is moments[kept]
+    fresh = optimizer.vars()["(Optimizer).0.trace.(Sequential)[1](Dense).kernel"]
+    assert same(fresh.value, jnp.zeros((4, 4)))
+    step(model, optimizer)
+    assert not same(fresh.value, jnp.zeros((4, 4)))
+
+
+def test_the_optimizer_takes_some_variables_and_refuses_wrong_gradients() -> None:
+    model = mixed()
+    before = model.variables["params"]
+    optimizer = sb.Optimizer(model, optax.sgd(0.1), wrt=r"\[4\]")
+    optimizer.update(sb.grad(loss, wrt=r"\[4\]")(model, X))
+    changed = [n for n, v in model.variables["params"].items() if not same(v, before[n])]
+    assert changed == ["(Sequential)[4](Linear).b", "(Sequential)[4](Linear).w"]
+    with pytest.raises(KeyError, match="don't belong"):
+        optimizer.update(sb.grad(loss)(model, X))
+    with pytest.raises(TypeError, match=r"optimizer.update\(gradients\)"):
+        optimizer.update(model, {})  # pyright: ignore
+    with pytest.raises(TypeError, match="takes a model"):
+        sb.Optimizer({}, optax.sgd(0.1))  # pyright: ignore
+
+
+def test_model_and_optimizer_copy_together() -> None:
+    model = mixed()
+    optimizer = sb.Optimizer(model, optax.sgd(0.1, momentum=0.9))
+    optimizer.update(sb.grad(loss)(model, X))
+    twin, other = copy.deepcopy((model, optimizer))
+    for m, o in ((model, optimizer), (twin, other)):
+        o.update(sb.grad(loss)(m, X, rng=jax.random.key(0)))
+    close(twin.variables, model.variables)
+    assert not set(other.vars().values()) & set(optimizer.vars().values())
+
+
+def test_extra_arguments_reach_the_transformation() -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((3, 2))
+    optimizer = sb.Optimizer(model, optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()))
+    value, grads = sb.value_and_grad(lambda m: m(X).sum())(model)
+    with jax.numpy_dtype_promotion("standard"):  # optax' own arithmetic mixes ints and floats
+        optimizer.update(grads, value=value)
