@@ -67,7 +67,7 @@ def draws(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: M
         try:
             evaluate(layer, variables, args, keywords, mode)
         except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
-            layer._draws[signature] = True
+            return True
     return layer._draws[signature]
 
 

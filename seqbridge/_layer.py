@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -16,11 +17,8 @@ from seqbridge._layout import Layout, lookup
 from seqbridge._pickle import portable
 from seqbridge._pure import Variables
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
-from seqbridge._trace import Tracer, commit, tracing
+from seqbridge._trace import commit
 from seqbridge._variable import Variable, cast
-
-if TYPE_CHECKING:
-    import threading
 
 
 class Layer(Stateful):
@@ -53,8 +51,8 @@ class Layer(Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_draws", "_home", "_layout", "_options", "_outputs", "_serial", "_solo", "_variables", "entry",
-        "name", "parameters", "pure",
+        "__weakref__", "_copy", "_draws", "_homes", "_layout", "_options", "_outputs", "_serial", "_solo", "_variables",
+        "entry", "name", "parameters", "pure",
     )  # fmt: skip
 
     def __init__(
@@ -80,7 +78,8 @@ class Layer(Stateful):
         self.parameters = Parameters(pure)
         self._layout: Layout | None = None
         self._variables: tuple[Variable, ...] = ()
-        self._home: Callable[[], Any] = lambda: None  # a weak reference to the model that names the variables
+        self._homes: list[weakref.ref[Any]] = []  # the models that it stands in
+        self._copy = 0
         self._options = (method, per_example, trainable)
         self._outputs: dict[Hashable, Any] = {}
         self._draws: dict[Hashable, bool] = {}
@@ -98,11 +97,11 @@ class Layer(Stateful):
     @property
     def _key(self) -> Hashable:
         """What makes two layers of one entry the same layer."""
-        return id(self.entry), self._options
+        return id(self.entry), self._options, self._copy
 
     @staticmethod
     def key_of(entry: Any) -> Hashable:
-        return id(entry), (None, None, True)
+        return id(entry), (None, None, True), 0
 
     def _boxes(self) -> tuple[Variable, ...]:
         return self._variables
@@ -130,10 +129,20 @@ class Layer(Stateful):
         """The arrays now, as the neutral form wants them."""
         return self._layout.tree([box.value for box in self._variables]) if self._layout else {}
 
-    def _fill(self, layout: Layout, lock: threading.RLock | None = None) -> None:
-        """Takes initial values; from now on the layer is built."""
-        self._variables = tuple(
-            Variable(
+    def _fill(self, layout: Layout, known: Mapping[Hashable, Variable] = {}) -> None:
+        """Takes initial values; from now on the layer is built.
+
+        Args:
+            layout: The structure, with the values.
+            known: Variables that the entry has already, in a layer of another method, by `_places`.
+        """
+        made = []
+        for slot, array in zip(layout.slots, layout.arrays, strict=True):
+            old = known.get((id(self.entry), self._copy, slot.collection, slot.path))
+            if old is not None and old.shape == array.shape:
+                made.append(old)
+                continue
+            box = Variable(
                 jnp.asarray(array),
                 kind=slot.kind,
                 collection=slot.collection,
@@ -142,18 +151,29 @@ class Layer(Stateful):
                 trainable=None if self._options[2] else False,
                 metadata=slot.note,
             )
-            for slot, array in zip(layout.slots, layout.arrays, strict=True)
-        )
+            box._namer = self._name_of
+            made.append(box)
+        self._variables = tuple(made)
         layout.arrays = []
         self._layout = layout
-        for box in self._variables:
-            box._lock = lock or box._lock
-            box._namer = self._name_of
         edits.count += 1
 
+    def _places(self) -> dict[Hashable, Variable]:
+        """The variables by entry and native path, by which layers of one entry share them."""
+        return {(id(self.entry), self._copy, box.collection, box.path): box for box in self._variables}
+
+    def _join(self, model: Any) -> None:
+        """Notes a model that the layer stands in now."""
+        living = [home for home in self._homes if home() is not None]
+        self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
+
     def _name_of(self, box: Variable) -> str | None:
-        model = self._home()
-        return model and model._names().get(box)
+        for home in self._homes:
+            model = home()
+            for root in () if model is None else model._roots():
+                if box in root._names():
+                    return root._names()[box]
+        return None
 
     def _changes(self, variables: Variables) -> dict[Variable, Any]:
         """Which variables `variables`, the tree after a call, changes.
@@ -206,14 +226,13 @@ class Layer(Stateful):
     def _alone(self) -> Any:
         from seqbridge._sequential import Sequential  # which is made of layers
 
-        model = self._home()
-        if model is not None:
-            alone = Sequential([self])
-            alone._stream, alone._seed = model._stream, model._seed
-            return alone
+        for home in self._homes:
+            if (model := home()) is not None and self in model:
+                alone = Sequential([self])
+                alone._stream, alone._seed = model._stream, model._seed
+                return alone
         if self._solo is None:
             self._solo = Sequential([self])  # kept, since the next call must take the next key
-            self._home = lambda: None
         return self._solo
 
     @property
@@ -234,7 +253,10 @@ class Layer(Stateful):
         return lookup(repr(self), self._named(), name, AttributeError, built=self.built)
 
     def __getitem__(self, name: str) -> Any:
-        return lookup(repr(self), self._named(), name, KeyError, built=self.built)
+        named = self._named()
+        native = {".".join(box.path): box for box in self._variables}
+        shown = name in named or any(n.startswith(f"{name}.") for n in named)
+        return lookup(repr(self), named if shown else native | named, name, KeyError, built=self.built)
 
     def __dir__(self) -> Iterator[str]:
         yield from object.__dir__(self)
@@ -244,20 +266,14 @@ class Layer(Stateful):
         return f"{self.pure.ecosystem} {self.pure.text or self.pure.label}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
-        _no_tracers(self)
         made = _restore_layer(self.entry, self.name, self._options, self._layout, copy.deepcopy(self._variables, memo))
         made._draws = dict(self._draws)
+        made._copy = made._serial  # its entry is the same object, its variables are not
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _no_tracers(self)
         notes = self._layout and self._layout.annotated(list(range(len(self._variables))))
-        return _unpickle, (portable(self.entry), self.name, self._options, notes, self._variables)
-
-
-def _no_tracers(layer: Layer) -> None:
-    if tracing() and any(isinstance(box.value, Tracer) for box in layer._variables):
-        raise RuntimeError(f"{layer!r} can't be copied inside a JAX transform: the copy would keep tracers")
+        return _unpickle, (portable(self.entry), self.name, self._options, notes, self._variables, self._draws)
 
 
 def _restore_layer(
@@ -271,7 +287,10 @@ def _restore_layer(
     return layer
 
 
-def _unpickle(entry: Any, name: str | None, options: Any, notes: Any, boxes: tuple[Variable, ...]) -> Layer:
+def _unpickle(
+    entry: Any, name: str | None, options: Any, notes: Any, boxes: tuple[Variable, ...], draws: dict[Hashable, bool]
+) -> Layer:
     layer = _restore_layer(entry, name, options, None, boxes)
+    layer._draws = draws
     layer._layout = None if notes is None else Layout(layer.pure, notes)
     return layer

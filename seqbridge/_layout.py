@@ -82,8 +82,11 @@ class Branch:
     """The variables below one name of a layer: `model[3].Dense_0`."""
 
     def __init__(self, variables: Mapping[str, Variable], name: str):
-        self._variables = variables
-        self._name = name
+        object.__setattr__(self, "_variables", variables)
+        object.__setattr__(self, "_name", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"write .{name}.assign(...), or .{name}.value = ...")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Hashable, Iterable, Mapping, MutableSequence
 from typing import Any, Self, TypeAlias, overload
 
@@ -27,7 +28,9 @@ class LayerList(Structure, MutableSequence[Any]):
             ValueError: A model would contain itself.
         """
         nested = [entry for _, entry in entries if isinstance(entry, Structure)]
-        known = {layer._key: layer for layer in leaves(staying + nested)}
+        replaced = set(leaves(self._layers)) - set(leaves(staying))
+        family = [layer for layer in self._family() if layer not in replaced]
+        known = {layer._key: layer for layer in [*leaves(nested), *family, *leaves(staying)]}
         items: list[Item] = []
         for i, (name, entry) in enumerate(entries):
             if isinstance(entry, Structure):
@@ -51,11 +54,12 @@ class LayerList(Structure, MutableSequence[Any]):
     def _edit(self, layers: list[Item], names: list[str | None]) -> None:
         """Makes `layers` the list, with its new layers built if what reaches them is known; or changes nothing."""
         refuse_in_trace("an edit of a model")
+        names = first_names(layers, names)
         self._check_names(names)
         with self._lock:
             before = self._layers, self._labels
+            unified = unify(layers, self._layers)
             self._layers, self._labels = layers, names
-            unified = unify(layers)
             try:
                 self._after_edit()
             except BaseException:
@@ -73,9 +77,9 @@ class LayerList(Structure, MutableSequence[Any]):
         for i, name in enumerate(names):
             if name is None:
                 continue
-            if not isinstance(name, str) or not name.isidentifier():
+            if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
                 raise ValueError(f"{name!r} can't be the name of a layer: it must be a Python identifier")
-            if hasattr(type(self), name):
+            if hasattr(type(self), name) or name in vars(self):
                 raise ValueError(f"{name!r} can't be the name of a layer: it is an attribute of {type(self).__name__}")
             if name in names[:i]:
                 raise ValueError(f"two layers are called {name!r}")
@@ -99,9 +103,12 @@ class LayerList(Structure, MutableSequence[Any]):
             staying = [item for i, item in enumerate(layers) if i not in replaced]
             layers[index], names[index] = self._admit(entries_of(value), staying)
         else:
-            i = self._position(index)
-            (item,), (name,) = self._admit([(None, value)], layers[:i] + layers[i + 1 :])
-            layers[i], names[i] = item, name or names[i]
+            where = self._position(index)
+            names[where] = None  # list's own exceptions, before anything else
+            del layers[where]
+            (item,), (name,) = self._admit([(None, value)], layers)
+            layers.insert(where % len(names), item)
+            names[where] = name or self._labels[where]
         self._edit(layers, names)
 
     def __delitem__(self, index: int | str | slice) -> None:
@@ -113,9 +120,11 @@ class LayerList(Structure, MutableSequence[Any]):
     def insert(self, index: int, value: Any) -> None:
         """Puts an entry before position `index`."""
         layers, names = list(self._layers), list(self._labels)
-        items, new = self._admit([(None, value)], layers)
-        layers.insert(index, items[0])
-        names.insert(index, new[0])
+        names.insert(index, None)  # list's own exceptions, before anything else
+        (item,), (name,) = self._admit([(None, value)], layers)
+        layers.insert(index, item)
+        names = list(self._labels)
+        names.insert(index, name)
         self._edit(layers, names)
 
     def append(self, value: Any) -> None:
@@ -135,28 +144,29 @@ class LayerList(Structure, MutableSequence[Any]):
 
     def __add__(self, values: Iterable[Any]) -> Self:
         items, names = self._admit(entries_of(values), self._layers)
-        return self._sharing(self._layers + items, _first_names(self._layers + items, self._labels + names))
+        return self._sharing(self._layers + items, first_names(self._layers + items, self._labels + names))
 
     def __radd__(self, values: Iterable[Any]) -> Self:
         items, names = self._admit(entries_of(values), self._layers)
-        return self._sharing(items + self._layers, _first_names(items + self._layers, names + self._labels))
+        return self._sharing(items + self._layers, first_names(items + self._layers, names + self._labels))
 
     def __mul__(self, n: int) -> Self:
         """The layers `n` times over, sharing their variables."""
-        return self._sharing(self._layers * n, _first_names(self._layers * n, self._labels * n))
+        return self._sharing(self._layers * n, first_names(self._layers * n, self._labels * n))
 
     __rmul__ = __mul__
 
     def __imul__(self, n: int) -> Self:
-        self._edit(self._layers * n, _first_names(self._layers * n, self._labels * n))
+        self._edit(self._layers * n, first_names(self._layers * n, self._labels * n))
         return self
 
     def pop(self, index: int | str = -1) -> Any:
         """Takes a layer out and returns it, with its variables."""
-        if not self._layers:
-            raise IndexError("pop from empty list")
-        layer = self[index]
-        del self[index]
+        layers, names = list(self._layers), list(self._labels)
+        where = self._position(index)
+        layer = layers.pop(where)
+        names.pop(where)
+        self._edit(layers, names)
         return layer
 
     def remove(self, value: Any) -> None:
@@ -195,12 +205,12 @@ class LayerList(Structure, MutableSequence[Any]):
     __hash__ = object.__hash__
 
     def _position(self, index: int | str) -> int:
+        """The position of a name; an index as it is, for a list to judge."""
         if not isinstance(index, str):
-            self._layers[index]  # for list's own exceptions
-            return range(len(self))[index]
-        if index not in self.names:
-            raise KeyError(f"no layer is called {index!r}{nearest(index, filter(None, self.names))}")
-        return self.names.index(index)
+            return index
+        if index not in self._labels:
+            raise KeyError(f"no layer is called {index!r}{nearest(index, filter(None, self._labels))}")
+        return self._labels.index(index)
 
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Self:
         """Another model of these layers."""
@@ -226,25 +236,30 @@ def entries_of(values: Any) -> Entries:
     return [(None, value) for value in values]
 
 
-def _first_names(items: list[Item], names: list[str | None]) -> list[str | None]:
-    """The names, without those of an item that stands at an earlier position already."""
-    seen: set[Item] = set()
-    kept = []
+def first_names(items: list[Item], names: list[str | None]) -> list[str | None]:
+    """The names, where an item that stands twice under one name keeps it at its first place only."""
+    seen: dict[str, Item] = {}
+    kept: list[str | None] = []
     for item, name in zip(items, names, strict=True):
-        kept.append(None if item in seen else name)
-        seen.add(item)
+        again = name is not None and seen.setdefault(name, item) is item and name in kept
+        kept.append(None if again else name)
     return kept
 
 
-def unify(items: list[Item]) -> list[tuple[list[Item], list[Item]]]:
-    """Makes one layer of those that nested models made of one entry, each for itself, unless their values differ.
+def unify(items: list[Item], own: list[Item]) -> list[tuple[list[Item], list[Item]]]:
+    """Makes one layer of those that models made of one entry, each for itself, unless their values differ.
+
+    Args:
+        items: What a model will hold.
+        own: What it held before: of two layers, the one that was there stays.
 
     Returns:
         The lists that it changed, each with what it held before.
     """
     found: dict[Hashable, Layer] = {}
-    for layer in leaves(items):
-        if layer.built or layer._key not in found:
+    held_before = set(leaves(own))
+    for layer in sorted(leaves(items), key=lambda layer: layer not in held_before):
+        if layer._key not in found or (layer.built and not found[layer._key].built):
             found[layer._key] = layer
     owners = [owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())]
     before = [(layers, list(layers)) for layers in (items, *(owner._layers for owner in owners))]

@@ -14,7 +14,7 @@ from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
-from seqbridge._list import LayerList, entries_of, unify
+from seqbridge._list import LayerList, entries_of, first_names, unify
 from seqbridge._stateful import edits
 from seqbridge._structure import Item, leaves
 from seqbridge._trace import commit, refuse_in_trace
@@ -60,9 +60,10 @@ class Sequential(LayerList):
         ):
             given = layers[0]
         items, names = self._admit(entries_of(given), [])
+        names = first_names(items, names)
         self._check_names(names)
         self._layers, self._labels = items, names
-        unify(items)
+        unify(items, [])
         self._adopt()
 
     # Calls
@@ -166,8 +167,11 @@ class Sequential(LayerList):
 
     def _take(self, layouts: Mapping[Layer, Layout], inputs: Mapping[Any, Any]) -> None:
         """Makes the variables of a build the model's own."""
+        known = {place: box for layer in self._family() for place, box in layer._places().items()}
         for layer, layout in layouts.items():
-            layer._fill(layout, self._lock)
+            layer._fill(layout, known)
+            known |= layer._places()
+        self._adopt()
         for model, given in inputs.items():
             model._inputs = given
         edits.count += 1

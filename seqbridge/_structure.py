@@ -39,6 +39,7 @@ class Structure(Stateful):
         self._labels: list[str | None] = []
         self._lock = threading.RLock()
         self._stream: Variable | None = None
+        self._parents: weakref.WeakSet[Structure] = weakref.WeakSet()
         self._cache = _Facts()
 
     @property
@@ -56,16 +57,26 @@ class Structure(Stateful):
         return f"  not built yet: {', '.join(waiting)}; call model.build(...)" if waiting else ""
 
     def _adopt(self) -> None:
-        """Names the variables of the layers that no living model names."""
-        members: dict[Structure, set[Layer]] = {}
+        """Tells layers and nested models where they stand."""
+        for item in self._layers:
+            if isinstance(item, Structure):
+                item._parents.add(self)
         for layer in leaves(self._layers):
-            home = layer._home()
-            if home is not None and home not in members:
-                members[home] = set(leaves(home._layers))
-            if home is None or layer not in members[home]:
-                layer._home = weakref.ref(self)
-                for box in layer._variables:
-                    box._lock = self._lock
+            layer._join(self)
+            for box in layer._variables:
+                box._lock = self._lock
+
+    def _roots(self) -> Iterator[Structure]:
+        """The outermost models that this one stands in, itself if there is none."""
+        parents = [p for p in self._parents if any(item is self for item in p._layers)]
+        for parent in parents:
+            yield from parent._roots()
+        if not parents:
+            yield self
+
+    def _family(self) -> Iterator[Layer]:
+        """The layers of all models that this one stands in."""
+        return leaves(self._roots())
 
     # What is cached of the structure, as long as no model is edited
 
@@ -143,6 +154,11 @@ class Structure(Stateful):
     def __bool__(self) -> bool:
         return len(self) > 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_labels", ()):
+            raise AttributeError(f"{name} is a layer: write model[{name!r}] = ... to replace it")
+        object.__setattr__(self, name, value)
+
     def __getattr__(self, name: str) -> Any:
         names = self.__dict__.get("_labels", ())
         if name in names:
@@ -160,15 +176,12 @@ class Structure(Stateful):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache", "_parents")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Structure.__init__(self)
         vars(self).update(state)
-        for layer in leaves(self._layers):
-            layer._home = weakref.ref(self)
-            for box in layer._variables:
-                box._lock = self._lock
+        self._adopt()
         if self._stream is not None:
             self._stream._lock = self._lock
             self._stream._namer = stream_namer(self)

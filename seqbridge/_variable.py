@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._stateful import Stateful, Token, edits, serial
-from seqbridge._trace import born, commit, read
+from seqbridge._trace import Tracer, born, commit, read
 
 Kind = Literal["params", "state", "rng"]
 
@@ -32,6 +32,8 @@ def cast(name: str, value: Any, like: Any) -> Any:
     """
     if isinstance(value, Variable):
         value = value.value
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted():
+        raise ValueError(f"{name} can't be assigned an array that is deleted: it was donated to a program")
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         if not (isinstance(value, jax.Array) and value.dtype == like.dtype):
             raise TypeError(f"{name} holds a PRNG key, {like.dtype}: can't assign {_shown(value)}")
@@ -39,10 +41,12 @@ def cast(name: str, value: Any, like: Any) -> Any:
     elif isinstance(value, jax.Array) and value.dtype == like.dtype and not value.weak_type:
         array = value
     else:
+        if value is None:
+            raise TypeError(f"{name} takes an array: can't assign None")
         try:
             # A copy: JAX may alias a NumPy array, which its owner can write to.
             array = jnp.array(value)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise TypeError(f"{name} takes an array: can't assign {_shown(value)} ({error})") from error
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or _category(array.dtype) > _category(like.dtype):
             raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
@@ -101,7 +105,9 @@ class Variable(Stateful):
         trainable: bool | None = None,
         metadata: Any = None,
     ):
-        self._value = value if isinstance(value, jax.Array) else jnp.array(value)
+        array = value if isinstance(value, jax.Array) else jnp.array(value)
+        weak = getattr(array, "weak_type", False)  # keys have none
+        self._value = jax.lax.convert_element_type(array, array.dtype) if weak else array
         born(self)
         self.kind: Kind = kind
         self.collection = collection
@@ -195,6 +201,8 @@ class Variable(Stateful):
         hint = f"; the array has it: write .value.{name}" if hasattr(jax.Array, name) else ""
         raise AttributeError(f"a Variable has no attribute {name!r}{hint}", name=name, obj=self)
 
+    __array_priority__ = 1000  # so that NumPy leaves `array + variable` to the variable
+
     def __jax_array__(self) -> jax.Array:
         return self.value
 
@@ -213,16 +221,25 @@ class Variable(Stateful):
     def __getitem__(self, index: Any) -> jax.Array:
         return self.value[index]
 
+    def __iter__(self) -> Iterator[jax.Array]:
+        return iter(self.value)
+
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
-        return _restore(jnp.copy(self.value), *self._rest())
+        return _restore(jnp.copy(self._concrete()), *self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        value = self.value
+        value = self._concrete()
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             saved = (np.asarray(jax.random.key_data(value)), str(jax.random.key_impl(value)))
         else:
             saved = np.asarray(value)
         return _restore, (saved, *self._rest())
+
+    def _concrete(self) -> jax.Array:
+        value = self.value
+        if isinstance(value, Tracer):
+            raise RuntimeError(f"{self.name} can't be copied inside a JAX transform: the copy would keep a tracer")
+        return value
 
     def _rest(self) -> tuple[Any, ...]:
         return self.kind, self.collection, self.path, self._label, self._trainable, self.metadata
