@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from types import FunctionType, NoneType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -28,36 +28,34 @@ _GIVEN = object()  # the place of an array in a signature
 _sorts: dict[type, int] = {}
 
 
-class Sorted(NamedTuple):
-    """Arguments taken apart.
-
-    Args:
-        signature: Everything but arrays and holders: two calls of one signature run one program, unless their
-            arrays differ in shape or dtype.
-        arrays: What is traced.
-        holders: The models, layers, collections and optimizers.
-    """
-
-    signature: Hashable
-    arrays: list[Any]
-    holders: list[Stateful]
+Sorted: TypeAlias = tuple[Hashable, list[Any], list[Stateful]]  # a named tuple would take half as long again to make
 
 
 def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str] = ()) -> Sorted:
     """Takes arguments apart; `rebuild` puts them together.
 
-    Raises:
-        TypeError: A static argument that can't be hashed.
+    Returns:
+        The signature, which is everything but arrays and holders: two calls of one signature run one program, unless
+        their arrays differ in shape or dtype. The arrays, which are traced. The models, layers, collections and
+        optimizers.
     """
     arrays: list[Any] = []
     holders: list[Stateful] = []
     parts: list[Any] = [len(args)]
     for value in args:
-        parts.append(_sort(value, arrays, holders))
+        kind = _sorts.get(type(value))
+        if kind == _ARRAY:  # as in `_sort`, whose call would take longer than this
+            arrays.append(value)
+            parts.append(_GIVEN)
+        elif kind == _STATEFUL:
+            holders.append(value)
+            parts.append(value._token())
+        else:
+            parts.append(_sort(value, arrays, holders))
     for name, value in sorted(keywords.items()):
         parts.append(name)
         parts.append((type(value), value) if name in static else _sort(value, arrays, holders))
-    return Sorted(tuple(parts), arrays, holders)
+    return tuple(parts), arrays, holders
 
 
 def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
@@ -134,7 +132,7 @@ def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
         TypeError: `vars` is something else.
     """
     found = [h for h in (function, getattr(function, "__self__", None)) if isinstance(h, Stateful)]
-    given = sort((vars,), {}).holders
+    given = sort((vars,), {})[2]
     if vars is not None and not given:
         raise TypeError(f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}")
     return found + given

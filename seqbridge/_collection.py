@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, get_args
 
 import jax
 
-from seqbridge._stateful import Locks, Stateful, Token, distinct
+from seqbridge._stateful import Locks, Stateful, Token, distinct, edits
 from seqbridge._trace import commit
 from seqbridge._variable import Kind, Variable, cast
 
@@ -72,7 +72,7 @@ class VarCollection(Stateful, Mapping[str, Variable]):
         4.0
     """
 
-    __slots__ = ("__weakref__", "_remark", "_source")
+    __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source")
 
     def __init__(
         self,
@@ -89,12 +89,18 @@ class VarCollection(Stateful, Mapping[str, Variable]):
             self._source: Callable[[], Mapping[str, Variable]] = lambda: fixed
         else:
             self._source = variables
+        self._seen: tuple[Any, ...] | None = None
 
     def _boxes(self) -> tuple[Variable, ...]:
         return distinct(self._source().values())
 
     def _token(self) -> Token:
-        return Token(tuple((name, v._serial, v.trainable) for name, v in self._source().items()))
+        table = self._source()
+        seen = (edits.count, *table, *[v._serial for v in table.values()])
+        if seen != self._seen:
+            self._made = Token(tuple((name, v._serial, v.trainable) for name, v in table.items()))
+            self._seen = seen
+        return self._made
 
     def _by_name(self) -> Mapping[str, Variable]:
         return self._source()

@@ -46,7 +46,7 @@ def value_and_grad(
 
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        holders = closed + sort(args, keywords).holders
+        holders = closed + sort(args, keywords)[2]
         chosen = _differentiable(holders, wrt)
         boxes = boxes_of([*holders, *([wrt] if isinstance(wrt, VarCollection) else [])])
 

@@ -10,35 +10,33 @@ import functools
 import threading
 import types
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import jax
 
-from seqbridge._arguments import Sorted, boxes_of, holders_of, rebuild, sort
+from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
 from seqbridge._stateful import Locks, Stateful
-from seqbridge._trace import Frame, Tracer, commit, in_frame, read
+from seqbridge._trace import Frame, commit, in_frame, read, tracing
 from seqbridge._variable import Variable
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MOST_PROGRAMS = 64  # kept of one function; the one that was used longest ago goes first
+_MOST_PROGRAMS = 64  # kept of one function; the oldest goes first
 
 
 class _Now(threading.local):
     """What a program is being traced for. Programs hold neither models nor arrays alive."""
 
-    holders: tuple[Stateful, ...] = ()
-    boxes: tuple[Variable, ...] = ()
+    call: tuple[Sequence[Stateful], tuple[Variable, ...]] = (), ()
 
 
 class _Bound(NamedTuple):
     """The flat list of a program's variables."""
 
     boxes: tuple[Variable, ...]
-    locks: Locks
+    lock: Locks | threading.RLock
 
 
 class _Program:
@@ -49,23 +47,24 @@ class _Program:
         self._signature = signature
         self._n_closed = n_closed
         self._now = now
-        self.donated: tuple[int, ...] = ()
+        self.donated: tuple[int, ...] | None = None  # not known yet
         self.compiled = jax.jit(self._traced)
         self.bound: _Bound | None = None
 
     def bind(self, holders: list[Stateful]) -> _Bound:
         """Finds the variables, and keeps them for as long as their holders live."""
         boxes = boxes_of(holders)
-        bound = self.bound = _Bound(boxes, Locks(boxes))
+        locks = Locks(boxes)
+        bound = self.bound = _Bound(boxes, locks[0] if len(locks) == 1 else locks)
         me: Any = weakref.ref(self)
         for holder in holders:
             weakref.finalize(holder, _forget, me).atexit = False
         return bound
 
     def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-        boxes, holders = self._now.boxes, self._now.holders
+        holders, boxes = self._now.call
         values = iter(kept)
-        given = dict(zip(self.donated, donated, strict=True))
+        given = dict(zip(self.donated or (), donated, strict=True))
         start = {box: given[i] if i in given else next(values) for i, box in enumerate(boxes)}
         with Frame(start, compiled=True) as frame:
             args, keywords = rebuild(self._signature, arrays, holders[self._n_closed :])
@@ -82,15 +81,16 @@ class _Program:
 
     def values(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         """The values of donated and of other variables, checked: a donated buffer that is used twice kills JAX."""
-        donated, kept = [boxes[i]._value for i in self.donated], []
-        chosen = set(self.donated)
+        indices = self.donated or ()
+        donated, kept = [boxes[i]._value for i in indices], []
+        chosen = set(indices)
         seen = {id(a) for a in jax.tree.leaves(arrays)}
         for i, box in enumerate(boxes):
             if i not in chosen:
                 kept.append(box._value)
                 seen.add(id(box._value))
         for n, value in enumerate(donated):
-            name = boxes[self.donated[n]].name
+            name = boxes[indices[n]].name
             if value.is_deleted():
                 raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
             if id(value) in seen:
@@ -113,30 +113,31 @@ class Jitted(Generic[P, R]):
         self._closed = holders_of(function, vars)
         self._static = frozenset((static_argnames,) if isinstance(static_argnames, str) else static_argnames)
         self._donate = donate
-        self._programs: OrderedDict[Hashable, _Program] = OrderedDict()
+        self._programs: dict[Hashable, _Program] = {}
         self._now = _Now()
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, (boxes, locks), arrays = self._prepare(args, keywords)
+        program, (boxes, lock), arrays = self._prepare(args, keywords)
         try:
             if in_frame():
                 out, changed = program.compiled([], [read(box) for box in boxes], arrays)
                 commit({boxes[i]: new for i, new in changed.items()})
                 return out
-            with locks:
+            with lock:
                 if self._donate:
-                    if not program.donated:
+                    if program.donated is None:
                         program.donate(boxes, arrays)
                     out, changed = program.compiled(*program.values(boxes, arrays), arrays)
                 else:
                     out, changed = program.compiled([], [box._value for box in boxes], arrays)
-                for i, new in changed.items():
-                    if isinstance(new, Tracer):
-                        commit({boxes[i]: new for i, new in changed.items()})
-                    boxes[i]._value = new
+                if changed and tracing():
+                    commit({boxes[i]: new for i, new in changed.items()})
+                else:
+                    for i, new in changed.items():
+                        boxes[i]._value = new
             return out
         finally:
-            self._now.holders, self._now.boxes = (), ()
+            self._now.call = (), ()
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
@@ -144,30 +145,24 @@ class Jitted(Generic[P, R]):
         return program.compiled.lower([], [read(box) for box in boxes], arrays)
 
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[_Program, _Bound, list[Any]]:
-        signature, arrays, holders = self._sorted(args, keywords)
+        signature, arrays, holders = sort(args, keywords, self._static)
+        key: Hashable = signature
         if self._closed:
             holders = self._closed + holders
-            key: Hashable = (signature, *[holder._token() for holder in self._closed])
-        else:
-            key = signature
-        program = self._programs.get(key)
+            key = (signature, *[holder._token() for holder in self._closed])
+        try:
+            program = self._programs.get(key)
+        except TypeError as error:
+            bad = next((n for n in self._static & keywords.keys() if not _hashable(keywords[n])), "a static argument")
+            raise TypeError(f"{bad!r} is static, and a static argument must be hashable: {error}") from error
         if program is None:
             program = _Program(self._function, signature, len(self._closed), self._now)
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
-                self._programs.popitem(last=False)
+                del self._programs[next(iter(self._programs))]
         bound = program.bound or program.bind(holders)
-        self._now.holders, self._now.boxes = tuple(holders), bound.boxes
+        self._now.call = holders, bound.boxes
         return program, bound, arrays
-
-    def _sorted(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Sorted:
-        result = sort(args, keywords, self._static)
-        try:
-            hash(result.signature)
-        except TypeError as error:
-            bad = next((n for n in self._static & keywords.keys() if not _hashable(keywords[n])), "a static argument")
-            raise TypeError(f"{bad!r} is static, and a static argument must be hashable: {error}") from error
-        return result
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         return self if owner is None else types.MethodType(self, owner)

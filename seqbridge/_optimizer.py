@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._collection import Filter, VarCollection, check_names
-from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable, cast
 
@@ -56,6 +57,8 @@ class Optimizer(Stateful):
         self._names: tuple[str, ...] = ()
         self._treedef: Any = None
         self._edit = -1
+        self._known = transformation, serial()
+        self._made: Token | None = None
         self._follow()
 
     def update(self, gradients: Mapping[str, Any], /, *more: Any, **extra: Any) -> None:
@@ -99,7 +102,11 @@ class Optimizer(Stateful):
 
     def _token(self) -> Token:
         self._follow()
-        return Token((id(self.transformation), self._source._token(), tuple(v._serial for v in self._state)))
+        if self._known[0] is not self.transformation:
+            self._known, self._made = (self.transformation, serial()), None
+        if self._made is None:
+            self._made = Token((self._known[1], self._source._token(), tuple(v._serial for v in self._state)))
+        return self._made
 
     def _follow(self) -> None:
         """Makes the state fit the variables that the model has now."""
@@ -124,13 +131,16 @@ class Optimizer(Stateful):
                 names.append(name)
                 state.append(box)
             self._names, self._state, self._params = tuple(names), tuple(state), params
-        self._edit = edits.count
+        lock = next((box._lock for box in params.values()), threading.RLock())
+        for box in self._state:
+            box._lock = lock  # one for all: `sb.jit` takes the locks of all of its variables at each call
+        self._edit, self._made = edits.count, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_edit"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_edit", "_known", "_made")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _edit=-1)
+        vars(self).update(state, _edit=-1, _known=(state["transformation"], serial()), _made=None)
 
     def __repr__(self) -> str:
         return f"Optimizer({len(self._params)} variables, {len(self._state)} of state)"

@@ -39,7 +39,7 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, v
 
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        boxes = boxes_of(closed + sort(args, keywords).holders)
+        boxes = boxes_of(closed + sort(args, keywords)[2])
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
         mapped = {i: (a, axis) for i, (a, axis) in enumerate(zip(args, axes, strict=True)) if _only_arrays(a)}
         mapped |= {name: (a, 0) for name, a in keywords.items() if _only_arrays(a)}
@@ -149,8 +149,8 @@ def remat(function: Callable[..., Any], *, vars: Any = None, **options: Any) -> 
         >>> import jax.numpy as jnp
         >>> from seqbridge import grad
         >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
-        >>> grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"].round(2)
-        Array([ 0.54, -0.42], dtype=float32)
+        >>> bool(jnp.allclose(grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"], jnp.cos(w.value)))
+        True
     """
     closed = holders_of(function, vars)
 
@@ -174,8 +174,8 @@ def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **key
     Examples:
         >>> import jax, jax.numpy as jnp
         >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
-        >>> eval_shape(lambda w, x: w * x, w, jax.ShapeDtypeStruct((5, 2), jnp.float32)).shape
-        (5, 2)
+        >>> eval_shape(lambda w, x: x @ w, w, jax.ShapeDtypeStruct((5, 2), jnp.float32)).shape
+        (5,)
     """
 
     def shapes(pure: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._operators import Operators
 from seqbridge._stateful import Stateful, Token, edits, serial
 from seqbridge._trace import Tracer, born, commit, read
 
@@ -62,7 +62,7 @@ def _shown(value: Any) -> str:
     return f"{dtype}{list(value.shape)}" if dtype is not None else f"{type(value).__name__} {value!r:.60}"
 
 
-class Variable(Stateful):
+class Variable(Operators, Stateful):
     """A box that holds one array.
 
     Two variables are equal when they are the same box. Arithmetic works on the value (`v + 1`, `v @ x`, `v[0]`,
@@ -196,13 +196,6 @@ class Variable(Stateful):
             raise TypeError(f"the truth of the scalar variable {self.name} is ambiguous: write bool({self.name}.value)")
         return True
 
-    def __getattr__(self, name: str) -> Any:
-        # Never forwards to the array: that would make copy and pickle see the array in place of the box.
-        hint = f"; the array has it: write .value.{name}" if hasattr(jax.Array, name) else ""
-        raise AttributeError(f"a Variable has no attribute {name!r}{hint}", name=name, obj=self)
-
-    __array_priority__ = 1000  # so that NumPy leaves `array + variable` to the variable
-
     def __jax_array__(self) -> jax.Array:
         return self.value
 
@@ -253,21 +246,22 @@ def _restore(saved: Any, kind: Kind, collection: str, path: Any, name: str, trai
     )
 
 
-def _forward(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def left(self: Variable, other: Any) -> Any:
-        return function(self.value, other.value if isinstance(other, Variable) else other)
+class _OfTheArray:
+    """An attribute that arrays have and variables haven't: the error says where it is.
 
-    def right(self: Variable, other: Any) -> Any:
-        return function(other, self.value)
+    `Variable.__getattr__` could say so, too, but Python reads every attribute of such a class more slowly, and `sb.jit`
+    reads each variable's at each call.
+    """
 
-    return left, right
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, variable: Variable | None, cls: type) -> Any:
+        # Never forwards to the array: that would make copy and pickle see the array in place of the box.
+        message = f"a Variable has no attribute {self._name!r}; the array has it: write .value.{self._name}"
+        raise AttributeError(message, name=self._name, obj=variable)
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
-    _left, _right = _forward(getattr(operator, _name))
-    setattr(Variable, f"__{_name}__", _left)
-    setattr(Variable, f"__r{_name}__", _right)
-for _name in ("lt", "le", "gt", "ge"):
-    setattr(Variable, f"__{_name}__", _forward(getattr(operator, _name))[0])
-Variable.__neg__ = lambda self: -self.value  # pyright: ignore[reportAttributeAccessIssue]
-Variable.__abs__ = lambda self: abs(self.value)  # pyright: ignore[reportAttributeAccessIssue]
+for _name in dir(jax.Array):
+    if not _name.startswith("_") and not hasattr(Variable, _name):
+        setattr(Variable, _name, _OfTheArray(_name))

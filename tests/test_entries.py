@@ -67,7 +67,7 @@ class Affine:
 def test_what_is_no_entry_is_refused_at_every_door(entry: Any, words: str, door: str) -> None:
     model = sb.Sequential([operator.neg])
     before = list(model)
-    with pytest.raises(TypeError, match=words):
+    with pytest.raises(TypeError, match=words):  # noqa: PT012
         match door:
             case "constructor":
                 sb.Sequential([operator.neg, entry])
@@ -89,7 +89,7 @@ def test_what_is_no_entry_is_refused_at_every_door(entry: Any, words: str, door:
 
 
 def test_a_haiku_module_outside_a_transform_gets_haikus_own_error() -> None:
-    with pytest.raises(ValueError, match="must be initialized inside an `hk.transform`"):
+    with pytest.raises(ValueError, match=r"must be initialized inside an `hk\.transform`"):
         sb.Sequential([hk.Linear(3)])
 
 
@@ -163,7 +163,7 @@ def test_numpy_arrays_numbers_and_ints_stay_constants() -> None:
     ],
 )
 def test_what_cannot_be_lifted_is_refused(entry: Any) -> None:
-    with pytest.raises(TypeError, match="lost|hides"):
+    with pytest.raises(TypeError, match=r"lost|hides"):
         sb.Sequential([entry])
 
 

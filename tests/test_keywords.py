@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
-from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import haiku as hk
@@ -134,7 +133,10 @@ def test_single_layers_are_addressed_by_name_and_by_position() -> None:
 
 
 def test_tuples_are_spread_and_namedtuples_are_not() -> None:
-    pair = namedtuple("pair", ["a", "b"])
+    class pair(NamedTuple):
+        a: Any
+        b: Any
+
     assert same(sb.Sequential([lambda x: (x, 2 * x), jnp.add])(X), 3 * X)
     assert same(sb.Sequential([lambda x: pair(x, 2 * x), lambda p: p.a + p.b])(X), 3 * X)
     out = sb.Sequential([lambda x: (x,), lambda x: (x, x)])(X)
@@ -173,7 +175,7 @@ class Flags(nn.Module):
 )
 def test_one_flag_reaches_every_spelling(flag: str) -> None:
     namespace: dict[str, Any] = {}
-    exec(f"def layer(x, {flag}): return ('{flag}', {flag})", namespace)  # noqa: S102
+    exec(f"def layer(x, {flag}): return ('{flag}', {flag})", namespace)
     positive = flag in ("training", "train", "is_training")
     model = sb.Sequential([namespace["layer"], lambda name, value: jnp.float32(value)])
     assert bool(model(X, training=True)) is positive
@@ -208,11 +210,11 @@ def test_per_layer_mode_freezes_one_batch_norm() -> None:
 
 def test_a_traced_or_mistyped_mode_is_refused() -> None:
     model = sb.Sequential([Flags()])
-    assert same(model(X, training=np.bool_(True)), X + 1)
+    assert same(model(X, training=cast(bool, np.bool_(True))), X + 1)
     with pytest.raises(TypeError, match="training= is True, False or None"):
         jax.jit(lambda t: model(X, training=t))(True)
     with pytest.raises(TypeError, match="training= is True, False or None"):
-        model(X, training="yes")
+        model(X, training=cast(bool, "yes"))
 
 
 def test_every_layer_that_needs_a_mode_is_named() -> None:

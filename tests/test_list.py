@@ -865,6 +865,19 @@ def test_an_embedding_is_tied_to_its_other_method():
     np.testing.assert_allclose(model(jnp.array([[1, 4]])), want, rtol=1e-6)
 
 
+def test_a_tied_embedding_is_one_array_in_the_pure_form():
+    embed, ids = nn.Embed(5, 3), jnp.array([[1, 4]])
+    model = sb.Sequential([embed, jnp.tanh, sb.Layer(embed, method="attend")])
+    assert len(model.init(0, ids)["params"]) == 1
+    model.build(ids)
+    variables = model.variables
+    assert len(variables["params"]) == 1
+    np.testing.assert_array_equal(model.apply(variables, ids)[0], model(ids))
+    (pure,) = jax.grad(lambda params: model.apply({"params": params}, ids)[0].sum())(variables["params"]).values()
+    (stateful,) = sb.grad(lambda model: model(ids).sum())(model).values()
+    np.testing.assert_allclose(pure, stateful, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", makers())
 def test_a_model_keeps_its_layers_when_another_of_the_same_entries_joins_it(name):
     entry = makers()[name]()

@@ -40,7 +40,8 @@ def test_the_wheel_holds_the_core_and_the_adapters_and_no_more(built: Path) -> N
 
 def test_the_sdist_holds_what_a_developer_needs(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     for needed in (
         "pyproject.toml",
         "README.md",

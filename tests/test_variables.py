@@ -994,6 +994,41 @@ def test_items_take_the_names_of_haiku_itself():
     assert model[3]["mlp/~/linear_1"].b is model[3].mlp.linear_1.b
 
 
+def double(x):
+    return 2 * x
+
+
+def holding(variables, **options):
+    """A built layer of no library that holds `variables`."""
+    signature = sb.signature_of(double)
+    entry = sb.PureLayer(
+        init=lambda key, x: variables,
+        apply=lambda variables, key, x: (2 * x, {}),
+        signature=signature,
+        label="Own",
+        ecosystem="test",
+        **options,
+    )
+    return sb.Sequential([entry]).build((1, 3))
+
+
+def test_one_name_in_two_collections_gets_the_collection():
+    model = holding({"params": {"mean": jnp.ones(1)}, "stats": {"mean": jnp.ones(2), "var": jnp.ones(3)}})
+    assert [(name, v.shape) for name, v in model[0].vars().items()] == [
+        ("mean", (1,)),
+        ("stats.mean", (2,)),
+        ("var", (3,)),
+    ]
+    assert model[0].stats.mean.kind == "state"
+
+
+def test_short_names_that_would_clash_stay_long():
+    tree = {"params": {"a": {"w": jnp.ones(1), "b": jnp.ones(2)}, "c": {"w": jnp.ones(3)}}}
+    model = holding(tree, shorten=lambda path: path[-1:])
+    assert [(name, v.shape) for name, v in model[0].vars().items()] == [("b", (2,)), ("a.w", (1,)), ("c.w", (3,))]
+    assert model[0].a.w.path == ("a", "w")
+
+
 def test_the_names_of_a_layer_are_listed_by_dir():
     model = mixed()
     assert {"kernel", "bias", "entry"} <= set(dir(model[0]))

@@ -1,0 +1,92 @@
+"""Arithmetic on whatever holds one array in `.value`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import jax
+
+
+def _plain(other: Any) -> Any:
+    return other.value if isinstance(other, Operators) else other
+
+
+class Operators:
+    """The operators of an array, on the value; equality is left alone, since it is identity."""
+
+    __slots__ = ()
+
+    # So that NumPy leaves `array + variable` to the variable.
+    __array_priority__ = 1000
+
+    @property
+    @abstractmethod
+    def value(self) -> jax.Array:
+        """The array."""
+
+    def __add__(self, other: Any) -> jax.Array:
+        return self.value + _plain(other)
+
+    def __radd__(self, other: Any) -> jax.Array:
+        return _plain(other) + self.value
+
+    def __sub__(self, other: Any) -> jax.Array:
+        return self.value - _plain(other)
+
+    def __rsub__(self, other: Any) -> jax.Array:
+        return _plain(other) - self.value
+
+    def __mul__(self, other: Any) -> jax.Array:
+        return self.value * _plain(other)
+
+    def __rmul__(self, other: Any) -> jax.Array:
+        return _plain(other) * self.value
+
+    def __truediv__(self, other: Any) -> jax.Array:
+        return self.value / _plain(other)
+
+    def __rtruediv__(self, other: Any) -> jax.Array:
+        return _plain(other) / self.value
+
+    def __floordiv__(self, other: Any) -> jax.Array:
+        return self.value // _plain(other)
+
+    def __rfloordiv__(self, other: Any) -> jax.Array:
+        return _plain(other) // self.value
+
+    def __mod__(self, other: Any) -> jax.Array:
+        return self.value % _plain(other)
+
+    def __rmod__(self, other: Any) -> jax.Array:
+        return _plain(other) % self.value
+
+    def __pow__(self, other: Any) -> jax.Array:
+        return self.value ** _plain(other)
+
+    def __rpow__(self, other: Any) -> jax.Array:
+        return _plain(other) ** self.value
+
+    def __matmul__(self, other: Any) -> jax.Array:
+        return self.value @ _plain(other)
+
+    def __rmatmul__(self, other: Any) -> jax.Array:
+        return _plain(other) @ self.value
+
+    def __lt__(self, other: Any) -> jax.Array:
+        return self.value < _plain(other)
+
+    def __le__(self, other: Any) -> jax.Array:
+        return self.value <= _plain(other)
+
+    def __gt__(self, other: Any) -> jax.Array:
+        return self.value > _plain(other)
+
+    def __ge__(self, other: Any) -> jax.Array:
+        return self.value >= _plain(other)
+
+    def __neg__(self) -> jax.Array:
+        return -self.value
+
+    def __abs__(self) -> jax.Array:
+        return abs(self.value)
