@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
@@ -19,16 +19,38 @@ from seqbridge._pure import Variables
 from seqbridge._structure import Structure
 from seqbridge._trace import Tracer, tracing
 
+_AGAIN = 2**31 - 2  # no list is that long
+
+
+class Taken:
+    """The positions that initial values were folded with.
+
+    After an edit a new layer may come to a position that another layer was built at; its values must still be its own.
+    """
+
+    def __init__(self, layers: Iterable[Layer]):
+        self._paths = {layer._origin for layer in layers}
+
+    def unused(self, layer: Layer, keys: Keys) -> Keys:
+        """The keys that `layer` starts from."""
+        while keys.path in self._paths:
+            keys = keys.child(_AGAIN)
+        self._paths.add(keys.path)
+        layer._origin = keys.path
+        return keys
+
 
 class Build:
     """The visitor of a build: shapes go in and out, and each layer that has no variables gets a layout with values.
 
     Args:
+        taken: The layers whose initial values no new layer may get.
         fresh: Whether layers that have variables get new values, too.
         abstract: Whether shapes will do in place of values.
     """
 
-    def __init__(self, *, fresh: bool = False, abstract: bool = False):
+    def __init__(self, *, taken: Iterable[Layer] = (), fresh: bool = False, abstract: bool = False):
+        self._taken = Taken(taken)
         self._fresh = fresh
         self._abstract = abstract
         self.layouts: dict[Layer, Layout] = {}
@@ -40,6 +62,7 @@ class Build:
     ) -> Any:
         if layer not in self.layouts and (self._fresh or not layer.built):
             self.failed = True
+            keys = self._taken.unused(layer, keys)
             self.layouts[layer] = Layout(layer.pure, initial(layer, keys, args, keywords, abstract=self._abstract))
             self.failed = False
         signature = _signature((args, keywords), mode)
@@ -56,8 +79,9 @@ class Build:
 class FirstRun(Run):
     """The visitor of the first call: runs the layers, and makes the variables of each from what reaches it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, taken: Iterable[Layer] = ()) -> None:
         super().__init__(self._variables)
+        self._taken = Taken(taken)
         self.layouts: dict[Layer, Layout] = {}
         self.inputs: dict[Structure, tuple[tuple[Any, ...], Call]] = {}
 
@@ -67,7 +91,8 @@ class FirstRun(Run):
         if not layer.built and layer not in self.layouts:
             assert keys.initial is not None
             shapes, training = specs(args), layer.parameters.in_training(specs(keywords))
-            self.layouts[layer] = Layout(layer.pure, initial(layer, keys.initial, shapes, training))
+            own = self._taken.unused(layer, keys.initial)
+            self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training))
             draws(layer, self._variables(layer), shapes, training, True)
         return super().__call__(layer, keys, args, keywords, mode)
 

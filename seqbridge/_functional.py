@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -22,13 +22,15 @@ from seqbridge._variable import cast
 Parts: TypeAlias = dict[str, dict[str, Any]]
 Layouts: TypeAlias = Mapping[Layer, Layout]
 Arrays: TypeAlias = Mapping[Layer, list[Any]]
+Names: TypeAlias = dict[Layer, list[tuple[str, str]]]
 
 
 def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
     """Fresh variables of all layers, built or not."""
     build = Build(fresh=True)
     traverse(model, specs(inputs), call.map(specs, training=True), build, Keys(lambda: key))
-    return _parts(model, {layer: layout.arrays for layer, layout in build.layouts.items()}, build.layouts)
+    arrays = {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}  # of a tie, the first stays
+    return _parts(_names(model, build.layouts), arrays)
 
 
 def apply(
@@ -38,13 +40,11 @@ def apply(
     layouts = _layouts(model, args, call)
     names = _names(model, layouts)
     given = {name: array for part in variables.values() for name, array in part.items()}
-    check_names("apply", given, names)
-    arrays: dict[Layer, list[Any]] = {}
-    for name, (layer, _) in names.items():
-        arrays.setdefault(layer, []).append(given[name])
+    check_names("apply", given, dict.fromkeys(name for own in names.values() for name, _ in own))
+    arrays = {layer: [given[name] for name, _ in own] for layer, own in names.items()}
 
     def tree(layer: Layer) -> Variables:
-        return layouts[layer].tree(arrays.get(layer, []))
+        return layouts[layer].tree(arrays[layer])
 
     def no_key() -> jax.Array:
         raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
@@ -52,7 +52,7 @@ def apply(
     run = Run(tree)
     out = traverse(model, args, call, run, Keys(no_key if rng is None else lambda: as_key(rng)))
     after = {layer: layouts[layer].flatten("the state after the call", new) for layer, new in run.states.items()}
-    return out, _parts(model, arrays | after, layouts)
+    return out, _parts(names, arrays | after)
 
 
 def read(model: Structure) -> Parts:
@@ -64,7 +64,7 @@ def read(model: Structure) -> Parts:
     if not model.built:
         raise RuntimeError("the model isn't built: it has variables after model.build(...) or the first call")
     layouts = _built(model)
-    return _parts(model, {layer: [v.value for v in layer._variables] for layer in layouts}, layouts)
+    return _parts(_names(model, layouts), {layer: [v.value for v in layer._variables] for layer in layouts})
 
 
 def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -93,17 +93,21 @@ def _layouts(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
     return _built(model) | build.layouts
 
 
-def _names(model: Structure, layouts: Layouts) -> dict[str, tuple[Layer, str]]:
-    """Every variable once, by its first name: its layer and its kind, in the order of the layer's arrays."""
-    first: dict[Layer, str] = {}
+def _names(model: Structure, layouts: Layouts) -> Names:
+    """Name and kind of each array of each layer; one that stands at several places has its first name at all."""
+    names: Names = {}
+    first: dict[Hashable, str] = {}
     for prefix, layer in walk(model):
-        first.setdefault(layer, prefix)
-    return {f"{prefix}.{s.shown}": (layer, s.kind) for layer, prefix in first.items() for s in layouts[layer].slots}
+        if layer not in names:
+            places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
+            names[layer] = [(first.setdefault(tie, f"{prefix}.{slot.shown}"), slot.kind) for slot, tie in places]
+    return names
 
 
-def _parts(model: Structure, arrays: Arrays, layouts: Layouts) -> Parts:
+def _parts(names: Names, arrays: Arrays) -> Parts:
+    """The arrays by name, in the order of the names; where layers share one, that of the last layer in `arrays`."""
     parts: Parts = {"params": {}, "state": {}}
-    each = {layer: iter(own) for layer, own in arrays.items()}
-    for name, (layer, kind) in _names(model, layouts).items():
-        parts["params" if kind == "params" else "state"][name] = next(each[layer])
+    for layer in (*names, *arrays):
+        for (name, kind), array in zip(names[layer], arrays[layer], strict=True):
+            parts["params" if kind == "params" else "state"][name] = array
     return parts

@@ -20,18 +20,21 @@ class Keys:
     Args:
         make: Makes the key.
         initial: The keys for initial values, in a call that may build layers.
+        path: The positions that the key was folded with.
     """
 
-    def __init__(self, make: Callable[[], jax.Array], initial: Keys | None = None):
+    def __init__(self, make: Callable[[], jax.Array], initial: Keys | None = None, path: tuple[int, ...] = ()):
         self._make = make
         self.initial = initial
+        self.path = path
 
     @functools.cached_property
     def key(self) -> jax.Array:
         return self._make()
 
     def child(self, position: int) -> Keys:
-        return Keys(lambda: fold_in(self.key, position), self.initial and self.initial.child(position))
+        inner = self.initial and self.initial.child(position)
+        return Keys(lambda: fold_in(self.key, position), inner, (*self.path, position))
 
 
 def _pair(key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -51,8 +51,8 @@ class Layer(Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_copy", "_draws", "_homes", "_layout", "_options", "_outputs", "_serial", "_solo", "_variables",
-        "entry", "name", "parameters", "pure",
+        "__weakref__", "_copy", "_draws", "_homes", "_layout", "_options", "_origin", "_outputs", "_serial", "_solo",
+        "_variables", "entry", "name", "parameters", "pure",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class Layer(Stateful):
         self._variables: tuple[Variable, ...] = ()
         self._homes: list[weakref.ref[Any]] = []  # the models that it stands in
         self._copy = 0
+        self._origin: tuple[int, ...] | None = None  # the positions that its initial values were folded with
         self._options = (method, per_example, trainable)
         self._outputs: dict[Hashable, Any] = {}
         self._draws: dict[Hashable, bool] = {}
@@ -134,13 +135,13 @@ class Layer(Stateful):
 
         Args:
             layout: The structure, with the values.
-            known: Variables that the entry has already, in a layer of another method, by `_places`.
+            known: Variables that the entry has already, in a layer of another method, by what ties them.
         """
         made = []
-        for slot, array in zip(layout.slots, layout.arrays, strict=True):
-            old = known.get((id(self.entry), self._copy, slot.collection, slot.path))
-            if old is not None and old.shape == array.shape:
-                made.append(old)
+        for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
+            if tie in known:
+                made.append(known[tie])
+                known[tie].trainable = known[tie].trainable and self._options[2]
                 continue
             box = Variable(
                 jnp.asarray(array),
@@ -158,9 +159,14 @@ class Layer(Stateful):
         self._layout = layout
         edits.count += 1
 
-    def _places(self) -> dict[Hashable, Variable]:
-        """The variables by entry and native path, by which layers of one entry share them."""
-        return {(id(self.entry), self._copy, box.collection, box.path): box for box in self._variables}
+    def _ties(self, layout: Layout) -> list[Hashable]:
+        """What each variable is tied by: layers of one entry share those of one native path and shape."""
+        arrays = self._variables if layout is self._layout else layout.arrays
+        pairs = zip(layout.slots, arrays, strict=True)
+        return [(id(self.entry), self._copy, slot.collection, slot.path, a.shape) for slot, a in pairs]
+
+    def _tied_variables(self) -> list[tuple[Hashable, Variable]]:
+        return list(zip(self._ties(self._layout), self._variables, strict=True)) if self._layout else []
 
     def _join(self, model: Any) -> None:
         """Notes a model that the layer stands in now."""
@@ -266,31 +272,23 @@ class Layer(Stateful):
         return f"{self.pure.ecosystem} {self.pure.text or self.pure.label}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
-        made = _restore_layer(self.entry, self.name, self._options, self._layout, copy.deepcopy(self._variables, memo))
-        made._draws = dict(self._draws)
+        rest = copy.deepcopy(self._variables, memo), dict(self._draws), self._origin
+        made = _remake(self.entry, self.name, self._options, self._layout, *rest)
         made._copy = made._serial  # its entry is the same object, its variables are not
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         notes = self._layout and self._layout.annotated(list(range(len(self._variables))))
-        return _unpickle, (portable(self.entry), self.name, self._options, notes, self._variables, self._draws)
+        rest = self._variables, self._draws, self._origin
+        return _remake, (portable(self.entry), self.name, self._options, notes, *rest)
 
 
-def _restore_layer(
-    entry: Any, name: str | None, options: Any, layout: Layout | None, boxes: tuple[Variable, ...]
-) -> Layer:
+def _remake(entry: Any, name: str | None, options: Any, layout: Any, *rest: Any) -> Layer:
+    """A layer with the variables of another. Its layout, or a tree of notes from which to make it."""
     method, per_example, trainable = options
     layer = Layer(entry, name=name, method=method, per_example=per_example, trainable=trainable)
-    layer._layout, layer._variables = layout, boxes
-    for box in boxes:
+    layer._variables, layer._draws, layer._origin = rest
+    layer._layout = Layout(layer.pure, layout) if isinstance(layout, dict) else layout
+    for box in layer._variables:
         box._namer = layer._name_of
-    return layer
-
-
-def _unpickle(
-    entry: Any, name: str | None, options: Any, notes: Any, boxes: tuple[Variable, ...], draws: dict[Hashable, bool]
-) -> Layer:
-    layer = _restore_layer(entry, name, options, None, boxes)
-    layer._draws = draws
-    layer._layout = None if notes is None else Layout(layer.pure, notes)
     return layer

@@ -6,6 +6,8 @@ import keyword
 from collections.abc import Hashable, Iterable, Mapping, MutableSequence
 from typing import Any, Self, TypeAlias, overload
 
+import jax
+
 from seqbridge._collection import nearest
 from seqbridge._layer import Layer
 from seqbridge._stateful import edits
@@ -270,5 +272,10 @@ def unify(items: list[Item], own: list[Item]) -> list[tuple[list[Item], list[Ite
 
 def _differ(layer: Layer, other: Layer) -> bool:
     """Whether both are built, with values of their own."""
-    pairs = zip(layer._variables, other._variables, strict=False)
-    return layer.built and any(v._value is not w._value for v, w in pairs)
+    if not layer.built or (layer.pure.ready is not None and _same(layer, jax.tree.leaves(layer.pure.ready))):
+        return False
+    return not _same(layer, [v._value for v in other._variables])
+
+
+def _same(layer: Layer, arrays: list[Any]) -> bool:
+    return all(v._value is a for v, a in zip(layer._variables, arrays, strict=False))

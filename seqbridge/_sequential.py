@@ -100,7 +100,7 @@ class Sequential(LayerList):
             first = None
             if not self.built:
                 refuse_in_trace("building a model", jax.tree.leaves((args, keywords)))
-                first = FirstRun()
+                first = FirstRun(taken=self._family())
                 first.enter(self, args, call)
             run = first or Run(Layer._tree)
             changes: dict[Variable, Any] = {}
@@ -122,7 +122,7 @@ class Sequential(LayerList):
             changes[self._stream], key = split(self._stream.value)
             return key
 
-        return Keys(following if rng is None else lambda: as_key(rng), Keys(lambda: as_key(self._seed)))
+        return Keys(following if rng is None else lambda: as_key(rng), self._initial_keys())
 
     # Building
 
@@ -155,10 +155,10 @@ class Sequential(LayerList):
 
     def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
         """Builds all or nothing; after an edit, as far as shapes are known."""
-        build = Build()
+        build = Build(taken=self._family())
         build.enter(self, args, call)
         try:
-            run_through(self, args, call, build, Keys(lambda: as_key(self._seed)))
+            run_through(self, args, call, build, self._initial_keys())
         except Exception:
             left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
             if build.failed or (left and not editing):
@@ -167,10 +167,10 @@ class Sequential(LayerList):
 
     def _take(self, layouts: Mapping[Layer, Layout], inputs: Mapping[Any, Any]) -> None:
         """Makes the variables of a build the model's own."""
-        known = {place: box for layer in self._family() for place, box in layer._places().items()}
+        known = {tie: box for layer in self._family() if layer._layout for tie, box in layer._tied_variables()}
         for layer, layout in layouts.items():
             layer._fill(layout, known)
-            known |= layer._places()
+            known.update(layer._tied_variables())
         self._adopt()
         for model, given in inputs.items():
             model._inputs = given

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from seqbridge._collection import VarCollection, nearest
-from seqbridge._keys import stream
+from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
 from seqbridge._stateful import Locks, Stateful, Token, edits
 from seqbridge._trace import tracing
@@ -73,6 +73,14 @@ class Structure(Stateful):
             yield from parent._roots()
         if not parents:
             yield self
+
+    def _initial_keys(self) -> Keys:
+        """The keys that initial values start from, in a nested model those of the model that holds it."""
+        for parent in self._parents:
+            for i, item in enumerate(parent._layers):
+                if item is self:
+                    return parent._initial_keys().child(i)
+        return Keys(lambda: as_key(self._seed))
 
     def _family(self) -> Iterator[Layer]:
         """The layers of all models that this one stands in."""

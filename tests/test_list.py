@@ -1341,3 +1341,23 @@ def test_repr_never_shows_a_memory_address():
 
 def test_repr_says_the_same_in_every_process():
     assert repr(sb.Sequential([f, nn.Dense(2)])) == repr(sb.Sequential([f, nn.Dense(2)]))
+
+
+def test_new_layers_start_with_values_of_their_own():
+    model = sb.Sequential([linear(3), sb.Sequential([linear(3)])]).build((1, 3))
+    model.insert(0, linear(3))
+    model[2].append(linear(3))
+    tail = model[1:]
+    tail.append(linear(3))
+    tail.build((1, 3))
+    kernels = {v: v.value for v in [*model.vars().values(), *tail.vars().values()] if v.path[-1] == "w"}
+    assert len({np.asarray(k).tobytes() for k in kernels.values()}) == len(kernels) == 5
+
+
+def test_an_untouched_function_joins_the_one_that_was_trained():
+    entry = partial(lambda w, x: x @ w, jnp.eye(3))
+    inner, model = sb.Sequential([entry]), sb.Sequential([entry])
+    model[0].vars().assign([2 * jnp.eye(3)])
+    model.append(inner)
+    assert inner[0] is model[0]
+    np.testing.assert_allclose(model(X), 4 * X)
