@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 
 from seqbridge._apply import draws, evaluate
@@ -123,6 +122,8 @@ def initial(
         return jax.eval_shape(init, keys.key)
     if tracing() or isinstance(keys.key, Tracer):
         return init(keys.key)
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # late, as in `_trace`
+
     closed, shapes = jax.make_jaxpr(init, return_shape=True)(keys.key)
     needed = set(map(id, closed.jaxpr.outvars))
     equations = []
@@ -130,8 +131,8 @@ def initial(
         if any(id(v) in needed for v in equation.outvars):
             equations.append(equation)
             needed.update(map(id, equation.invars))
-    kept = jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
-    return jax.tree.unflatten(jax.tree.structure(shapes), jax.extend.core.jaxpr_as_fun(kept)(keys.key))
+    kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
+    return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(kept)(keys.key))
 
 
 def specs(tree: Any) -> Any:

@@ -7,25 +7,45 @@ sees no tracer, and a tracer that would outlive its transform has nowhere to sta
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.core
-import jax.extend.core
 
 if TYPE_CHECKING:
     from seqbridge._variable import Variable
 
-try:
-    trace_state = jax.extend.core.get_opaque_trace_state
-except AttributeError:  # jax < 0.10 has it under its old address only
-    trace_state = jax.core.get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]
-
 Tracer = jax.core.Tracer
 
-_OUTSIDE = trace_state()
+
+@functools.cache
+def _state_getter() -> Callable[[], Any]:
+    # Imported late: `jax.extend` takes as long to import as all of this package.
+    import jax.extend.core
+
+    if hasattr(jax.extend.core, "get_opaque_trace_state"):
+        return jax.extend.core.get_opaque_trace_state
+    return jax.core.get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]  (before jax 0.10)
+
+
+def trace_state() -> Any:
+    """Which transforms are tracing in this thread, as something that can be compared."""
+    return _state_getter()()
+
+
+@functools.cache
+def _outside() -> Any:
+    # Of a new thread, as this one may be inside a trace when it asks for the first time.
+    states: list[Any] = []
+    thread = threading.Thread(target=lambda: states.append(trace_state()))
+    thread.start()
+    thread.join()
+    return states[0]
+
+
 _CURES = {  # what the tracer's type says of the transform that made it
     "DynamicJaxprTracer": "sb.jit (or sb.scan for a loop)",
     "JVPTracer": "sb.value_and_grad or sb.grad",
@@ -72,7 +92,7 @@ class Frame:
 
 def tracing() -> bool:
     """Whether JAX is tracing in this thread, by whatever transform."""
-    return trace_state() != _OUTSIDE
+    return trace_state() != _outside()
 
 
 def in_frame() -> bool:
