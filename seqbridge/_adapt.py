@@ -21,13 +21,16 @@ def as_pure(entry: Any) -> PureLayer:
         return entry
     if isinstance(entry, type):
         pure = ask(entry, entry)
-        if pure is None and any("__call__" in vars(base) for base in entry.__mro__):
+        if pure is None and _makes_callables(entry):
             name = entry.__qualname__
             raise TypeError(f"got the class {name}: give an instance, {name}(...), or partial({name}, ...)")
         return pure or function_layer(entry)
     if isinstance(entry, functools.partial):
         if isinstance(entry.func, type):
             pure = ask(entry, entry.func)
+            if pure is None and _makes_callables(entry.func):
+                cls = f"{entry.func.__module__}.{entry.func.__qualname__}"
+                raise TypeError(f"there is no adapter for {cls}: {_known()}")
         else:
             pure = ask(entry.func, type(entry.func))
             pure = pure and bind(pure, entry.args, entry.keywords)
@@ -39,11 +42,19 @@ def as_pure(entry: Any) -> PureLayer:
         return pure
     if callable(entry):
         return function_layer(entry)
-    adapters = ", ".join(known()) or "nothing (is seqbridge itself installed by pip?)"
     raise TypeError(
         f"{entry!r:.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give a module, a transform "
-        f"or a callable. There are adapters for {adapters}."
+        f"or a callable. {_known()}"
     )
+
+
+def _known() -> str:
+    return f"there are adapters for {', '.join(known()) or 'nothing (is seqbridge itself installed by pip?)'}"
+
+
+def _makes_callables(cls: type) -> bool:
+    """Whether it is the instances of a class that are called, rather than the class."""
+    return any("__call__" in vars(base) for base in cls.__mro__)
 
 
 def with_method(pure: PureLayer, method: Any) -> PureLayer:

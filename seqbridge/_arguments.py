@@ -31,7 +31,7 @@ _sorts: dict[type, int] = {}
 Sorted: TypeAlias = tuple[Hashable, list[Any], list[Stateful]]  # a named tuple would take half as long again to make
 
 
-def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str] = ()) -> Sorted:
+def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()) -> Sorted:
     """Takes arguments apart; `rebuild` puts them together.
 
     Returns:
@@ -42,9 +42,11 @@ def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[
     arrays: list[Any] = []
     holders: list[Stateful] = []
     parts: list[Any] = [len(args)]
-    for value in args:
+    for i, value in enumerate(args):
         kind = _sorts.get(type(value))
-        if kind == _ARRAY:  # as in `_sort`, whose call would take longer than this
+        if i in static:
+            parts.append((type(value), value))
+        elif kind == _ARRAY:  # as in `_sort`, whose call would take longer than this
             arrays.append(value)
             parts.append(_GIVEN)
         elif kind == _STATEFUL:

@@ -135,14 +135,15 @@ def initial(
     return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(kept)(keys.key))
 
 
-def specs(tree: Any) -> Any:
+def specs(tree: Any, size: int = 1) -> Any:
     """Shapes in place of arrays, shape tuples and the like; everything else as it is.
 
     Args:
         tree: Arrays, `jax.ShapeDtypeStruct`s, shapes (a tuple of ints, where None may be anything; float32), or
             nested containers of them.
+        size: What None stands for.
     """
-    return jax.tree.map(_spec, tree, is_leaf=_is_shape)
+    return jax.tree.map(lambda value: _spec(value, size), tree, is_leaf=_is_shape)
 
 
 def _is_shape(value: Any) -> bool:
@@ -150,18 +151,23 @@ def _is_shape(value: Any) -> bool:
 
 
 def check_inputs(inputs: tuple[Any, ...]) -> None:
-    """Raises a `TypeError` if an input of `build` is no array and no shape."""
-    for value in inputs:
-        bad = value is None or isinstance(value, int) or (isinstance(value, list) and _is_shape(tuple(value)))
-        if bad:
+    """Raises a `TypeError` if an input of `build` is no array and no shape, or if there is none."""
+    for value in inputs or (None,):
+        if value is None or isinstance(value, int) or (isinstance(value, list) and _is_shape(tuple(value))):
+            got = repr(value) if inputs else "nothing"
             raise TypeError(
-                f"each input of build is a shape or an array: model.build((None, 28, 28, 1)); got {value!r}"
+                f"build takes a shape or an array for each input, model.build((None, 28, 28, 1)); got {got}"
             )
 
 
-def _spec(value: Any) -> Any:
+def has_open_sizes(inputs: Any) -> bool:
+    """Whether a shape in `inputs` has a None."""
+    return any(_is_shape(s) and None in s for s in jax.tree.leaves(inputs, is_leaf=_is_shape))
+
+
+def _spec(value: Any, size: int) -> Any:
     if _is_shape(value):
-        return jax.ShapeDtypeStruct(tuple(1 if n is None else n for n in value), jnp.float32)
+        return jax.ShapeDtypeStruct(tuple(size if n is None else n for n in value), jnp.float32)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype))
     return value

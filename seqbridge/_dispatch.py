@@ -25,14 +25,16 @@ class Call:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     per_layer: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # the keywords that a layer has got
+    said: bool = True  # whether the mode is the caller's; what nobody said isn't handed to `**kwargs`
 
     def of(self, own: Mapping[str, Any]) -> Call:
         """The call as one layer sees it, that has keywords of its own."""
         if not own:
-            return self if not self.per_layer else Call(self.training, self.keywords, {}, self.used)
+            return self if not self.per_layer else Call(self.training, self.keywords, {}, self.used, self.said)
         inner = own.get("per_layer", {})
         keywords = {k: v for k, v in own.items() if k not in ("training", "per_layer")}
-        return Call(mode_of(own.get("training", self.training)), {**self.keywords, **keywords}, inner, self.used)
+        training = mode_of(own.get("training", self.training))
+        return Call(training, {**self.keywords, **keywords}, inner, self.used, self.said)
 
     def map(self, function: Callable[[Any], Any], *, training: bool | None) -> Call:
         """The call with `function` of each value that it gives."""
@@ -40,7 +42,8 @@ class Call:
             which: {k: v if k in ("training", "per_layer") else function(v) for k, v in own.items()}
             for which, own in self.per_layer.items()
         }
-        return Call(training, {k: function(v) for k, v in self.keywords.items()}, per_layer)
+        said = self.training is not None
+        return Call(training, {k: function(v) for k, v in self.keywords.items()}, per_layer, said=said)
 
 
 def call_of(keywords: Mapping[str, Any]) -> Call:
@@ -97,7 +100,7 @@ class Parameters:
         routed = {k: v for k, v in call.keywords.items() if self.takes(k, inputs)}
         call.used.update(routed)
         if not self.flags:
-            if self.any and call.training is not None and not self.decided:
+            if self.any and call.said and call.training is not None and not self.decided:
                 routed["training"] = call.training
             return routed, call.training
         modes = []
@@ -129,7 +132,11 @@ class Parameters:
 
 
 def check_taken(
-    keywords: Iterable[str], layers: Mapping[str, Parameters], inputs: Mapping[str, int] | None = None
+    keywords: Iterable[str],
+    layers: Mapping[str, Parameters],
+    inputs: Mapping[str, int] | None = None,
+    *,
+    only: bool = False,
 ) -> None:
     """Raises if there is a keyword that no layer takes.
 
@@ -137,6 +144,7 @@ def check_taken(
         keywords: The names that the call gave.
         layers: What each layer takes, by how an error calls it.
         inputs: How many inputs reach each layer, one where nothing is said.
+        only: Whether the keywords were given for the one layer in `layers`.
 
     Raises:
         TypeError: It lists what is taken, by whom, and the nearest spelling.
@@ -151,6 +159,5 @@ def check_taken(
                 takers.setdefault(taken, []).append(label)
         listed = "; ".join(f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items())
         guess = nearest(name, [*takers, "training", "rng", "per_layer"])
-        raise TypeError(
-            f"no layer takes the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}"
-        )
+        who = f"layer {next(iter(layers))} doesn't take" if only else "no layer takes"
+        raise TypeError(f"{who} the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}")

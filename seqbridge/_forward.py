@@ -129,7 +129,7 @@ def check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
         layer = model._layers[i]
         keywords = [k for k in own if k not in ("training", "per_layer")]
         if isinstance(layer, Layer):
-            check_taken(keywords, {model._places()[i]: layer.parameters})
+            check_taken(keywords, {f"{model._places()[i]}({layer.pure.label})": layer.parameters}, only=True)
         else:
             check_taken(keywords, {_place(n): inner.parameters for n, inner in walk(layer)})
 
@@ -143,6 +143,8 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
     for key, own in per_layer.items():
         if isinstance(key, str) and key not in model.names:
             raise KeyError(f"per_layer: no layer is called {key!r}{nearest(key, filter(None, model.names))}")
+        if not isinstance(key, str) and key not in range(-len(model), len(model)):
+            raise IndexError(f"per_layer: there is no layer {key!r}; the model has {len(model)}")
         i = model.names.index(key) if isinstance(key, str) else range(len(model))[key]
         if not isinstance(own, Mapping):
             raise TypeError(f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}")

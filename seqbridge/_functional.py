@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeAlias
 
@@ -37,6 +38,8 @@ def apply(
     model: Structure, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, rng: Any
 ) -> tuple[Any, Parts]:
     """Outputs, and the variables after the call."""
+    if not all(isinstance(part, Mapping) for part in variables.values()):
+        raise TypeError('apply takes {"params": {name: array}, "state": {name: array}}, as init returns it')
     layouts = _layouts(model, args, call)
     names = _names(model, layouts)
     given = {name: array for part in variables.values() for name, array in part.items()}
@@ -53,6 +56,19 @@ def apply(
     out = traverse(model, args, call, run, Keys(no_key if rng is None else lambda: as_key(rng)))
     after = {layer: layouts[layer].flatten("the state after the call", new) for layer, new in run.states.items()}
     return out, _parts(names, arrays | after)
+
+
+def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tuple[int, ...]]:
+    """The shapes that fresh variables would have, as far as the layers can be traced."""
+    build = Build(fresh=True, abstract=True)
+    with contextlib.suppress(Exception):  # the build itself will say what is wrong
+        traverse(model, args, call, build, Keys(lambda: jax.random.key(0)))
+    return {
+        f"{prefix}.{slot.shown}": array.shape
+        for prefix, layer in walk(model)
+        if layer in build.layouts
+        for slot, array in zip(build.layouts[layer].slots, build.layouts[layer].arrays, strict=True)
+    }
 
 
 def read(model: Structure) -> Parts:

@@ -109,7 +109,7 @@ def grad(
 def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Variable]:
     """The variables to differentiate, each once, by its first name."""
     if isinstance(wrt, VarCollection):
-        return {name: box for name, box in wrt._first().items() if jnp.issubdtype(box.dtype, jnp.inexact)}
+        holders = [wrt]
     chosen = predicate(wrt) if wrt is not None else lambda name, variable: True
     found: dict[str, Variable] = {}
     names: dict[Variable, str] = {}

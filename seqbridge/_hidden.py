@@ -14,7 +14,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -82,7 +82,9 @@ def _open(obj: Any) -> Opened | None:
         return [(f, getattr(obj, f)) for f in obj._fields], lambda c: type(obj)(*c)  # pyright: ignore
     if type(obj) in (list, tuple):
         return [(str(i), v) for i, v in enumerate(obj)], type(obj)
-    if callable(obj) and hasattr(obj, "__dict__") and not isinstance(obj, type) and not _from_jax(obj):
+    # A pytree is a module of a library that no adapter is here for; how its parts belong together isn't known.
+    plain = callable(obj) and hasattr(obj, "__dict__") and not isinstance(obj, type) and not _from_jax(obj)
+    if plain and all(leaf is obj for leaf in jax.tree.leaves(obj)):
         return list(vars(obj).items()), lambda c: _with_attributes(obj, dict(zip(vars(obj), c, strict=True)))
     return None
 
@@ -160,14 +162,23 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     return (*code.co_names, *(name for c in inner for name in _names(c)))
 
 
+def _strings(names: str | Iterable[str]) -> list[str]:
+    return [names] if isinstance(names, str) else [n for n in names if not n.startswith("__")]
+
+
 def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
     """Refuses an object that can't be made again and holds arrays."""
     if isinstance(obj, jax.Array | type):
         return
     inside: dict[Path, jax.Array] = {}
     wrapped = getattr(obj, "__wrapped__", None)
-    for child in (wrapped,) if wrapped is not None else tuple(getattr(obj, "__dict__", {}).values()):
-        _walk(child, (*path, "?"), inside, name, seen)
+    slots = [getattr(obj, n, None) for base in type(obj).__mro__ for n in _strings(getattr(base, "__slots__", ()))]
+    leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
+    parts = [*getattr(obj, "__dict__", {}).values(), *slots, *leaves] if wrapped is None else [wrapped]
+    for i, child in enumerate(parts):
+        if isinstance(child, jax.Array) and jnp.issubdtype(child.dtype, jax.dtypes.prng_key):
+            inside[(*path, str(i))] = child
+        _walk(child, (*path, str(i)), inside, name, seen)
     if inside:
         raise TypeError(
             f"{name} hides {len(inside)} arrays inside a {type(obj).__module__}.{type(obj).__name__}, from which they "

@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 import jax
 
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
+from seqbridge._function import signature_of
 from seqbridge._stateful import Locks, Stateful
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
 from seqbridge._variable import Variable
@@ -111,7 +112,10 @@ class Jitted(Generic[P, R]):
         functools.update_wrapper(self, function, updated=())
         self._function = function
         self._closed = holders_of(function, vars)
-        self._static = frozenset((static_argnames,) if isinstance(static_argnames, str) else static_argnames)
+        names = {static_argnames} if isinstance(static_argnames, str) else set(static_argnames)
+        signature = signature_of(function) if names else None
+        positions = enumerate(signature.parameters) if signature is not None else ()
+        self._static: frozenset[str | int] = frozenset(names | {i for i, name in positions if name in names})
         self._donate = donate
         self._programs: dict[Hashable, _Program] = {}
         self._now = _Now()
@@ -153,7 +157,8 @@ class Jitted(Generic[P, R]):
         try:
             program = self._programs.get(key)
         except TypeError as error:
-            bad = next((n for n in self._static & keywords.keys() if not _hashable(keywords[n])), "a static argument")
+            named = {n: value for n, value in keywords.items() if n in self._static}
+            bad = next((n for n, value in named.items() if not _hashable(value)), "a static argument")
             raise TypeError(f"{bad!r} is static, and a static argument must be hashable: {error}") from error
         if program is None:
             program = _Program(self._function, signature, len(self._closed), self._now)

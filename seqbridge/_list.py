@@ -211,7 +211,8 @@ class LayerList(Structure, MutableSequence[Any]):
         if not isinstance(index, str):
             return index
         if index not in self._labels:
-            raise KeyError(f"no layer is called {index!r}{nearest(index, filter(None, self._labels))}")
+            near = nearest(index, filter(None, self._labels))
+            raise KeyError(f"no layer is called {index!r}{near}; a new one comes by extend({{{index!r}: ...}})")
         return self._labels.index(index)
 
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Self:

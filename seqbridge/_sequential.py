@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from seqbridge import _functional
-from seqbridge._build import Build, FirstRun, check_inputs, specs
+from seqbridge._build import Build, FirstRun, check_inputs, has_open_sizes, specs
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
@@ -141,17 +141,25 @@ class Sequential(LayerList):
 
         Raises:
             RuntimeError: Inside a JAX transform.
-            TypeError, ValueError: What a layer raises for these shapes; then nothing is built.
+            TypeError, ValueError: What a layer raises for these shapes, or a None decides the shape of a variable; then
+                nothing is built.
         """
         refuse_in_trace("building a model", jax.tree.leaves((inputs, keywords)))
         if seed is not None or key is not None:
             self._seed = seed if key is None else as_key(key)
         check_inputs(inputs)
-        call = call_of({**keywords, "training": True}).map(specs, training=True)
+        call = call_of(keywords).map(specs, training=True)
         check_keywords(self, inputs, call)
         with self._lock:
+            if has_open_sizes(inputs) and (deciding := self._decided_by_size(inputs, call)):
+                raise ValueError(f"a size given as None decides the shape of {deciding}: give that size")
             self._build(specs(inputs), call)
         return self
+
+    def _decided_by_size(self, inputs: tuple[Any, ...], call: Call) -> str | None:
+        """The first variable whose shape depends on what stands for None."""
+        one, two = (_functional.shapes(self, specs(inputs, size), call) for size in (1, 2))
+        return next((name for name, shape in one.items() if shape != two.get(name, shape)), None)
 
     def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
         """Builds all or nothing; after an edit, as far as shapes are known."""
@@ -199,7 +207,7 @@ class Sequential(LayerList):
         Returns:
             `{"params": {name: array}, "state": {name: array}}`, what `apply` takes.
         """
-        return _functional.init(self, as_key(key), inputs, call_of({**keywords, "training": True}))
+        return _functional.init(self, as_key(key), inputs, call_of(keywords))
 
     def apply(
         self,

@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias
 
+import jax
+
 from seqbridge._collection import VarCollection, nearest
 from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
 from seqbridge._stateful import Locks, Stateful, Token, edits
-from seqbridge._trace import tracing
 from seqbridge._variable import Variable
 
 Item: TypeAlias = "Layer | Structure"
@@ -93,7 +94,7 @@ class Structure(Stateful):
             table: dict[str, Variable] = {}
             own = list(leaves(self._layers))
             draws = any(layer._random for layer in own)
-            if draws and self._stream is None and not tracing():
+            if draws and self._stream is None:
                 self._make_stream()
             for prefix, layer in walk(self):
                 table |= {f"{prefix}.{name}": box for name, box in layer._named().items()}
@@ -114,7 +115,9 @@ class Structure(Stateful):
         return self._cache
 
     def _make_stream(self) -> None:
-        self._stream = Variable(stream(self._seed), kind="rng", collection="rng", name="rng")
+        with jax.ensure_compile_time_eval():  # a value, even if this is asked for first inside a trace
+            key = stream(self._seed)
+        self._stream = Variable(key, kind="rng", collection="rng", name="rng")
         self._stream._lock = self._lock
         self._stream._namer = stream_namer(self)
 

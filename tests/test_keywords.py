@@ -300,3 +300,26 @@ def test_the_unicode_error_that_breaks_reraising() -> None:
     model = sb.Sequential([lambda x: b"\xff".decode()])
     with pytest.raises(UnicodeDecodeError):
         model(1.0)
+
+
+@pytest.mark.parametrize("inputs", [(), (1, 8, 8, 1), (None, 8), ([None, 8],)])
+def test_build_says_what_it_takes(inputs: Any) -> None:
+    with pytest.raises(TypeError, match=r"model\.build\(\(None, 28, 28, 1\)\)"):
+        sb.Sequential([nn.Dense(2)]).build(*inputs)
+
+
+def test_a_size_that_decides_a_shape_must_be_given() -> None:
+    model = sb.Sequential([nn.relu, nn.Dense(2)])
+    with pytest.raises(ValueError, match=r"decides the shape of \(Sequential\)\[1\]\(Dense\)\.kernel"):
+        model.build((None, None))
+    assert not model.built
+    assert model.build((None, 3)).built
+
+
+def test_a_mode_that_nobody_said_is_not_handed_on() -> None:
+    seen: list[dict[str, Any]] = []
+    model = sb.Sequential([nn.Dense(2), lambda x, **options: seen.append(options) or x])
+    model.build((2, 2))
+    model(X)
+    model(X, training=True)
+    assert seen == [{}, {}, {"training": True}]

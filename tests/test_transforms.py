@@ -520,3 +520,34 @@ def test_extra_arguments_reach_the_transformation() -> None:
     value, grads = sb.value_and_grad(lambda m: m(X).sum())(model)
     with jax.numpy_dtype_promotion("standard"):  # optax' own arithmetic mixes ints and floats
         optimizer.update(grads, value=value)
+
+
+def test_a_traced_pure_call_comes_first_and_leaves_nothing_behind() -> None:
+    model = sb.Sequential([nn.Dropout(0.5)]).build((3, 2))
+    jax.jit(lambda v: model.apply(v, X, training=False))(model.init(0, X))
+    step = sb.jit(lambda model: model(jnp.ones((4, 50)), training=True))
+    assert not same(step(model), step(model))
+    assert not same(model(jnp.ones((4, 50)), training=True), step(model))
+    assert not isinstance(model.vars()["(Sequential).rng"].value, Tracer)
+
+
+def test_two_models_as_in_an_adversarial_step() -> None:
+    generator, judge = mixed(), sb.Sequential([nn.Dense(1), nn.BatchNorm()]).build((3, 2))
+    judge[0].kernel.trainable = False
+    optimizer = sb.Optimizer(generator, optax.sgd(0.1))
+
+    def objective(generator: Any, judge: Any) -> Any:
+        return judge(generator(X, training=True), training=True).mean()
+
+    optimizer.update(sb.grad(objective, wrt=generator.vars())(generator, judge))
+    assert list(sb.grad(objective, wrt=judge.vars())(generator, judge)) == [
+        "(Sequential)[0](Dense).bias",
+        "(Sequential)[1](BatchNorm).bias",
+        "(Sequential)[1](BatchNorm).scale",
+    ]
+
+
+def test_static_arguments_by_position() -> None:
+    total = sb.jit(lambda model, x, axis: model(x).sum(axis), static_argnames="axis")
+    model = sb.Sequential([nn.relu])
+    assert total(model, X, 1).shape == total(model, X, axis=1).shape == (3,)

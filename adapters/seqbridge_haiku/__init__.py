@@ -66,9 +66,12 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
             getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
         )
 
+    signature = signature_of(getattr(cls, method) if isinstance(method, str) else method, skip=1)
+    if cls is hk.Sequential and entry.args and method == "__call__":
+        signature = signature_of(next(iter(entry.args[0])))  # the first layer gets all that a Sequential gets
     return _layer(
         hk.transform_with_state(forward),
-        signature=signature_of(getattr(cls, method) if isinstance(method, str) else method, skip=1),
+        signature=signature,
         label=cls.__name__,
         text=call_text(cls.__name__, entry.args, entry.keywords),
         takes_key=True,
