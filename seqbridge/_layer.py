@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
@@ -19,6 +20,8 @@ from seqbridge._pure import Variables
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit
 from seqbridge._variable import Variable, cast
+
+Ties: TypeAlias = Mapping[Hashable, Variable]
 
 
 class Layer(Stateful):
@@ -89,8 +92,6 @@ class Layer(Stateful):
         if pure.ready is not None:
             self._fill(Layout(pure, pure.ready))
 
-    # What the layer holds
-
     @property
     def built(self) -> bool:
         return self._layout is not None
@@ -130,16 +131,17 @@ class Layer(Stateful):
         """The arrays now, as the neutral form wants them."""
         return self._layout.tree([box.value for box in self._variables]) if self._layout else {}
 
-    def _fill(self, layout: Layout, known: Mapping[Hashable, Variable] = {}) -> None:
+    def _fill(self, layout: Layout, lock: threading.RLock | None = None, known: Ties | None = None) -> None:
         """Takes initial values; from now on the layer is built.
 
         Args:
             layout: The structure, with the values.
+            lock: What guards the variables.
             known: Variables that the entry has already, in a layer of another method, by what ties them.
         """
         made = []
         for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
-            if tie in known:
+            if known and tie in known:
                 made.append(known[tie])
                 known[tie].trainable = known[tie].trainable and self._options[2]
                 continue
@@ -153,6 +155,7 @@ class Layer(Stateful):
                 metadata=slot.note,
             )
             box._namer = self._name_of
+            box._lock = lock or box._lock
             made.append(box)
         self._variables = tuple(made)
         layout.arrays = []
@@ -168,9 +171,12 @@ class Layer(Stateful):
     def _tied_variables(self) -> list[tuple[Hashable, Variable]]:
         return list(zip(self._ties(self._layout), self._variables, strict=True)) if self._layout else []
 
-    def _join(self, model: Any) -> None:
-        """Notes a model that the layer stands in now."""
+    def _join(self, model: Any, lock: threading.RLock) -> None:
+        """Notes a model that the layer stands in now. The lock of the first one guards the variables, for good."""
         living = [home for home in self._homes if home() is not None]
+        if not living:
+            for box in self._variables:
+                box._lock = lock
         self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
 
     def _name_of(self, box: Variable) -> str | None:
@@ -223,8 +229,6 @@ class Layer(Stateful):
         with Locks(self._variables):
             commit({v: cast(v.name, new, v.value) for v, new in zip(self._variables, arrays, strict=True)})
 
-    # What the layer does
-
     def __call__(self, /, *args: Any, **keywords: Any) -> Any:
         """Runs the layer alone; takes what a model takes."""
         return self._alone()(*args, **keywords)
@@ -245,8 +249,6 @@ class Layer(Stateful):
     def _random(self) -> bool:
         """Whether a call draws random numbers, or may, as none has been looked at."""
         return any(self._draws.values()) if self._draws else self.pure.takes_key and self.built
-
-    # How the layer looks
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in Layer.__slots__ and name in self._named():

@@ -217,6 +217,7 @@ class LayerList(Structure, MutableSequence[Any]):
 
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Self:
         """Another model of these layers."""
+        self._facts()  # makes the stream, so that both take their keys from one
         made = type(self).__new__(type(self))
         vars(made).update(vars(self))
         Structure.__init__(made, self._seed)

@@ -177,7 +177,7 @@ class Sequential(LayerList):
         """Makes the variables of a build the model's own."""
         known = {tie: box for layer in self._family() if layer._layout for tie, box in layer._tied_variables()}
         for layer, layout in layouts.items():
-            layer._fill(layout, known)
+            layer._fill(layout, self._lock, known)
             known.update(layer._tied_variables())
         self._adopt()
         for model, given in inputs.items():

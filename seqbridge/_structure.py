@@ -63,9 +63,7 @@ class Structure(Stateful):
             if isinstance(item, Structure):
                 item._parents.add(self)
         for layer in leaves(self._layers):
-            layer._join(self)
-            for box in layer._variables:
-                box._lock = self._lock
+            layer._join(self, self._lock)
 
     def _roots(self) -> Iterator[Structure]:
         """The outermost models that this one stands in, itself if there is none."""
