@@ -19,7 +19,12 @@ _WRAPPERS = ("fun", "func", "self")  # under which transformed functions, partia
 
 
 def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
-    """The signature of a callable without its first `skip` parameters; None if it has none that can be read."""
+    """The signature of a callable without its first `skip` parameters; None if it has none that can be read.
+
+    Examples:
+        >>> signature_of(lambda self, x, scale=1.0: x, skip=1)
+        <Signature (x, scale=1.0)>
+    """
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):

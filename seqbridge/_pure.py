@@ -76,6 +76,20 @@ class PureLayer:
             `__call__`. None: the entry has no methods.
         ready: Variables that the entry holds already, so that no shape need be known to have them.
         reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from seqbridge import Sequential, signature_of
+        >>> scale = PureLayer(
+        ...     init=lambda key, /, x: {"params": {"factor": jnp.full(x.shape[-1], 2.0)}},
+        ...     apply=lambda variables, key, /, x: (x * variables["params"]["factor"][None], {}),
+        ...     signature=signature_of(lambda x: x),
+        ...     label="Scale",
+        ...     ecosystem="mine",
+        ...     takes_key=False,
+        ... )
+        >>> Sequential([scale])(jnp.ones((1, 3)))
+        Array([[2., 2., 2.]], dtype=float32)
     """
 
     init: Callable[..., Variables]
@@ -98,7 +112,12 @@ class PureLayer:
 
 
 def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:
-    """`"Conv(20, kernel_size=(5, 5))"`, on one line and without memory addresses."""
+    """A call as it was written, on one line and without memory addresses.
+
+    Examples:
+        >>> call_text("Conv", (20,), {"kernel_size": (5, 5)})
+        'Conv(20, kernel_size=(5, 5))'
+    """
     parts = [_value_text(a) for a in args] + [f"{k}={_value_text(v)}" for k, v in keywords.items()]
     return f"{name}({', '.join(parts)})"
 

@@ -22,6 +22,23 @@ def register(name: str, adapt: Adapter) -> None:
         name: The module whose classes the adapter takes, such as `"mylibrary.layers"`.
         adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry, and what to write
             instead. It is asked for instances, for classes and for `partial(Class, ...)`.
+
+    Examples:
+        >>> import fractions
+        >>> from seqbridge import Sequential, signature_of
+        >>> def adapt(entry):
+        ...     if not isinstance(entry, fractions.Fraction):
+        ...         return None
+        ...     return PureLayer(
+        ...         init=lambda key, /, x: {},
+        ...         apply=lambda variables, key, /, x: (x * float(entry), {}),
+        ...         signature=signature_of(lambda x: x),
+        ...         label="Fraction",
+        ...         ecosystem="fractions",
+        ...     )
+        >>> register("fractions", adapt)
+        >>> Sequential([fractions.Fraction(1, 2)])(3.0)
+        1.5
     """
     _registered[name] = adapt
     _adapters.cache_clear()

@@ -206,6 +206,16 @@ class Sequential(LayerList):
 
         Returns:
             `{"params": {name: array}, "state": {name: array}}`, what `apply` takes.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> w = jnp.eye(2)
+            >>> model = Sequential([lambda x, w=w: x @ w])
+            >>> variables = model.init(0, (1, 2))
+            >>> list(variables["params"])
+            ['(Sequential)[0](<lambda>).w']
+            >>> model.apply(variables, jnp.ones((1, 2)))[0]
+            Array([[1., 1.]], dtype=float32)
         """
         return _functional.init(self, as_key(key), inputs, call_of(keywords))
 

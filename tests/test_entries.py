@@ -156,7 +156,7 @@ def test_numpy_arrays_numbers_and_ints_stay_constants() -> None:
     "entry",
     [
         jax.jit((lambda w: lambda x: x @ w)(W)),
-        functools.partial(jax.jit(lambda w, x: x @ w), W) and jax.jit(functools.partial(lambda w, x: x @ w, W)),
+        jax.jit(functools.partial(lambda w, x: x @ w, W)),
         (lambda module: lambda x: module.apply({"params": {"kernel": W}}, x))(nn.Dense(2, use_bias=False)),
         (lambda f: lambda x: f.apply({"linear": {"w": W}}, None, x))(hk.transform(lambda x: x)),
         (lambda model: lambda x: model(x))(sb.Sequential([operator.neg])),
