@@ -1,12 +1,20 @@
 """Strict JAX for all tests (what passes here passes for people who are less strict), and the examples in the docs."""
 
 import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
 
 # Collectives on virtual CPU devices need more threads than a small machine has cores.
 os.environ.setdefault("NPROC", "16")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
+os.environ["KERAS_BACKEND"] = "jax"
+
 import jax
+import pytest
 from hypothesis import settings
 from sybil import Sybil
 from sybil.evaluators.doctest import NUMBER
@@ -25,3 +33,20 @@ pytest_collect_file = (
     Sybil(parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py"])
     + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "adapters/README.md"])
 ).pytest()
+
+ROOT = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Installs the third-party adapter of the tests, once, where all workers and their processes find it."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="seqbridge-toy-")
+        config.add_cleanup(folder.cleanup)
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder.name]
+        subprocess.run(build, cwd=ROOT / "tests" / "toy_plugin", check=True, capture_output=True)
+        for wheel in Path(folder.name).glob("*.whl"):
+            zipfile.ZipFile(wheel).extractall(folder.name)
+        os.environ["SEQBRIDGE_TOY"] = folder.name
+    where = os.environ["SEQBRIDGE_TOY"]
+    sys.path.append(where)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), where]))

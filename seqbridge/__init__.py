@@ -12,11 +12,15 @@ from seqbridge._grad import value_and_grad as value_and_grad
 from seqbridge._jit import jit as jit
 from seqbridge._layer import Layer as Layer
 from seqbridge._optimizer import Optimizer as Optimizer
+from seqbridge._paths import nest as nest
+from seqbridge._paths import path_text as path_text
+from seqbridge._paths import unnest as unnest
 from seqbridge._pure import MODE_FLAGS as MODE_FLAGS
 from seqbridge._pure import Annotated as Annotated
 from seqbridge._pure import PureLayer as PureLayer
 from seqbridge._pure import Variables as Variables
 from seqbridge._pure import call_text as call_text
+from seqbridge._pure import training_of as training_of
 from seqbridge._registry import register as register
 from seqbridge._sequential import Sequential as Sequential
 from seqbridge._transforms import eval_shape as eval_shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 from seqbridge._function import function_layer
@@ -35,7 +34,7 @@ def as_pure(entry: Any) -> PureLayer:
             pure = ask(entry.func, type(entry.func))
             pure = pure and bind(pure, entry.args, entry.keywords)
         return pure or function_layer(entry)
-    if inspect.ismethod(entry) and (pure := ask(entry.__self__, type(entry.__self__))):
+    if (owner := owner_of(entry)) is not entry and (pure := ask(owner, type(owner))):
         return with_method(pure, entry.__func__.__name__)
     pure = ask(entry, type(entry))
     if pure is not None:
@@ -46,6 +45,11 @@ def as_pure(entry: Any) -> PureLayer:
         f"{entry!r:.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give a module, a transform "
         f"or a callable. {_known()}"
     )
+
+
+def owner_of(entry: Any) -> Any:
+    """The module that a bound method belongs to; any other entry belongs to itself."""
+    return entry.__self__ if hasattr(entry, "__self__") and hasattr(entry, "__func__") else entry
 
 
 def _known() -> str:

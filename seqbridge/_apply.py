@@ -7,31 +7,55 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from seqbridge._keys import Keys
 from seqbridge._layer import Layer
+from seqbridge._live import Draws, needed
 from seqbridge._pure import Variables
 from seqbridge._stateful import edits
 
 
 def apply(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
     """`(outputs, new_state)`."""
-    if not layer.pure.per_example:
-        return _apply(layer, variables, key, args, keywords)
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(args)}
-    if len(sizes) != 1:
+    keys = key if key is None or not layer.pure.per_example else jax.random.split(key, _batch(args))
+    return _apply(layer, variables, keys, args, keywords)
+
+
+def _batch(args: tuple[Any, ...]) -> int:
+    """The size of the leading axis.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    sizes = {leaf.shape[0] if jnp.ndim(leaf) else -1 for leaf in jax.tree.leaves(args)}
+    if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
-            f"a per-example layer takes inputs with one leading axis, the batch; got sizes {sorted(sizes)}"
+            "a per-example layer takes inputs with one leading axis, the batch; got shapes "
+            f"{', '.join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args))}. For an entry that takes a whole "
+            "batch, or one example at a time: sb.Layer(entry, per_example=False)"
         )
-    keys = None if key is None else jax.random.split(key, sizes.pop())
+    return sizes.pop()
+
+
+def _apply(layer: Layer, variables: Variables, keys: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """The call of a layer with its key, or with one for each example."""
+    if not layer.pure.per_example:
+        return _call(layer, variables, keys, args, keywords)
+    _batch(args)
     try:
-        return jax.vmap(lambda k, a: _apply(layer, variables, k, a, keywords), out_axes=(0, None))(keys, args)
+        return jax.vmap(
+            lambda key, args: _call(layer, variables, key, args, keywords),
+            out_axes=(0, None),
+            axis_name=layer.pure.axis_name,
+        )(keys, args)
     except ValueError as error:
         if "out_axes" in str(error):
             error.add_note("the state of a per-example layer must not depend on the example")
         raise
 
 
-def _apply(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+def _call(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
     name = layer.pure.key_name
     if name is not None and name not in keywords and name not in layer.parameters.positional[: len(args)]:
         keywords = {**keywords, name: key}
@@ -43,37 +67,49 @@ def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords
     leaves, treedef = jax.tree.flatten((variables, args, keywords))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
 
-    def call(key: Any, arrays: dict[int, Any]) -> Any:
+    def call(keys: Any, arrays: dict[int, Any]) -> Any:
         variables, args, keywords = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return apply(layer, variables, key, args, keywords)
+        return _apply(layer, variables, keys, args, keywords)
 
     shapes = {i: jax.ShapeDtypeStruct(a.shape, a.dtype) for i, a in arrays.items()}
-    closed, (out, _) = jax.make_jaxpr(call, return_shape=True)(_key_shape(), shapes)
+    batch = (_batch(args),) if layer.pure.per_example else ()
+    keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
+    closed, (out, _) = jax.make_jaxpr(call, return_shape=True)(keys, shapes)
     key = closed.jaxpr.invars[0]
-    drawn = any(v is key for eqn in closed.jaxpr.eqns for v in eqn.invars)
+    # What an evaluation would do to the state is dropped, so it needs no random numbers either.
+    results = closed.jaxpr.outvars[: len(jax.tree.leaves(out))] if mode is False else closed.jaxpr.outvars
+    _, read = needed(closed.jaxpr.eqns, results, effects=True)
+    asked = any(v is key for equation in closed.jaxpr.eqns for v in equation.invars)
     before = layer._random
-    layer._draws[_signature(args, keywords, mode)] = drawn
+    layer._draws[_signature(args, keywords, mode)] = Draws(asked, id(key) in read)
     if layer._random != before:
         edits.count += 1  # its models show a stream of keys, or none, from now on
     return out
 
 
-def draws(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> bool:
-    """Whether the call draws random numbers, so that one that doesn't costs no key."""
+def key_for(
+    layer: Layer, keys: Keys, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any
+) -> Any:
+    """The layer's key for a call, or None. A call that draws nothing takes none from the stream."""
     if not layer.pure.takes_key:
-        return False
+        return None
     signature = _signature(args, keywords, mode)
     if signature not in layer._draws:
         try:
             evaluate(layer, variables, args, keywords, mode)
         except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
-            return True
-    return layer._draws[signature]
+            return keys.key
+    draws = layer._draws[signature]
+    if draws.used:
+        return keys.key
+    return unused_key() if draws.asked else None
 
 
 @functools.cache
-def _key_shape() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda: jax.random.key(0))
+def unused_key() -> jax.Array:
+    """The key for a layer that asks for one, splits it, and then draws nothing with it."""
+    with jax.ensure_compile_time_eval():
+        return jax.random.key(0)
 
 
 def _signature(args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Hashable:

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._apply import draws, evaluate
+from seqbridge._apply import evaluate, key_for, unused_key
 from seqbridge._dispatch import Call
 from seqbridge._forward import Run
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
+from seqbridge._live import needed
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure
 from seqbridge._trace import Tracer, tracing
@@ -61,8 +62,12 @@ class Build:
     ) -> Any:
         if layer not in self.layouts and (self._fresh or not layer.built):
             self.failed = True
-            keys = self._taken.unused(layer, keys)
-            self.layouts[layer] = Layout(layer.pure, initial(layer, keys, args, keywords, abstract=self._abstract))
+            if layer.pure.init is None:
+                variables = layer.pure.ready or {}
+            else:
+                keys = self._taken.unused(layer, keys)
+                variables = initial(layer, keys, args, keywords, abstract=self._abstract)
+            self.layouts[layer] = Layout(layer.pure, variables)
             self.failed = False
         signature = _signature((args, keywords), mode)
         if signature not in layer._outputs:
@@ -92,7 +97,7 @@ class FirstRun(Run):
             shapes, training = specs(args), layer.parameters.in_training(specs(keywords))
             own = self._taken.unused(layer, keys.initial)
             self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training))
-            draws(layer, self._variables(layer), shapes, training, True)
+            key_for(layer, keys, self._variables(layer), shapes, training, True)
         return super().__call__(layer, keys, args, keywords, mode)
 
     def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
@@ -111,13 +116,17 @@ def initial(
     A module computes its outputs while it makes its parameters. Here that part is traced and dropped; the rest runs
     operation by operation, as it does natively, so that the values are the same to the last bit.
     """
+    assert layer.pure.init is not None
     if layer.pure.per_example:
         args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args)
 
     def init(key: Any) -> Variables:
         inputs, options = jax.tree.map(_zeros, (args, keywords))
+        assert layer.pure.init is not None
         return layer.pure.init(key, *inputs, **options)
 
+    if not layer.pure.traceable:
+        return layer.pure.init(_outside(layer, keys, abstract), *args, **keywords)
     if abstract:
         return jax.eval_shape(init, keys.key)
     if tracing() or isinstance(keys.key, Tracer):
@@ -125,14 +134,19 @@ def initial(
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # late, as in `_trace`
 
     closed, shapes = jax.make_jaxpr(init, return_shape=True)(keys.key)
-    needed = set(map(id, closed.jaxpr.outvars))
-    equations = []
-    for equation in reversed(closed.jaxpr.eqns):
-        if any(id(v) in needed for v in equation.outvars):
-            equations.append(equation)
-            needed.update(map(id, equation.invars))
-    kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations[::-1]), closed.consts)
+    equations, _ = needed(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
+    kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
     return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(kept)(keys.key))
+
+
+def _outside(layer: Layer, keys: Keys, abstract: bool) -> Any:
+    """The key for initial values that can't be drawn inside a trace."""
+    key = unused_key() if abstract else keys.key
+    if isinstance(key, Tracer):
+        raise RuntimeError(
+            f"{layer!r} draws its initial values outside of JAX transforms only: call model.init(key, ...) before"
+        )
+    return key
 
 
 def specs(tree: Any, size: int = 1) -> Any:

@@ -159,5 +159,7 @@ def check_taken(
                 takers.setdefault(taken, []).append(label)
         listed = "; ".join(f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items())
         guess = nearest(name, [*takers, "training", "rng", "per_layer"])
+        if name in ("key", "rngs", *(p.key_name for p in layers.values())):
+            guess = "; did you mean 'rng', the key of a call?"
         who = f"layer {next(iter(layers))} doesn't take" if only else "no layer takes"
         raise TypeError(f"{who} the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
-from seqbridge._apply import apply, draws
+from seqbridge._apply import apply, key_for
 from seqbridge._collection import nearest
 from seqbridge._dispatch import Call, check_taken
 from seqbridge._keys import Keys
@@ -46,7 +46,7 @@ class Run:
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
     ) -> Any:
         variables = self.states.get(layer) or self._tree(layer)
-        key = keys.key if draws(layer, variables, args, keywords, mode) else None
+        key = key_for(layer, keys, variables, args, keywords, mode)
         out, state = apply(layer, variables, key, args, keywords)
         if state and mode is not False:
             self.states[layer] = {**variables, **state}

@@ -7,15 +7,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._hidden import lift
-from seqbridge._pure import MODE_FLAGS, Path, PureLayer, Variables, call_text
+from seqbridge._paths import nest, unnest
+from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, call_text
 
 _KEY_NAMES = ("rng", "key")
-_WRAPPERS = ("fun", "func", "self")  # under which transformed functions, partials and methods hold what they wrap
+_WRAPPERS = ("f", "fun", "func", "self")  # under which transformed functions, partials and methods hold what they wrap
 
 
 def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
@@ -53,15 +53,13 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         function = base = getattr(jnp, base.__name__)
     signature = signature_of(function)
     arrays, rebuild = lift(function)
-    named = signature.parameters if signature is not None and inspect.isfunction(base) else {}
-    name = getattr(base, "__name__", type(base).__name__)
-
-    variables: Variables = {}
-    for path, array in arrays.items():
-        _put(variables.setdefault("params", {}), path, array)
+    inner = inspect.unwrap(base)  # a transform of a module is called after the module
+    named = signature.parameters if signature is not None and inspect.isfunction(inner) else {}
+    name = getattr(inner, "__name__", type(inner).__name__)
+    variables = nest({("params", *path): jnp.asarray(array) for path, array in arrays.items()})
 
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
-        call = rebuild({p: _get(variables["params"], p) for p in arrays}) if rebuild else function
+        call = rebuild(unnest(variables["params"])) if rebuild else function
         return call(*args, **keywords), {}
 
     return PureLayer(
@@ -77,13 +75,3 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         key_name=next((n for n in _KEY_NAMES if n in named and n not in bound), None),
         takes_key=any(n in named and n not in bound for n in _KEY_NAMES),
     )
-
-
-def _put(tree: dict[str, Any], path: Path, leaf: jax.Array) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = jnp.asarray(leaf)
-
-
-def _get(tree: Any, path: Path) -> Any:
-    return functools.reduce(lambda node, part: node[part], path, tree)

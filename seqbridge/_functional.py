@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeAlias
 
@@ -31,6 +32,12 @@ def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) 
     build = Build(fresh=True)
     traverse(model, specs(inputs), call.map(specs, training=True), build, Keys(lambda: key))
     arrays = {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}  # of a tie, the first stays
+    if kept := [f"{prefix}" for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready]:
+        warnings.warn(
+            f"init keeps the values that {', '.join(kept)} came with: new ones can be drawn for a class, "
+            "partial(Class, ...), but not for an object that was made before",
+            stacklevel=3,
+        )
     return _parts(_names(model, build.layouts), arrays)
 
 

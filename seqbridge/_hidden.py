@@ -20,7 +20,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from seqbridge._pure import Path
+from seqbridge._paths import Path, nest, unnest
+from seqbridge._pure import MODE_FLAGS, PureLayer
 from seqbridge._registry import ask
 from seqbridge._stateful import Stateful
 
@@ -46,8 +47,8 @@ def _walk(obj: Any, path: Path, arrays: dict[Path, jax.Array], name: str, seen: 
     if isinstance(obj, str | bytes | int | float | types.ModuleType) or obj is None or id(obj) in seen:
         return None
     seen = seen | {id(obj)}
-    if path:
-        _refuse_module(obj, path, name)
+    if path and (pure := _module(obj, ".".join(path), name)):
+        return _lift_module(pure, path, arrays)
     if inspect.isfunction(obj):
         _refuse_globals(obj, name)
     opened = _open(obj)
@@ -127,21 +128,42 @@ def _from_jax(obj: Any) -> bool:
     return type(obj).__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
-def _refuse_module(obj: Any, path: Path, name: str) -> None:
-    place = ".".join(path)
+def _module(obj: Any, place: str, name: str, *, liftable: bool = True) -> PureLayer | None:
+    """The neutral form of a module that can be lifted out of the function that holds it; None: it is no module.
+
+    Raises:
+        TypeError: A module that can't be lifted, or a model.
+    """
     where = f"{name} uses the class {obj.__name__}" if isinstance(obj, type) else f"{name} holds {place}"
     if isinstance(obj, Stateful):
         raise TypeError(f"{where}, a {type(obj).__name__}: its variables would be lost. Put it into the list itself.")
     cure = ""
     try:
-        if ask(obj, obj if isinstance(obj, type) else type(obj)) is None:
-            return
+        pure = ask(obj, obj if isinstance(obj, type) else type(obj))
     except TypeError as error:
-        cure = f" ({error})"
+        pure, cure = None, f" ({error})"
+    else:
+        if pure is None or (liftable and pure.remake is not None and _only_parameters(pure)):
+            return pure
     raise TypeError(
-        f"{where}: the parameters of that module would be lost. Put the module into the list itself{cure}, or make "
-        f"{name} a module or a transform of that library."
+        f"{where}: the parameters, mode and keys of that module would be lost. Put the module into the list "
+        f"itself{cure}, or make {name} a module or a transform of that library."
     )
+
+
+def _only_parameters(pure: PureLayer) -> bool:
+    """Whether a module is its parameters and nothing else: no state, and no mode that the function couldn't set."""
+    flags = MODE_FLAGS.keys() & set(pure.signature.parameters if pure.signature else ()) - pure.decided
+    return not flags and all(pure.kinds.get(collection) == "params" for collection in pure.ready or ())
+
+
+def _lift_module(pure: PureLayer, path: Path, arrays: dict[Path, jax.Array]) -> Rebuild | None:
+    ready, remake = unnest(pure.ready or {}), pure.remake
+    places = {p: (*path, *p[1:]) for p in ready}
+    arrays |= {places[p]: array for p, array in ready.items()}
+    if not places or remake is None:
+        return None
+    return lambda values: remake(nest({p: values[place] for p, place in places.items()}))
 
 
 def _refuse_globals(function: types.FunctionType, name: str) -> None:
@@ -154,7 +176,7 @@ def _refuse_globals(function: types.FunctionType, name: str) -> None:
             found = [used for n in names if isinstance(used := getattr(value, n, None), type)]
         for used in found:
             if used is not None and not inspect.isfunction(used):
-                _refuse_module(used, (label,), name)
+                _module(used, label, name, liftable=False)
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:

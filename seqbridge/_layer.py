@@ -7,21 +7,20 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 
-from seqbridge._adapt import as_pure, with_method
+from seqbridge._adapt import as_pure, owner_of, with_method
 from seqbridge._collection import VarCollection
 from seqbridge._dispatch import Parameters
 from seqbridge._layout import Layout, lookup
+from seqbridge._live import Draws
 from seqbridge._pickle import portable
 from seqbridge._pure import Variables
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit
-from seqbridge._variable import Variable, cast
-
-Ties: TypeAlias = Mapping[Hashable, Variable]
+from seqbridge._variable import Variable, cast, strong
 
 
 class Layer(Stateful):
@@ -75,6 +74,8 @@ class Layer(Stateful):
             pure = with_method(pure, method)
         if per_example is not None and per_example != pure.per_example:
             pure = dataclasses.replace(pure, per_example=per_example)
+        if pure.ready is not None:
+            pure = dataclasses.replace(pure, ready=jax.tree.map(strong, pure.ready))
         self.entry = entry
         self.pure = pure
         self.name = name
@@ -86,7 +87,7 @@ class Layer(Stateful):
         self._origin: tuple[int, ...] | None = None  # the positions that its initial values were folded with
         self._options = (method, per_example, trainable)
         self._outputs: dict[Hashable, Any] = {}
-        self._draws: dict[Hashable, bool] = {}
+        self._draws: dict[Hashable, Draws] = {}
         self._serial = serial()
         self._solo: Any = None
         if pure.ready is not None:
@@ -114,14 +115,11 @@ class Layer(Stateful):
     def _parts(self) -> Hashable:
         return (self._serial, *((v._serial, v.trainable) for v in self._variables))
 
-    def _by_name(self) -> Mapping[str, Variable]:
-        return self._named()
-
     def vars(self) -> VarCollection:
         """The layer's variables by their names within it, live."""
-        return VarCollection(self._named)
+        return VarCollection(self._by_name)
 
-    def _named(self) -> dict[str, Variable]:
+    def _by_name(self) -> dict[str, Variable]:
         if self._layout is None:
             return {}
         pairs = zip(self._layout.slots, self._variables, strict=True)
@@ -131,7 +129,9 @@ class Layer(Stateful):
         """The arrays now, as the neutral form wants them."""
         return self._layout.tree([box.value for box in self._variables]) if self._layout else {}
 
-    def _fill(self, layout: Layout, lock: threading.RLock | None = None, known: Ties | None = None) -> None:
+    def _fill(
+        self, layout: Layout, lock: threading.RLock | None = None, known: Mapping[Hashable, Variable] | None = None
+    ) -> None:
         """Takes initial values; from now on the layer is built.
 
         Args:
@@ -146,12 +146,12 @@ class Layer(Stateful):
                 known[tie].trainable = known[tie].trainable and self._options[2]
                 continue
             box = Variable(
-                jnp.asarray(array),
+                array,
                 kind=slot.kind,
                 collection=slot.collection,
                 path=slot.path,
                 name=f"({self.pure.label}).{slot.shown}",
-                trainable=None if self._options[2] else False,
+                trainable=None if self._options[2] and slot.trainable else False,
                 metadata=slot.note,
             )
             box._namer = self._name_of
@@ -163,10 +163,14 @@ class Layer(Stateful):
         edits.count += 1
 
     def _ties(self, layout: Layout) -> list[Hashable]:
-        """What each variable is tied by: layers of one entry share those of one native path and shape."""
+        """What each variable is tied by: the object behind it, or else the entry, the native path and the shape."""
         arrays = self._variables if layout is self._layout else layout.arrays
-        pairs = zip(layout.slots, arrays, strict=True)
-        return [(id(self.entry), self._copy, slot.collection, slot.path, a.shape) for slot, a in pairs]
+        places = [(slot.collection, *slot.path) for slot in layout.slots]
+        sources, entry = self.pure.sources, owner_of(self.entry)
+        return [
+            (id(sources[place]), self._copy) if place in sources else (id(entry), self._copy, place, array.shape)
+            for place, array in zip(places, arrays, strict=True)
+        ]
 
     def _tied_variables(self) -> list[tuple[Hashable, Variable]]:
         return list(zip(self._ties(self._layout), self._variables, strict=True)) if self._layout else []
@@ -248,27 +252,27 @@ class Layer(Stateful):
     @property
     def _random(self) -> bool:
         """Whether a call draws random numbers, or may, as none has been looked at."""
-        return any(self._draws.values()) if self._draws else self.pure.takes_key and self.built
+        return any(d.used for d in self._draws.values()) if self._draws else self.pure.takes_key and self.built
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in Layer.__slots__ and name in self._named():
+        if name not in Layer.__slots__ and name in self._by_name():
             raise AttributeError(f"{name} is a variable: write .{name}.assign(...), or .{name}.value = ...")
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in Layer.__slots__:
             raise AttributeError(name)
-        return lookup(repr(self), self._named(), name, AttributeError, built=self.built)
+        return lookup(repr(self), self._by_name(), name, AttributeError, built=self.built)
 
     def __getitem__(self, name: str) -> Any:
-        named = self._named()
+        named = self._by_name()
         native = {".".join(box.path): box for box in self._variables}
         shown = name in named or any(n.startswith(f"{name}.") for n in named)
         return lookup(repr(self), named if shown else native | named, name, KeyError, built=self.built)
 
     def __dir__(self) -> Iterator[str]:
         yield from object.__dir__(self)
-        yield from (name.partition(".")[0] for name in self._named())
+        yield from (name.partition(".")[0] for name in self._by_name())
 
     def __repr__(self) -> str:
         return f"{self.pure.ecosystem} {self.pure.text or self.pure.label}"

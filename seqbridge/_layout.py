@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from seqbridge._collection import VarCollection, check_names, nearest
-from seqbridge._pure import Annotated, Path, PureLayer, Variables
+from seqbridge._paths import Path, path_text
+from seqbridge._pure import Annotated, PureLayer, Variables
 from seqbridge._variable import Kind, Variable
 
 
@@ -21,6 +22,7 @@ class Slot(NamedTuple):
     kind: Kind
     shown: str
     note: Any
+    trainable: bool
 
 
 class Layout:
@@ -28,7 +30,7 @@ class Layout:
 
     def __init__(self, pure: PureLayer, variables: Variables):
         leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
-        paths = [tuple(_part(key) for key in path) for path, _ in leaves]
+        paths = [path_text(path) for path, _ in leaves]
         short = [".".join(pure.shorten(path[1:])) for path in paths]
         often = Counter(short)
         # Where two paths would look the same they are shown in full, and if they still do, with their collections.
@@ -41,6 +43,7 @@ class Layout:
                 kind=pure.kinds.get(path[0], "state"),
                 shown=name if often[name] == 1 or path[0] == "params" else ".".join(path),
                 note=leaf.note if _is_annotated(leaf) else None,
+                trainable=not _is_annotated(leaf) or leaf.trainable,
             )
             for (_, leaf), path, name in zip(leaves, paths, shown, strict=True)
         )
@@ -50,8 +53,8 @@ class Layout:
         return jax.tree_util.tree_unflatten(self.treedef, arrays)
 
     def annotated(self, arrays: list[Any]) -> Variables:
-        notes = (slot.note for slot in self.slots)
-        return self.tree([a if n is None else Annotated(a, n) for a, n in zip(arrays, notes, strict=True)])
+        pairs = zip(self.slots, arrays, strict=True)
+        return self.tree([a if s.trainable and s.note is None else Annotated(a, s.note, s.trainable) for s, a in pairs])
 
     def flatten(self, what: str, variables: Variables) -> list[Any]:
         """The arrays of a tree of this structure.
@@ -63,7 +66,7 @@ class Layout:
         if treedef != self.treedef:
             check_names(
                 what,
-                ("/".join(map(_part, path)) for path, _ in leaves),
+                ("/".join(path_text(path)) for path, _ in leaves),
                 ("/".join((s.collection, *s.path)) for s in self.slots),
             )
             raise KeyError(f"{what}: another structure: {treedef}, not {self.treedef}")
@@ -72,10 +75,6 @@ class Layout:
 
 def _is_annotated(leaf: Any) -> bool:
     return isinstance(leaf, Annotated)
-
-
-def _part(key: Any) -> str:
-    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
 
 
 class Branch:

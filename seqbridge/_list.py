@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Hashable, Iterable, Mapping, MutableSequence
+from collections.abc import Iterable, Mapping, MutableSequence
 from typing import Any, Self, TypeAlias, overload
-
-import jax
 
 from seqbridge._collection import nearest
 from seqbridge._layer import Layer
+from seqbridge._registry import ask
+from seqbridge._sharing import share
 from seqbridge._stateful import edits
 from seqbridge._structure import Item, Structure, leaves
 from seqbridge._trace import refuse_in_trace
@@ -60,14 +60,13 @@ class LayerList(Structure, MutableSequence[Any]):
         self._check_names(names)
         with self._lock:
             before = self._layers, self._labels
-            unified = unify(layers, self._layers)
+            undo = share(layers, self._layers)
             self._layers, self._labels = layers, names
             try:
                 self._after_edit()
             except BaseException:
                 self._layers, self._labels = before
-                for changed, held in unified:
-                    changed[:] = held
+                undo()
                 raise
             edits.count += 1
             self._adopt()
@@ -232,11 +231,18 @@ def _is(item: Item, value: Any) -> bool:
     return item is value or (isinstance(item, Layer) and item.entry is value)
 
 
+def is_entry(values: Any) -> bool:
+    """Whether a tuple is an entry of some library, rather than a row of entries."""
+    return type(values) is tuple and ask(values, tuple) is not None
+
+
 def entries_of(values: Any) -> Entries:
     if isinstance(values, Structure):
         return list(zip(values.names, values._layers, strict=True))
     if isinstance(values, Mapping):
         return list(values.items())
+    if is_entry(values):
+        raise TypeError("this tuple is one entry: give [entry], or model.append(entry)")
     return [(None, value) for value in values]
 
 
@@ -248,36 +254,3 @@ def first_names(items: list[Item], names: list[str | None]) -> list[str | None]:
         again = name is not None and seen.setdefault(name, item) is item and name in kept
         kept.append(None if again else name)
     return kept
-
-
-def unify(items: list[Item], own: list[Item]) -> list[tuple[list[Item], list[Item]]]:
-    """Makes one layer of those that models made of one entry, each for itself, unless their values differ.
-
-    Args:
-        items: What a model will hold.
-        own: What it held before: of two layers, the one that was there stays.
-
-    Returns:
-        The lists that it changed, each with what it held before.
-    """
-    found: dict[Hashable, Layer] = {}
-    held_before = set(leaves(own))
-    for layer in sorted(leaves(items), key=lambda layer: layer not in held_before):
-        if layer._key not in found or (layer.built and not found[layer._key].built):
-            found[layer._key] = layer
-    owners = [owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())]
-    before = [(layers, list(layers)) for layers in (items, *(owner._layers for owner in owners))]
-    for layers, held in before:
-        layers[:] = [i if isinstance(i, Structure) or _differ(i, found[i._key]) else found[i._key] for i in held]
-    return before
-
-
-def _differ(layer: Layer, other: Layer) -> bool:
-    """Whether both are built, with values of their own."""
-    if not layer.built or (layer.pure.ready is not None and _same(layer, jax.tree.leaves(layer.pure.ready))):
-        return False
-    return not _same(layer, [v._value for v in other._variables])
-
-
-def _same(layer: Layer, arrays: list[Any]) -> bool:
-    return all(v._value is a for v, a in zip(layer._variables, arrays, strict=False))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import jax
 
+from seqbridge._paths import Path
 from seqbridge._variable import Kind
 
-Path: TypeAlias = tuple[str, ...]
 Variables: TypeAlias = dict[str, Any]
 
 # The keywords that tell training from evaluation. True: follows `training`; False: its opposite.
@@ -33,7 +33,7 @@ def _same(value: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """An array and what its own library says of it, such as the names of its axes.
+    """An array and what its own library says of it, such as the names of its axes, or that it is frozen.
 
     An adapter's `init` may return it in place of an array. seqbridge keeps the note as `Variable.metadata` and puts
     it back when the adapter's `to_native` asks for the native tree.
@@ -41,10 +41,23 @@ class Annotated:
     Args:
         value: The array.
         note: Anything that can be compared and hashed.
+        trainable: False: a parameter that its library has frozen.
     """
 
     value: Any
-    note: Any = dataclasses.field(metadata={"static": True})
+    note: Any = dataclasses.field(default=None, metadata={"static": True})
+    trainable: bool = dataclasses.field(default=True, metadata={"static": True})
+
+
+def training_of(keywords: Mapping[str, Any]) -> bool | None:
+    """What the mode flags among the keywords of a call say; None if there are none.
+
+    Examples:
+        >>> training_of({"deterministic": True}), training_of({"scale": 2.0})
+        (False, None)
+    """
+    flags = (bool(value) is MODE_FLAGS[n] for n, value in keywords.items() if n in MODE_FLAGS and value is not None)
+    return next(flags, None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,8 @@ class PureLayer:
     one dict a collection: `{"params": {"kernel": ..., "bias": ...}, "batch_stats": {...}}`.
 
     Args:
-        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and dtypes may matter.
+        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and dtypes may matter. None:
+            the entry came with its variables, `ready`, and new ones can't be drawn.
         apply: `apply(variables, key, /, *inputs, **keywords) -> (outputs, new_state)`, where `new_state` holds the
             collections that are no parameters, as they are after the call; the core drops it in evaluation mode.
             `key` is None where the layer draws nothing.
@@ -67,6 +81,9 @@ class PureLayer:
         key_name: The keyword by which the entry takes its PRNG key, beside `apply`'s own `key`.
         takes_key: Whether the entry can draw random numbers at all.
         per_example: Whether the entry takes one example at a time and has to be mapped over the batch.
+        axis_name: What the entry calls the axis that it is mapped over, if it computes anything across the batch.
+        traceable: Whether `init` may be traced. False: it is called outside of every trace, on
+            `jax.ShapeDtypeStruct`s.
         kinds: The kind of each collection; those that aren't named are `"state"`.
         shorten: From a variable's native path to the path that is shown and looked up.
         to_native: From variables (with `Annotated` leaves where there are notes) to the tree that the entry's own
@@ -75,6 +92,10 @@ class PureLayer:
         method: From the name of a method, or a function of the module, to the neutral form that calls it in place of
             `__call__`. None: the entry has no methods.
         ready: Variables that the entry holds already, so that no shape need be known to have them.
+        sources: The objects of the entry's library behind the variables in `ready`, by collection and path.
+            Entries that have one in common share that variable.
+        remake: From variables to the entry with these in place of its own, so that a function which holds the entry
+            can be made again. None: such a function is refused.
         reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
 
     Examples:
@@ -92,7 +113,7 @@ class PureLayer:
         Array([[2., 2., 2.]], dtype=float32)
     """
 
-    init: Callable[..., Variables]
+    init: Callable[..., Variables] | None
     apply: Callable[..., tuple[Any, Variables]]
     signature: inspect.Signature | None
     label: str
@@ -102,12 +123,16 @@ class PureLayer:
     key_name: str | None = None
     takes_key: bool = True
     per_example: bool = False
+    axis_name: Hashable = None
+    traceable: bool = True
     kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"params": "params"})
     shorten: Callable[[Path], Path] = _same
     to_native: Callable[[Variables], Any] = _same
     from_native: Callable[[Any], Variables] = _same
     method: Callable[[Any], PureLayer] | None = None
     ready: Variables | None = None
+    sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
+    remake: Callable[[Variables], Any] | None = None
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
 
@@ -135,6 +160,7 @@ def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) ->
     """The layer with its first inputs and some of its keywords given, as `functools.partial` does it."""
 
     def init(key: Any, /, *more: Any, **others: Any) -> Variables:
+        assert pure.init is not None
         return pure.init(key, *args, *more, **{**keywords, **others})
 
     def apply(variables: Variables, key: Any, /, *more: Any, **others: Any) -> tuple[Any, Variables]:
@@ -142,11 +168,11 @@ def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) ->
 
     return dataclasses.replace(
         pure,
-        init=init,
+        init=pure.init and init,
         apply=apply,
         signature=bound_signature(pure.signature, args, keywords),
         decided=pure.decided | (keywords.keys() & MODE_FLAGS.keys()),
-        text=call_text("partial", (pure.text or pure.label, *args), keywords),
+        text=call_text(f"partial of {pure.text or pure.label}", args, keywords),
         method=None,
     )
 
@@ -161,4 +187,6 @@ def bound_signature(
     def function(*_: Any, **__: Any) -> None: ...
 
     function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        keywords = {k: v for k, v in keywords.items() if k in signature.parameters}  # others are the adapter's
     return inspect.signature(functools.partial(function, *args, **keywords))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ def register(name: str, adapt: Adapter) -> None:
     """Makes an adapter known for this process; an installed package does it by an entry point instead.
 
     Args:
-        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`.
+        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`, or one class with its module.
         adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry, and what to write
             instead. It is asked for instances, for classes and for `partial(Class, ...)`.
 
@@ -41,7 +41,7 @@ def register(name: str, adapt: Adapter) -> None:
         1.5
     """
     _registered[name] = adapt
-    _adapters.cache_clear()
+    _adapter.cache_clear()
 
 
 @functools.cache
@@ -49,36 +49,44 @@ def _installed() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            owners = " and ".join(str(p.dist.name if p.dist else p.value) for p in (other, point))
+        if _owner(other) != _owner(point):
+            owners = " and ".join(_owner(p) for p in (other, point))
             raise RuntimeError(f"two adapters claim {point.name!r}: {owners}. Uninstall one of them.")
     return found
 
 
-def _owners(cls: type) -> Iterator[str]:
-    """The modules that `cls` and its bases come from, and their parents: nearest class and longest name first."""
-    for base in cls.__mro__:
-        name = base.__module__
-        while name:
-            yield name
-            name = name.rpartition(".")[0]
+def _owner(point: EntryPoint) -> str:
+    return f"{point.dist.name} ({point.value})" if point.dist else point.value
 
 
 @functools.lru_cache(maxsize=1024)
-def _adapters(cls: type) -> tuple[Adapter, ...]:
+def _names(cls: type) -> tuple[str, ...]:
+    """What an adapter of `cls` may be called: the classes it derives from, their modules, and the parents of these.
+
+    The nearest class comes first, and of each the longest name.
+    """
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        name = f"{base.__module__}.{base.__qualname__}"
+        while name:
+            names[name] = None
+            name = name.rpartition(".")[0]
+    return tuple(names)
+
+
+@functools.cache
+def _adapter(name: str) -> Adapter | None:
     # Only names are compared, so that no library is imported that the entry's own class didn't import.
-    names = dict.fromkeys(_owners(cls))
-    return tuple(
-        _registered[name] if name in _registered else _installed()[name].load()
-        for name in names
-        if name in _registered or name in _installed()
-    )
+    if name in _registered:
+        return _registered[name]
+    return _installed()[name].load() if name in _installed() else None
 
 
 def ask(entry: Any, cls: type) -> PureLayer | None:
     """What the adapters of the ecosystem of `cls` make of `entry`."""
-    for adapt in _adapters(cls):
-        pure = adapt(entry)
+    for name in _names(cls):
+        adapt = _adapter(name)
+        pure = adapt and adapt(entry)
         if pure is not None:
             return pure
     return None
@@ -86,4 +94,4 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
 
 def known() -> list[str]:
     """The names of all adapters."""
-    return sorted({*_installed(), *_registered})
+    return sorted(name for name in {*_installed(), *_registered} if not name.startswith("builtins."))

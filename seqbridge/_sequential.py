@@ -14,7 +14,8 @@ from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
-from seqbridge._list import LayerList, entries_of, first_names, unify
+from seqbridge._list import LayerList, entries_of, first_names, is_entry
+from seqbridge._sharing import share
 from seqbridge._stateful import edits
 from seqbridge._structure import Item, leaves
 from seqbridge._trace import commit, refuse_in_trace
@@ -54,16 +55,16 @@ class Sequential(LayerList):
     def __init__(self, *layers: Any, seed: int = 0, key: Any = None):
         super().__init__(seed if key is None else as_key(key))
         self._inputs: tuple[tuple[Any, ...], Call] | None = None
-        given = layers
-        if len(layers) == 1 and (
-            type(layers[0]) is tuple or isinstance(layers[0], list | Mapping | Iterator | LayerList)
-        ):
+        given: Any = list(layers)
+        if len(layers) == 1 and isinstance(layers[0], list | Mapping | Iterator | LayerList):
             given = layers[0]
+        elif len(layers) == 1 and type(layers[0]) is tuple and not is_entry(layers[0]):
+            given = list(layers[0])
         items, names = self._admit(entries_of(given), [])
         names = first_names(items, names)
         self._check_names(names)
         self._layers, self._labels = items, names
-        unify(items, [])
+        share(items, [])
         self._adopt()
 
     # Calls

@@ -95,7 +95,7 @@ class Structure(Stateful):
             if draws and self._stream is None:
                 self._make_stream()
             for prefix, layer in walk(self):
-                table |= {f"{prefix}.{name}": box for name, box in layer._named().items()}
+                table |= {f"{prefix}.{name}": box for name, box in layer._by_name().items()}
             if self._stream is not None and draws:
                 table[f"({type(self).__name__}).rng"] = self._stream
             names: dict[Variable, str] = {}

@@ -57,6 +57,13 @@ def cast(name: str, value: Any, like: Any) -> Any:
     return array
 
 
+def strong(value: Any) -> jax.Array:
+    """`value` as an array whose dtype doesn't give way to others."""
+    array = value if isinstance(value, jax.Array) else jnp.array(value)
+    weak = getattr(array, "weak_type", False)  # keys have none
+    return jax.lax.convert_element_type(array, array.dtype) if weak else array
+
+
 def _shown(value: Any) -> str:
     dtype = getattr(value, "dtype", None)
     return f"{dtype}{list(value.shape)}" if dtype is not None else f"{type(value).__name__} {value!r:.60}"
@@ -105,9 +112,7 @@ class Variable(Operators, Stateful):
         trainable: bool | None = None,
         metadata: Any = None,
     ):
-        array = value if isinstance(value, jax.Array) else jnp.array(value)
-        weak = getattr(array, "weak_type", False)  # keys have none
-        self._value = jax.lax.convert_element_type(array, array.dtype) if weak else array
+        self._value = strong(value)
         born(self)
         self.kind: Kind = kind
         self.collection = collection

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import seqbridge as sb
 
@@ -252,20 +251,6 @@ def test_a_layer_alone() -> None:
     assert not same(layer(ones, training=True), layer(ones, training=True))
     model = sb.Sequential([nn.Dense(3), nn.relu]).build((2, 3))
     assert same(model[0](X), model[:1](X))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
-        lambda: functools.partial(nnx.Linear, 3, 2),
-        lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
-        lambda: (lambda layer: lambda x: layer(x))(nnx.Linear(3, 2, rngs=nnx.Rngs(0))),
-    ],
-)
-def test_a_module_without_an_adapter_is_refused_and_never_a_constant(make: Any) -> None:
-    with pytest.raises(TypeError, match=r"hides \d+ arrays|there is no adapter"):
-        sb.Sequential([make()])
 
 
 def test_a_sequential_of_the_library_takes_what_its_first_layer_takes() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CASES
 
 import seqbridge as sb
+from cases import CASES
 from seqbridge import _registry
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_the_sdist_holds_what_a_developer_needs(built: Path) -> None:
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
-        "tests/cases.py",
+        "tests/cases/__init__.py",
         "examples/quickstart.py",
     ):
         assert needed in names

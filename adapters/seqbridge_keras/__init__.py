@@ -1,0 +1,154 @@
+"""The adapter of Keras 3 on its JAX backend: any `keras.Layer`, a model among them, becomes a layer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import keras
+
+from seqbridge import Annotated, PureLayer, Variables, call_text, nest, signature_of
+from seqbridge_keras._template import Template, build, clone, sublayers
+
+# Built copies of each entry, kept so that a copy of a model needs none of its own. One for each set of shapes.
+_templates: WeakKeyDictionary[Any, list[Template]] = WeakKeyDictionary()
+
+
+def adapt(entry: Any) -> PureLayer | None:
+    """The neutral form of a Keras layer or model, or of `partial(Class, ...)`.
+
+    A layer that isn't built stays so: seqbridge builds a copy. One that is built brings its weights.
+
+    Raises:
+        TypeError: A layer class, a layer that can't be copied, or Keras on another backend.
+    """
+    if isinstance(entry, type):
+        if issubclass(entry, keras.Layer):
+            raise TypeError(f"got the class {entry.__name__}: give a layer, {entry.__name__}(...)")
+        return None
+    if isinstance(entry, functools.partial):
+        layer = entry() if issubclass(entry.func, keras.Layer) else None  # pyright: ignore[reportArgumentType]
+    else:
+        layer = entry if isinstance(entry, keras.Layer) else None
+    if layer is None:
+        return None
+    if keras.config.backend() != "jax":
+        raise TypeError(
+            f'Keras runs on {keras.config.backend()}: set os.environ["KERAS_BACKEND"] = "jax" before keras is imported'
+        )
+    return _layer(entry, layer)
+
+
+def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
+    built = layer.built and layer is entry
+    templates = _templates.setdefault(entry, [])
+    if built:
+        templates[:] = templates or [Template(layer, _copy_of(layer))]
+    elif layer is entry:
+        clone(layer)  # if that can't be done, it is better known now
+
+    def make() -> keras.Layer:
+        return clone(layer) if layer is entry else entry()
+
+    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
+        template = build(make, key, args, keywords)
+        if all(t.shapes != template.shapes for t in templates):
+            templates.append(template)
+        return template.values()
+
+    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+        for template in templates:
+            if template.fits(variables):
+                return template.call(variables, key, args, keywords)
+        with jax.ensure_compile_time_eval():
+            init(jax.random.key(0), *_specs(args), **_specs(keywords))
+        if not templates[-1].fits(variables):
+            raise ValueError(f"the weights don't fit what {type(layer).__name__} makes for inputs of this shape")
+        return templates[-1].call(variables, key, args, keywords)
+
+    def from_native(tree: Any) -> Variables:
+        weights = [v.value for v in tree.weights] if isinstance(tree, keras.Layer) else list(tree)
+        if not templates:
+            raise RuntimeError(f"the order of this {type(layer).__name__}'s weights isn't known before its first call")
+        for template in templates:
+            if [jax.numpy.shape(w) for w in weights] == list(template.shapes.values()):
+                return nest(dict(zip(template.places, weights, strict=True)))
+        wanted = list(templates[-1].shapes.values())
+        raise ValueError(f"the weights have shapes {[jax.numpy.shape(w) for w in weights]}, and should have {wanted}")
+
+    return PureLayer(
+        init=None if built else init,
+        apply=apply,
+        signature=_signature(layer),
+        label=type(layer).__name__,
+        ecosystem="keras",
+        text=_text(entry, layer),
+        takes_key=templates[0].draws if built else True,
+        traceable=False,
+        to_native=_to_native,
+        from_native=from_native,
+        ready=templates[0].values() if built else None,
+        sources=dict(zip(templates[0].places, layer.weights, strict=True)) if built else {},
+    )
+
+
+def _copy_of(layer: keras.Layer) -> keras.Layer | None:
+    """A built copy to look into, if the layer is frozen anywhere and Keras can make one."""
+    if all(inner.trainable for inner in sublayers(layer)):
+        return None
+    try:
+        made = clone(layer)
+        config = layer.get_build_config()
+        if config is not None and not made.built:
+            made.build_from_config(config)
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+    return made if len(made.weights) == len(layer.weights) else None
+
+
+def _to_native(variables: Variables) -> list[Any]:
+    """What `layer.get_weights()` returns, and `layer.set_weights` takes."""
+    leaves = jax.tree.leaves(variables, is_leaf=lambda v: isinstance(v, Annotated))
+    return [leaf.value for leaf in sorted(leaves, key=lambda leaf: leaf.note)]
+
+
+def _specs(tree: Any) -> Any:
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype) if hasattr(v, "shape") else v, tree)
+
+
+def _signature(layer: keras.Layer) -> inspect.Signature:
+    """What `layer.call` takes, and `training`, which Keras hands down to the layers inside."""
+    signature = signature_of(layer.call)
+    parameters = dict(signature.parameters) if signature else {}
+    if isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras."):  # what it takes is fixed
+        parameters = {n: p for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    depends = any(_differs(inner) for inner in sublayers(layer))
+    default = inspect.Parameter.empty if depends else False
+    parameters["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
+    return inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
+
+
+def _differs(layer: keras.Layer) -> bool:
+    """Whether training makes a difference to a layer itself, not only to those inside."""
+    if "training" not in inspect.signature(layer.call).parameters:
+        return False
+    if type(layer).call.__module__.startswith("keras."):
+        if isinstance(layer, keras.Model | keras.layers.Dense | keras.layers.EinsumDense):
+            return False
+        if getattr(layer, "dropout", None) == 0:
+            return getattr(layer, "recurrent_dropout", 0) != 0
+    return True
+
+
+def _text(entry: Any, layer: keras.Layer) -> str:
+    if entry is not layer:
+        return call_text(entry.func.__name__, entry.args, entry.keywords)
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        config = {}
+    given = {k: v for k, v in config.items() if type(v) in (int, float) and k not in ("name", "seed")}
+    return call_text(type(layer).__name__, (), given)
