@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from seqbridge._function import function_layer
+from seqbridge._hidden import check_held
 from seqbridge._pure import PureLayer, bind
 from seqbridge._registry import ask, known
 
@@ -14,8 +15,14 @@ def as_pure(entry: Any) -> PureLayer:
     """The neutral form of an entry.
 
     Raises:
-        TypeError: It is no entry. The message says what to write instead.
+        TypeError: It is no entry, or hides parameters. The message says what to write instead.
     """
+    pure = _find(entry)
+    check_held(pure)
+    return pure
+
+
+def _find(entry: Any) -> PureLayer:
     if isinstance(entry, PureLayer):
         return entry
     if isinstance(entry, type):
@@ -62,6 +69,8 @@ def _makes_callables(cls: type) -> bool:
 
 
 def with_method(pure: PureLayer, method: Any) -> PureLayer:
+    if method == "__call__":
+        return pure
     if pure.method is None:
         raise TypeError(f"{pure.label} ({pure.ecosystem}) has no methods to choose from: method={method!r}")
     return pure.method(method)

@@ -53,7 +53,11 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         function = base = getattr(jnp, base.__name__)
     signature = signature_of(function)
     arrays, rebuild = lift(function)
-    inner = inspect.unwrap(base)  # a transform of a module is called after the module
+    inner = inspect.unwrap(base)  # a transform of a module is called after the module, and takes what that takes
+    if inner is not base and not inspect.isfunction(inner):
+        signature = signature_of(inner)
+    if _says_nothing(inner, signature):
+        signature = None
     named = signature.parameters if signature is not None and inspect.isfunction(inner) else {}
     name = getattr(inner, "__name__", type(inner).__name__)
     variables = nest({("params", *path): jnp.asarray(array) for path, array in arrays.items()})
@@ -75,3 +79,10 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         key_name=next((n for n in _KEY_NAMES if n in named and n not in bound), None),
         takes_key=any(n in named and n not in bound for n in _KEY_NAMES),
     )
+
+
+def _says_nothing(function: Any, signature: inspect.Signature | None) -> bool:
+    """Whether JAX wrapped something and couldn't read what that takes."""
+    of_jax = (getattr(function, "__module__", None) or "").partition(".")[0] == "jax"
+    parameters = signature.parameters.values() if signature is not None else ()
+    return of_jax and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

@@ -193,11 +193,7 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
     if isinstance(obj, jax.Array | type):
         return
     inside: dict[Path, jax.Array] = {}
-    wrapped = getattr(obj, "__wrapped__", None)
-    slots = [getattr(obj, n, None) for base in type(obj).__mro__ for n in _strings(getattr(base, "__slots__", ()))]
-    leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
-    parts = [*getattr(obj, "__dict__", {}).values(), *slots, *leaves] if wrapped is None else [wrapped]
-    for i, child in enumerate(parts):
+    for i, child in enumerate(_parts(obj)):
         if isinstance(child, jax.Array) and jnp.issubdtype(child.dtype, jax.dtypes.prng_key):
             inside[(*path, str(i))] = child
         _walk(child, (*path, str(i)), inside, name, seen)
@@ -207,3 +203,43 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
             "can't be lifted; they would be constants. Give the function that it wraps, or put the module itself into "
             "the list."
         )
+
+
+def _parts(obj: Any) -> list[Any]:
+    """What an object that can't be made again holds."""
+    wrapped = getattr(obj, "__wrapped__", None)
+    if wrapped is not None:
+        return [wrapped]
+    slots = [getattr(obj, n, None) for base in type(obj).__mro__ for n in _strings(getattr(base, "__slots__", ()))]
+    leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
+    return [*getattr(obj, "__dict__", {}).values(), *slots, *leaves]
+
+
+def check_held(pure: PureLayer) -> None:
+    """Refuses an entry if a function that it calls holds a module with parameters.
+
+    Its own library takes such a function for a constant, and the parameters with it.
+
+    Raises:
+        TypeError: With what to do instead.
+    """
+    waiting, seen = list(pure.held), set[int]()
+    while waiting:
+        obj = waiting.pop()
+        if id(obj) in seen or isinstance(obj, type) or not (callable(obj) or type(obj) in (list, tuple, dict)):
+            continue
+        seen.add(id(obj))
+        try:
+            module = ask(obj, type(obj))
+        except TypeError:  # an adapter's word on what is no entry
+            module = None
+        if module is not None and module.ready:
+            raise TypeError(
+                f"{pure.label} ({pure.ecosystem}) holds a {module.label} ({module.ecosystem}) in a function: its "
+                "parameters would be constants. Put it into the list itself, as an entry of its own."
+            )
+        if inspect.isfunction(obj):
+            used = [obj.__globals__.get(label) for label in _names(obj.__code__)]
+            waiting += [value for value in used if not inspect.isroutine(value)]
+        opened = _open(obj)
+        waiting += _parts(obj) if opened is None else [child for _, child in opened[0]]

@@ -96,6 +96,7 @@ class PureLayer:
             Entries that have one in common share that variable.
         remake: From variables to the entry with these in place of its own, so that a function which holds the entry
             can be made again. None: such a function is refused.
+        held: Functions that the entry calls and its library takes for constants, so that no module may hide there.
         reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
 
     Examples:
@@ -133,6 +134,7 @@ class PureLayer:
     ready: Variables | None = None
     sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
     remake: Callable[[Variables], Any] | None = None
+    held: tuple[Any, ...] = ()
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
 

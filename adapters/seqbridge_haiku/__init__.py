@@ -50,6 +50,7 @@ def _from_transform(entry: hk.Transformed | hk.TransformedWithState) -> PureLaye
         label=type(entry).__name__ if name == "<lambda>" else name,
         text=call_text(remake.__name__, (function or entry.apply,)),
         takes_key=draws,
+        held=(function,),
         shorten=_by_module,
         reduce=(remake, (function,)) if function is not None and draws else None,
     )
@@ -75,6 +76,7 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
         label=cls.__name__,
         text=call_text(cls.__name__, entry.args, entry.keywords),
         takes_key=True,
+        held=(*entry.args, *entry.keywords.values()),
         # In one piece, so that a keyword called `state`, say, doesn't meet Haiku's own.
         pack=lambda args, keywords: ((args, keywords), {}),
         shorten=_within_module,

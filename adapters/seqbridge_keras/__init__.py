@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -88,6 +89,7 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
         text=_text(entry, layer),
         takes_key=templates[0].draws if built else True,
         traceable=False,
+        held=tuple(_functions(layer)),
         to_native=_to_native,
         from_native=from_native,
         ready=templates[0].values() if built else None,
@@ -113,6 +115,16 @@ def _to_native(variables: Variables) -> list[Any]:
     """What `layer.get_weights()` returns, and `layer.set_weights` takes."""
     leaves = jax.tree.leaves(variables, is_leaf=lambda v: isinstance(v, Annotated))
     return [leaf.value for leaf in sorted(leaves, key=lambda leaf: leaf.note)]
+
+
+def _functions(layer: keras.Layer) -> Iterator[Any]:
+    """The functions that a layer was given: Keras itself puts others in place of the methods of its class."""
+    for inner in sublayers(layer):
+        yield from (v for n, v in vars(inner).items() if callable(v) and not hasattr(type(inner), n) and _foreign(v))
+
+
+def _foreign(value: Any) -> bool:
+    return not isinstance(value, keras.Layer) and not type(value).__module__.startswith("keras.")
 
 
 def _specs(tree: Any) -> Any:

@@ -82,6 +82,8 @@ def clone(layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, keras.Sequential):  # its own configuration can't hold classes that aren't registered
             made: Any = type(layer)
             return made([clone(inner) for inner in layer.layers], name=layer.name, trainable=layer.trainable)
+        if isinstance(layer, keras.layers.Lambda):  # nor can one hold a function that can't be imported
+            return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
         return type(layer).from_config(layer.get_config())
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(

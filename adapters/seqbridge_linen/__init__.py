@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -72,6 +72,7 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
         to_native=lambda variables: jax.tree.map(_box, variables, is_leaf=lambda v: isinstance(v, Annotated)),
         from_native=lambda tree: meta.unbox(unfreeze(tree)),
         method=lambda other: _layer(module, other),
+        held=tuple(_functions(module)),
         reduce=(_make, (type(module), _given_fields(module))),
     )
 
@@ -117,6 +118,17 @@ def _annotate(leaf: Any) -> Any:
 
 def _box(leaf: Any) -> Any:
     return leaf.note.replace_boxed(leaf.value) if isinstance(leaf, Annotated) else leaf
+
+
+def _functions(module: nn.Module) -> Iterator[Any]:
+    """What a module calls, its own submodules and the initializers of its parameters apart."""
+    for field in dataclasses.fields(module):
+        if field.init and field.name != "parent" and not field.name.endswith("init"):
+            for value in jax.tree.leaves(getattr(module, field.name), is_leaf=callable):
+                if isinstance(value, nn.Module):
+                    yield from _functions(value)
+                else:
+                    yield value
 
 
 def _given_fields(module: nn.Module) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def _layer(module: nnx.Module, structure: Structure, how: str | Callable[..., An
         kinds=structure.kinds,
         to_native=to_native,
         from_native=from_native,
+        held=tuple(n for _, n in nnx.iter_graph(module) if not isinstance(n, nnx.Module | nnx.Variable)),
         remake=None if structure.draws else lambda variables: structure.merge(graphs[True], variables),
         **{"text": call_text(name, (), _options(module)), **fields},
     )

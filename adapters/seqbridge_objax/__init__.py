@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,10 +32,12 @@ def adapt(entry: Any) -> PureLayer | None:
     boxes = module.vars()
     if not isinstance(boxes, Mapping) or not all(hasattr(box, "value") for box in dict(boxes).values()):
         return None
-    return _layer(module, dict(boxes))
+    return _layer(module, dict(boxes), "__call__")
 
 
-def _layer(module: Any, boxes: dict[str, Any]) -> PureLayer:
+def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
+    if isinstance(how, str) and not callable(getattr(module, how, None)):
+        raise TypeError(f"{type(module).__name__} has no method {how!r}")
     names: dict[int, tuple[str, str]] = {}
     for name, box in boxes.items():  # a box with two names has its first
         names.setdefault(id(box), (_collection(box), name))
@@ -44,6 +46,7 @@ def _layer(module: Any, boxes: dict[str, Any]) -> PureLayer:
     own = {place: standing_in[id(box)] for place, box in held.items()}
     template = copy.deepcopy(module, dict(standing_in))  # so that the module itself never sees a value of ours
     values = {place: box.value for place, box in held.items()}
+    attributes = module if isinstance(module, list) else vars(module).values()
     lock = threading.RLock()
 
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
@@ -55,7 +58,7 @@ def _layer(module: Any, boxes: dict[str, Any]) -> PureLayer:
             try:
                 for place, box in own.items():
                     _write(box, given[place])
-                out = template(*args, **keywords)
+                out = _run(template, how, args, keywords)
                 return out, nest({place: box.value for place, box in own.items() if place[0] == "state"})
             finally:
                 for place, box in own.items():
@@ -73,17 +76,23 @@ def _layer(module: Any, boxes: dict[str, Any]) -> PureLayer:
     return PureLayer(
         init=None,
         apply=apply,
-        signature=_signature(module),
+        signature=_signature(module, how),
         label=type(module).__name__,
         ecosystem="objax",
         text=call_text(type(module).__name__),
+        held=tuple(v for v in attributes if not hasattr(v, "vars")),
         takes_key=any(place[0] == "rng" for place in own),
         shorten=lambda path: (re.sub(r"^\(\w+\)\.?", "", path[0]),),
+        method=lambda other: _layer(module, boxes, other),
         to_native=to_native,
         from_native=from_native,
         ready=nest({place: value for place, value in values.items() if place[0] != "rng"}),
         sources={place: box for place, box in held.items() if place[0] != "rng"},
     )
+
+
+def _run(module: Any, how: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return getattr(module, how)(*args, **keywords) if isinstance(how, str) else how(module, *args, **keywords)
 
 
 def _called(cls: type) -> bool:
@@ -118,20 +127,19 @@ def _key_like(old: Any, key: Any, i: int) -> Any:
     return jax.random.bits(key, old.shape, old.dtype)
 
 
-def _signature(module: Any) -> inspect.Signature | None:
-    """What a call takes; of a list of modules, what any of them takes."""
-    signature = signature_of(module)
-    if signature is None or not isinstance(module, list):
-        return signature
-    found = {p.name: p for p in _parameters(module[:1]) if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    first = dict(list(found.items())[:1])
-    for p in _parameters(module):
-        if p.name not in first and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-            first.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY))
-    return inspect.Signature(sorted(first.values(), key=lambda p: p.kind))
-
-
-def _parameters(modules: list[Any]) -> Iterator[inspect.Parameter]:
-    for module in modules:
-        signature = _signature(module)
-        yield from signature.parameters.values() if signature else ()
+def _signature(module: Any, how: Any = "__call__") -> inspect.Signature | None:
+    """What a call takes; of a list of modules, what any of them takes beside its input."""
+    if not isinstance(how, str):
+        return signature_of(how, skip=1)
+    if how != "__call__" or not isinstance(module, list):
+        return signature_of(getattr(module, how))
+    found: dict[str, inspect.Parameter] = {}
+    for i, inner in enumerate(module):
+        signature = _signature(inner)
+        first, *others = signature.parameters.values() if signature and signature.parameters else (None,)
+        if i == 0 and first is not None:
+            found[first.name] = first
+        for p in others:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                found.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY))
+    return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))

@@ -58,6 +58,7 @@ def adapt(entry: Any) -> PureLayer | None:
         signature=_signature(apply_fun, mode=in_evaluation is not apply_fun),
         label="stax" if name == "<lambda>" else name,
         ecosystem="stax",
+        held=entry,
         to_native=to_native,
         from_native=from_native,
     )
