@@ -35,6 +35,7 @@ pytest_collect_file = (
 ).pytest()
 
 ROOT = Path(__file__).parent
+pytest_plugins = ["matrix"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

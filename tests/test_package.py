@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points, metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import seqbridge as sb
+import toy_layers
 from cases import CASES
-from seqbridge import _registry
 
 ROOT = Path(__file__).parents[1]
 ADAPTERS = sorted(path for path in (ROOT / "adapters").iterdir() if path.name.startswith("seqbridge_"))
@@ -60,17 +60,39 @@ def test_every_adapter_is_typed_has_an_entry_point_and_cases(adapter: Path) -> N
     assert [case for case in CASES if f"seqbridge_{case.ecosystem}" == adapter.name]
 
 
-def test_two_claims_of_one_name_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def claims(group: str) -> list[Any]:
-        return [EntryPoint("mine", value, group) for value in ("first:adapt", "second:adapt")]
+def test_every_adapter_has_an_extra() -> None:
+    extras = metadata("seqbridge").get_all("Provides-Extra") or []
+    assert {path.name.removeprefix("seqbridge_") for path in ADAPTERS} <= set(extras)
 
-    monkeypatch.setattr(_registry, "entry_points", claims)
-    _registry._installed.cache_clear()
-    with pytest.raises(RuntimeError, match="two adapters claim 'mine': first:adapt and second:adapt"):
-        _registry._installed()
-    monkeypatch.undo()
-    _registry._installed.cache_clear()
-    assert "haiku" in _registry.known()
+
+def test_an_adapter_of_somebody_else_is_found_by_its_entry_point() -> None:
+    (point,) = entry_points(group="seqbridge.adapters", name="toy_layers")
+    assert point.dist is not None
+    assert point.dist.name == "seqbridge-toy"
+    assert sb.Sequential([toy_layers.Gain()])[0].pure.ecosystem == "toy"
+    assert {case.ecosystem for case in CASES} >= {"toy"}
+
+
+def test_two_distributions_that_claim_one_name_are_an_error_that_names_both(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[seqbridge.adapters]\nmine = shared:adapt\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import seqbridge as sb; sb.Sequential([abs])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode
+    assert re.search(r"two adapters claim 'mine': (first|second) .* and (first|second) .*Uninstall", run.stderr)
+
+
+def test_the_documented_matrix_is_that_of_the_suite_and_all_green() -> None:
+    lines = (ROOT / "docs" / "conformance.md").read_text().splitlines()
+    table = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    heading, _, *rows = [[cell.strip() for cell in row] for row in table]
+    suite = (ROOT / "tests" / "test_conformance.py").read_text()
+    assert heading[1:] == list(dict.fromkeys(case.ecosystem for case in CASES))
+    assert {row[0] for row in rows} == {n.replace("_", " ") for n in re.findall(r"def test_(\w+)\(", suite)}
+    assert all(cell.startswith("✓ ") and int(cell[2:]) for row in rows for cell in row[1:])
 
 
 def test_every_public_name_is_documented() -> None:

@@ -148,6 +148,9 @@ def _differs(layer: keras.Layer) -> bool:
     if "training" not in inspect.signature(layer.call).parameters:
         return False
     if type(layer).call.__module__.startswith("keras."):
+        if isinstance(layer, keras.layers.Lambda):
+            signature = signature_of(layer.function)
+            return signature is not None and "training" in signature.parameters
         if isinstance(layer, keras.Model | keras.layers.Dense | keras.layers.EinsumDense):
             return False
         if getattr(layer, "dropout", None) == 0:
@@ -160,7 +163,7 @@ def _text(entry: Any, layer: keras.Layer) -> str:
         return call_text(entry.func.__name__, entry.args, entry.keywords)
     try:
         config = layer.get_config()
-    except NotImplementedError:
+    except (NotImplementedError, TypeError, ValueError):  # it needn't be one that Keras can save
         config = {}
     given = {k: v for k, v in config.items() if type(v) in (int, float) and k not in ("name", "seed")}
     return call_text(type(layer).__name__, (), given)

@@ -1,0 +1,177 @@
+"""Modules that hide in functions, or in another library's modules: lifted or refused, never constants."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import objax
+import pytest
+from flax import nnx
+from jax.example_libraries import stax
+
+import seqbridge as sb
+
+X = jax.random.normal(jax.random.key(0), (3, 3))
+
+
+@pytest.fixture(autouse=True)
+def promotion() -> Iterator[None]:
+    """What the libraries' own code needs."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _dense() -> keras.layers.Dense:
+    layer = keras.layers.Dense(3)
+    layer.build(X.shape)
+    return layer
+
+
+MODULES: dict[str, Callable[[], Any]] = {
+    "linen": lambda: nn.Dense(3),
+    "equinox": lambda: eqx.nn.Linear(3, 3, key=jax.random.key(0)),
+    "nnx": lambda: nnx.Linear(3, 3, rngs=nnx.Rngs(0)),
+    "keras": _dense,
+    "objax": lambda: objax.nn.Linear(3, 3),
+    "stax": lambda: stax.Dense(3),
+}
+MODULES_THAT_CAN_BE_MADE_AGAIN = ("equinox", "nnx")
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "vmap": jax.vmap,
+    "checkpoint": lambda m: jax.checkpoint(lambda x: m(x)),
+    "closure": lambda m: lambda x: m(x),
+    "default": lambda m: lambda x, m=m: m(x),
+    "partial": lambda m: functools.partial(lambda m, x: m(x), m),
+    "list": lambda m: lambda x, parts=[m]: parts[0](x),
+    "jit": jax.jit,
+    "jit of vmap": lambda m: jax.jit(jax.vmap(m)),
+    "jit of a closure": lambda m: jax.jit(lambda x: m(x)),
+    "grad": lambda m: jax.grad(lambda x: m(x).sum()),
+}
+CLOSED = ("jit", "jit of vmap", "jit of a closure")  # what JAX has compiled can't be made again
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_in_a_function_is_lifted_or_refused(name: str, wrap: Callable[[Any], Any]) -> None:
+    module = MODULES[name]()
+    if name == "stax":
+        wrap_of_pair = functools.partial(lambda pair, x: x, module)
+        with pytest.raises(TypeError, match="would be lost"):
+            sb.Sequential([wrap_of_pair])
+        return
+    try:
+        entry = wrap(module)
+        model = sb.Sequential([entry])
+    except TypeError as error:
+        assert "lost" in str(error) or "hides" in str(error)  # noqa: PT017
+        assert name not in MODULES_THAT_CAN_BE_MADE_AGAIN or wrap in [WRAPPERS[n] for n in CLOSED]
+        return
+    assert name in MODULES_THAT_CAN_BE_MADE_AGAIN
+    assert len(model.vars().subset("params")) == 2
+    x = X[0] if wrap is not WRAPPERS["vmap"] else X
+    np.testing.assert_allclose(model(x, training=True), entry(x), rtol=1e-6)
+    grads = sb.grad(lambda model: (model(x) ** 2).sum())(model)
+    assert len(grads) == 2
+    for variable in model.vars().values():
+        variable.assign(jnp.zeros(variable.shape))
+    assert float(jnp.abs(model(x)).max()) == 0
+    assert float(jnp.abs(entry(x)).max()) > 0
+
+
+def test_a_bound_method_is_the_modules() -> None:
+    class Coder(eqx.Module):
+        w: jax.Array
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.w @ x
+
+        def decode(self, x: jax.Array) -> jax.Array:
+            return self.w.T @ x
+
+    class Tied(nnx.Module):
+        def __init__(self) -> None:
+            self.w = nnx.Param(X)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x @ self.w[...]
+
+        def decode(self, x: jax.Array) -> jax.Array:
+            return x @ self.w[...].T
+
+    for module, expected in ((Coder(X), X @ X.T @ X), (Tied(), X @ X @ X.T)):
+        model = sb.Sequential([module, module.decode])
+        assert len(set(model.vars().values())) == 1
+        np.testing.assert_allclose(model(X), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: eqx.filter_jit(eqx.nn.Linear(3, 3, key=jax.random.key(0))),
+        lambda: eqx.filter_vmap(eqx.nn.Linear(3, 3, key=jax.random.key(0))),
+        lambda: eqx.filter_checkpoint(eqx.nn.Linear(3, 3, key=jax.random.key(0))),
+        lambda: eqx.nn.Lambda(eqx.nn.Linear(3, 3, key=jax.random.key(0))),
+        lambda: nnx.remat(nnx.Linear(3, 3, rngs=nnx.Rngs(0))),
+        lambda: functools.partial(eqx.nn.Linear(3, 3, key=jax.random.key(0)), key=None),
+    ],
+)
+def test_what_a_library_wraps_by_itself_is_lifted(make: Callable[[], Any]) -> None:
+    model = sb.Sequential([make()])
+    assert len(model.vars().subset("params")) == 2
+    grads = sb.grad(lambda model: model(X).sum())(model)
+    assert all(np.abs(g).sum() > 0 for g in grads.values())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+        lambda: nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
+        lambda: eqx.nn.Dropout(0.5),
+        lambda: eqx.nn.BatchNorm(3, "batch", mode="batch"),
+    ],
+)
+def test_a_module_with_a_mode_is_out_of_reach_in_a_function(module: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="parameters, mode and keys of that module would be lost"):
+        sb.Sequential([jax.vmap(module())])
+
+
+HOLDERS: dict[str, Callable[[Any], Any]] = {
+    "linen": lambda f: nn.Sequential([nn.Dense(3), f]),
+    "linen nested": lambda f: nn.Sequential([nn.Sequential([f])]),
+    "haiku transform": lambda f: hk.transform(lambda x: f(hk.Linear(3)(x))),
+    "haiku class": lambda f: functools.partial(hk.Sequential, [f]),
+    "nnx": lambda f: nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), f),
+    "equinox": lambda f: eqx.nn.Sequential([eqx.nn.Lambda(f)]),
+    "stax": lambda f: stax.serial(stax.Dense(3), stax.elementwise(f)),
+    "keras": lambda f: keras.layers.Lambda(f),
+    "objax": lambda f: objax.nn.Sequential([objax.nn.Linear(3, 3), f]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:\\s*Possibly assigning a JAX-transformed callable")  # Equinox' own word on it
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+@pytest.mark.parametrize("wrap", [jax.vmap, jax.jit, lambda m: lambda x: m(x)])
+@pytest.mark.parametrize("name", ["equinox", "nnx", "objax"])
+def test_a_module_in_another_librarys_module_is_refused(
+    name: str, wrap: Callable[[Any], Any], hold: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"holds a Linear .* its parameters would be constants"):
+        sb.Sequential([hold(wrap(MODULES[name]()))])
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+@pytest.mark.parametrize("function", [jnp.tanh, jax.jit(jnp.tanh), lambda x: x * 2, functools.partial(jnp.clip, min=0)])
+def test_functions_without_modules_are_welcome_there(function: Any, hold: Callable[[Any], Any]) -> None:
+    assert sb.Sequential([hold(function)]).build(X.shape)(X).shape == (3, 3)
