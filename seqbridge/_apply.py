@@ -49,9 +49,13 @@ def _apply(layer: Layer, variables: Variables, keys: Any, args: tuple[Any, ...],
             out_axes=(0, None),
             axis_name=layer.pure.axis_name,
         )(keys, args)
-    except ValueError as error:
+    except Exception as error:
         if "out_axes" in str(error):
             error.add_note("the state of a per-example layer must not depend on the example")
+        error.add_note(
+            f"the layer takes one example, so it was mapped over {_batch(args)} of them, the leading axis of its "
+            "inputs; sb.Layer(entry, per_example=False) gets the inputs as they are"
+        )
         raise
 
 

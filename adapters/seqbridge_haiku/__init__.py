@@ -61,15 +61,23 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
     if isinstance(method, str) and not callable(getattr(cls, method, None)):
         raise TypeError(f"{cls.__name__} has no method {method!r}")
 
+    signature = signature_of(getattr(cls, method) if isinstance(method, str) else method, skip=1)
+    if cls is hk.Sequential and entry.args and method == "__call__":
+        signature = signature_of(next(iter(entry.args[0])))  # the first layer gets all that a Sequential gets
+    key = signature.parameters.get("rng") if signature is not None else None
+    if signature is not None and key is not None:  # by this name Haiku's modules mean a key, at whatever place
+        signature = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "rng"])
+
     def forward(args: Any, keywords: Any) -> Any:
         module = entry()
+        if signature is not None and key is not None:
+            args, keywords = (), signature.bind(*args, **keywords).arguments
+            if key.default is key.empty or "dropout_rate" in keywords:  # an MLP refuses a key that it has no use for
+                keywords["rng"] = hk.next_rng_key()
         return (
             getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
         )
 
-    signature = signature_of(getattr(cls, method) if isinstance(method, str) else method, skip=1)
-    if cls is hk.Sequential and entry.args and method == "__call__":
-        signature = signature_of(next(iter(entry.args[0])))  # the first layer gets all that a Sequential gets
     return _layer(
         hk.transform_with_state(forward),
         signature=signature,
