@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Collectives on virtual CPU devices need more threads than a small machine has cores.
 os.environ.setdefault("NPROC", "16")
-# Thousands of small programs are compiled here and run once or twice: what XLA could still improve isn't worth its time.
+# Thousands of small programs are compiled here and run once or twice: what XLA could improve isn't worth its time.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST}"
 
