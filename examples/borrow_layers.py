@@ -4,7 +4,7 @@ e3nn-jax has its layers for Flax, for Haiku and for Equinox, and they hand `Irre
 linen modules; jraph's networks take and return `GraphsTuple`s. Each model here is trained, and then held against the
 packages' own calls with its weights. The last one mixes all three packages and stays as blind to rotations as they are.
 
-    pip install seqbridge e3nn-jax e3x jraph equinox && python examples/borrow_layers.py
+    pip install "seqbridge[borrow]" && python examples/borrow_layers.py
 """
 
 from functools import partial

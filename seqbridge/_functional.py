@@ -17,7 +17,7 @@ from seqbridge._keys import Keys, as_key
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
 from seqbridge._pure import Variables
-from seqbridge._structure import Structure, leaves, walk
+from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
 from seqbridge._variable import cast
 
@@ -32,7 +32,7 @@ def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) 
     build = Build(fresh=True)
     traverse(model, specs(inputs), call.map(specs, training=True), build, Keys(lambda: key))
     arrays = {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}  # of a tie, the first stays
-    if kept := [f"{prefix}" for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready]:
+    if kept := [prefix for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready]:
         warnings.warn(
             f"init keeps the values that {', '.join(kept)} came with: new ones can be drawn for a class, "
             "partial(Class, ...), but not for an object that was made before",
@@ -71,7 +71,7 @@ def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tup
     with contextlib.suppress(Exception):  # the build itself will say what is wrong
         traverse(model, args, call, build, Keys(lambda: jax.random.key(0)))
     return {
-        f"{prefix}.{slot.shown}": array.shape
+        full_name(prefix, slot.shown): array.shape
         for prefix, layer in walk(model)
         if layer in build.layouts
         for slot, array in zip(build.layouts[layer].slots, build.layouts[layer].arrays, strict=True)
@@ -123,7 +123,7 @@ def _names(model: Structure, layouts: Layouts) -> Names:
     for prefix, layer in walk(model):
         if layer not in names:
             places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
-            names[layer] = [(first.setdefault(tie, f"{prefix}.{slot.shown}"), slot.kind) for slot, tie in places]
+            names[layer] = [(first.setdefault(tie, full_name(prefix, slot.shown)), slot.kind) for slot, tie in places]
     return names
 
 

@@ -95,7 +95,7 @@ class Structure(Stateful):
             if draws and self._stream is None:
                 self._make_stream()
             for prefix, layer in walk(self):
-                table |= {f"{prefix}.{name}": box for name, box in layer._by_name().items()}
+                table |= {full_name(prefix, name): box for name, box in layer._by_name().items()}
             if self._stream is not None and draws:
                 table[f"({type(self).__name__}).rng"] = self._stream
             names: dict[Variable, str] = {}
@@ -204,6 +204,11 @@ def walk(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:
             yield f"{prefix}{place}({layer.pure.label})", layer
         else:
             yield from walk(layer, prefix + place)
+
+
+def full_name(place: str, name: str) -> str:
+    """The name of a variable in a model: `"(Sequential)[0](Conv).bias"`, `"(Sequential)[1](List)[0](Linear).b"`."""
+    return f"{place}{'' if name.startswith('[') else '.'}{name}"
 
 
 def stream_namer(model: Structure) -> Any:

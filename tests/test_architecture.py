@@ -124,6 +124,37 @@ def test_one_ecosystem_loads_no_other() -> None:
     assert "seqbridge_linen" not in run(code + "; import sys; print(*[m for m in sys.modules if 'seqbridge_' in m])")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import equinox as eqx, jax; entry = eqx.nn.Linear(2, 2, key=jax.random.key(0))",
+        "from flax import nnx; entry = nnx.Linear(2, 2, rngs=nnx.Rngs(0))",
+        "from jax.example_libraries import stax; entry = stax.Dense(2)",
+        "import objax; entry = objax.nn.Linear(2, 2)",
+    ],
+)
+def test_a_layer_wakes_no_library_but_its_own(code: str) -> None:
+    run_it = "; import seqbridge as sb; sb.Sequential([entry, lambda x: x]).build((3, 2))"
+    roots = (
+        "; import sys; print(*{'flax', 'haiku', 'equinox', 'keras', 'objax', 'tensorflow'}.intersection(sys.modules))"
+    )
+    assert set(run(code + run_it + roots)) == set(run(code + roots))
+
+
+def test_keras_on_another_backend_is_refused_with_the_cure() -> None:
+    code = """
+import os
+os.environ["KERAS_BACKEND"] = "numpy"
+import keras
+import seqbridge as sb
+try:
+    sb.Sequential([keras.layers.Dense(2)])
+except TypeError as error:
+    print(error)
+"""
+    assert any("KERAS_BACKEND" in word for word in run(code))
+
+
 def test_that_check_of_imports_can_fail() -> None:
     assert run("import seqbridge, haiku" + LOADED) != []
 
