@@ -223,12 +223,12 @@ def check_held(pure: PureLayer) -> None:
     Raises:
         TypeError: With what to do instead.
     """
-    waiting, seen = list(pure.held), set[int]()
+    waiting, seen = list(pure.held), dict[int, Any]()
     while waiting:
         obj = waiting.pop()
         if id(obj) in seen or isinstance(obj, type) or not (callable(obj) or type(obj) in (list, tuple, dict)):
             continue
-        seen.add(id(obj))
+        seen[id(obj)] = obj
         try:
             module = ask(obj, type(obj))
         except TypeError:  # an adapter's word on what is no entry

@@ -54,8 +54,16 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
     def make() -> keras.Layer:
         return clone(layer) if layer is entry else entry()
 
+    signature = _signature(layer)
+    places = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values())
+    most = None if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()) else places
+
+    def packed(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # Several inputs are one list to a layer that merges them, and to a model.
+        return args if most is None or len(args) <= most else (list(args),)
+
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
-        template = build(make, key, args, keywords)
+        template = build(make, key, packed(args), keywords)
         if all(t.shapes != template.shapes for t in templates):
             templates.append(template)
         return template.values()
@@ -63,12 +71,12 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
         for template in templates:
             if template.fits(variables):
-                return template.call(variables, key, args, keywords)
+                return template.call(variables, key, packed(args), keywords)
         with jax.ensure_compile_time_eval():
             init(jax.random.key(0), *_specs(args), **_specs(keywords))
         if not templates[-1].fits(variables):
             raise ValueError(f"the weights don't fit what {type(layer).__name__} makes for inputs of this shape")
-        return templates[-1].call(variables, key, args, keywords)
+        return templates[-1].call(variables, key, packed(args), keywords)
 
     def from_native(tree: Any) -> Variables:
         weights = [v.value for v in tree.weights] if isinstance(tree, keras.Layer) else list(tree)
@@ -83,7 +91,7 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
     return PureLayer(
         init=None if built else init,
         apply=apply,
-        signature=_signature(layer),
+        signature=signature,
         label=type(layer).__name__,
         ecosystem="keras",
         text=_text(entry, layer),
@@ -138,6 +146,8 @@ def _signature(layer: keras.Layer) -> inspect.Signature:
     if isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras."):  # what it takes is fixed
         parameters = {n: p for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     depends = any(_differs(inner) for inner in sublayers(layer))
+    if "mask" in parameters:  # never by position, since that is where inputs go
+        parameters["mask"] = parameters["mask"].replace(kind=inspect.Parameter.KEYWORD_ONLY)
     default = inspect.Parameter.empty if depends else False
     parameters["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
     return inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))

@@ -51,6 +51,7 @@ def keras(
     entry: Any = None,
     flag: bool = True,
     given: bool = False,
+    merged: bool = False,
     **facts: Any,
 ) -> Case:
     entry = entry or build()
@@ -59,7 +60,8 @@ def keras(
     built = entry if given else build()
     if not built.built:
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            built(*(lib.KerasTensor(shape) for shape in inputs))
+            tensors = [lib.KerasTensor(shape) for shape in inputs]
+            built(tensors) if merged else built(*tensors)
 
     def native(tree: Any, key: Any, inputs: Any, training: bool) -> Any:
         seeds = [v for v in built.variables if v.name == "seed_generator_state"]
@@ -67,7 +69,8 @@ def keras(
         values = [*zip(built.weights, tree, strict=True), *zip(seeds, bits, strict=True)]
         with lib.StatelessScope(values) as scope:
             keywords = {"training": training} if flag else {}
-            out = built(*inputs, **keywords, **facts.get("keywords", {}))
+            given = [list(inputs)] if merged else inputs
+            out = built(*given, **keywords, **facts.get("keywords", {}))
         return out, [scope.get_current_value(v) for v in built.weights] if training else tree
 
     def init(key: Any, inputs: Any) -> Any:
@@ -132,6 +135,7 @@ CASES = [
         draws=True,
         refuses=(6, 5),
     ),
+    keras("merge", lambda: lib.layers.Concatenate(), (6, 3), (6, 2), merged=True, params=0, refuses=(5, 3)),
     keras("activation", lambda: lib.layers.Activation("tanh"), (6, 3), params=0),
     keras(
         "attention",
