@@ -9,6 +9,7 @@ from seqbridge._function import function_layer
 from seqbridge._hidden import check_held
 from seqbridge._pure import PureLayer, bind
 from seqbridge._registry import ask, known
+from seqbridge._stateful import Stateful
 
 
 def as_pure(entry: Any) -> PureLayer:
@@ -41,7 +42,11 @@ def _find(entry: Any) -> PureLayer:
             pure = ask(entry.func, type(entry.func))
             pure = pure and bind(pure, entry.args, entry.keywords)
         return pure or function_layer(entry)
-    if (owner := owner_of(entry)) is not entry and (pure := ask(owner, type(owner))):
+    if isinstance(owner := owner_of(entry), Stateful):
+        raise TypeError(
+            f"got a method of a {type(owner).__name__}: put the {type(owner).__name__} into the list itself"
+        )
+    if owner is not entry and (pure := ask(owner, type(owner))):
         return with_method(pure, entry.__func__.__name__)
     pure = ask(entry, type(entry))
     if pure is not None:

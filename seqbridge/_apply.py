@@ -54,7 +54,8 @@ def _apply(layer: Layer, variables: Variables, keys: Any, args: tuple[Any, ...],
             error.add_note("the state of a per-example layer must not depend on the example")
         error.add_note(
             f"the layer takes one example, so it was mapped over {_batch(args)} of them, the leading axis of its "
-            "inputs; sb.Layer(entry, per_example=False) gets the inputs as they are"
+            "inputs. For a batch of sequences, say, give jax.vmap(jax.vmap(entry)), which maps over both axes; "
+            "sb.Layer(entry, per_example=False) gets the inputs as they are"
         )
         raise
 
@@ -63,7 +64,10 @@ def _call(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], k
     name = layer.pure.key_name
     if name is not None and name not in keywords and name not in layer.parameters.positional[: len(args)]:
         keywords = {**keywords, name: key}
-    return layer.pure.apply(variables, key, *args, **keywords)
+    result = layer.pure.apply(variables, key, *args, **keywords)
+    if type(result) is not tuple or len(result) != 2:
+        raise TypeError(f"apply of the adapter of {layer.pure.ecosystem} must return (outputs, new_state)")
+    return result
 
 
 def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Any:

@@ -136,7 +136,9 @@ def initial(
     closed, shapes = jax.make_jaxpr(init, return_shape=True)(keys.key)
     equations, _ = needed(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
     kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
-    return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(kept)(keys.key))
+    leaves, treedef = jax.tree.flatten(shapes)
+    arrays = jaxpr_as_fun(kept)(keys.key)  # where a result is a constant, JAX gives back a number
+    return treedef.unflatten(jnp.asarray(a, s.dtype) for a, s in zip(arrays, leaves, strict=True))
 
 
 def _outside(layer: Layer, keys: Keys, abstract: bool) -> Any:
@@ -165,8 +167,10 @@ def _is_shape(value: Any) -> bool:
 
 
 def check_inputs(inputs: tuple[Any, ...]) -> None:
-    """Raises a `TypeError` if an input of `build` is no array and no shape, or if there is none."""
+    """Raises if an input of `build` is no array and no shape, or if there is none."""
     for value in inputs or (None,):
+        if type(value) is tuple and _is_shape(value) and any(n is not None and n < 0 for n in value):
+            raise ValueError(f"a size that may be anything is None, not -1: got the shape {value}")
         if value is None or isinstance(value, int) or (isinstance(value, list) and _is_shape(tuple(value))):
             got = repr(value) if inputs else "nothing"
             raise TypeError(

@@ -53,13 +53,14 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         function = base = getattr(jnp, base.__name__)
     signature = signature_of(function)
     arrays, rebuild = lift(function)
-    inner = inspect.unwrap(base)  # a transform of a module is called after the module, and takes what that takes
+    # A transform of a module is called after the module, and takes what that takes.
+    inner = inspect.unwrap(base, stop=lambda wrapped: not inspect.isfunction(wrapped))
     if inner is not base and not inspect.isfunction(inner):
         signature = signature_of(inner)
     if _says_nothing(inner, signature):
         signature = None
     named = signature.parameters if signature is not None and inspect.isfunction(inner) else {}
-    name = getattr(inner, "__name__", type(inner).__name__)
+    name = _name(inner)
     variables = nest({("params", *path): jnp.asarray(array) for path, array in arrays.items()})
 
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
@@ -69,6 +70,7 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     return PureLayer(
         init=lambda key, /, *args, **keywords: variables,
         ready=variables,
+        sources={("params", *path): source for path, source in arrays.sources.items()},
         shorten=lambda path: tuple(part for part in path if part not in _WRAPPERS) or path,
         apply=apply,
         signature=signature,
@@ -81,8 +83,17 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     )
 
 
+def _of_jax(function: Any) -> bool:
+    return (getattr(function, "__module__", None) or "").partition(".")[0] == "jax"
+
+
+def _name(function: Any) -> str:
+    if _of_jax(function) and "<locals>" in getattr(function, "__qualname__", ""):
+        return function.__qualname__.partition(".")[0]  # what made it: `vmap`
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def _says_nothing(function: Any, signature: inspect.Signature | None) -> bool:
     """Whether JAX wrapped something and couldn't read what that takes."""
-    of_jax = (getattr(function, "__module__", None) or "").partition(".")[0] == "jax"
     parameters = signature.parameters.values() if signature is not None else ()
-    return of_jax and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return _of_jax(function) and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

@@ -21,26 +21,35 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._paths import Path, nest, unnest
-from seqbridge._pure import MODE_FLAGS, PureLayer
+from seqbridge._pure import MODE_FLAGS, Origin, PureLayer
 from seqbridge._registry import ask
 from seqbridge._stateful import Stateful
+
+
+class Arrays(dict[Path, Any]):
+    """The arrays that a function holds, by where they are; those of a module also with where they are in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: dict[Path, Any] = {}
+
 
 Rebuild: TypeAlias = Callable[[Mapping[Path, Any]], Any]
 Opened: TypeAlias = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
 
 
-def lift(function: Callable[..., Any]) -> tuple[dict[Path, jax.Array], Rebuild | None]:
+def lift(function: Callable[..., Any]) -> tuple[Arrays, Rebuild | None]:
     """The arrays that `function` holds, by where they are, and how to make the function again with others.
 
     Raises:
         TypeError: It holds a module, a model or arrays that can't be lifted.
     """
-    arrays: dict[Path, jax.Array] = {}
+    arrays = Arrays()
     name = getattr(function, "__name__", type(function).__name__)
     return arrays, _walk(function, (), arrays, name, set())
 
 
-def _walk(obj: Any, path: Path, arrays: dict[Path, jax.Array], name: str, seen: set[int]) -> Rebuild | None:
+def _walk(obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int]) -> Rebuild | None:
     if _is_parameter(obj):
         arrays[path] = obj
         return lambda values: values[path]
@@ -48,7 +57,7 @@ def _walk(obj: Any, path: Path, arrays: dict[Path, jax.Array], name: str, seen: 
         return None
     seen = seen | {id(obj)}
     if path and (pure := _module(obj, ".".join(path), name)):
-        return _lift_module(pure, path, arrays)
+        return _lift_module(obj, pure, path, arrays)
     if inspect.isfunction(obj):
         _refuse_globals(obj, name)
     opened = _open(obj)
@@ -77,7 +86,7 @@ def _open(obj: Any) -> Opened | None:
         return [("self", obj.__self__)], lambda c: types.MethodType(obj.__func__, c[0])
     if inspect.isfunction(obj):
         return _open_function(obj)
-    if type(obj) is dict:
+    if type(obj) in (dict, types.MappingProxyType):
         return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))
     if isinstance(obj, tuple) and hasattr(obj, "_fields"):
         return [(f, getattr(obj, f)) for f in obj._fields], lambda c: type(obj)(*c)  # pyright: ignore
@@ -157,10 +166,11 @@ def _only_parameters(pure: PureLayer) -> bool:
     return not flags and all(pure.kinds.get(collection) == "params" for collection in pure.ready or ())
 
 
-def _lift_module(pure: PureLayer, path: Path, arrays: dict[Path, jax.Array]) -> Rebuild | None:
+def _lift_module(module: Any, pure: PureLayer, path: Path, arrays: Arrays) -> Rebuild | None:
     ready, remake = unnest(pure.ready or {}), pure.remake
     places = {p: (*path, *p[1:]) for p in ready}
-    arrays |= {places[p]: array for p, array in ready.items()}
+    arrays.update({places[p]: array for p, array in ready.items()})
+    arrays.sources |= {places[p]: pure.sources.get(p, Origin(module, p)) for p in ready}
     if not places or remake is None:
         return None
     return lambda values: remake(nest({p: values[place] for p, place in places.items()}))
@@ -192,7 +202,9 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
     """Refuses an object that can't be made again and holds arrays."""
     if isinstance(obj, jax.Array | type):
         return
-    inside: dict[Path, jax.Array] = {}
+    if isinstance(obj, jax.stages.Compiled):
+        raise TypeError(f"{name} is compiled ahead of time: what it holds can't be seen. Give the function itself.")
+    inside = Arrays()
     for i, child in enumerate(_parts(obj)):
         if isinstance(child, jax.Array) and jnp.issubdtype(child.dtype, jax.dtypes.prng_key):
             inside[(*path, str(i))] = child

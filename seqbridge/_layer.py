@@ -165,12 +165,7 @@ class Layer(Stateful):
     def _ties(self, layout: Layout) -> list[Hashable]:
         """What each variable is tied by: the object behind it, or else the entry, the native path and the shape."""
         arrays = self._variables if layout is self._layout else layout.arrays
-        places = [(slot.collection, *slot.path) for slot in layout.slots]
-        sources, entry = self.pure.sources, owner_of(self.entry)
-        return [
-            (id(sources[place]), self._copy) if place in sources else (id(entry), self._copy, place, array.shape)
-            for place, array in zip(places, arrays, strict=True)
-        ]
+        return layout.ties(self.pure.sources, owner_of(self.entry), self._copy, arrays)
 
     def _tied_variables(self) -> list[tuple[Hashable, Variable]]:
         return list(zip(self._ties(self._layout), self._variables, strict=True)) if self._layout else []

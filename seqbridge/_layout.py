@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from seqbridge._collection import VarCollection, check_names, nearest
 from seqbridge._paths import Path, path_text
-from seqbridge._pure import Annotated, PureLayer, Variables
+from seqbridge._pure import Annotated, Origin, PureLayer, Variables
 from seqbridge._variable import Kind, Variable
 
 
@@ -31,6 +31,11 @@ class Layout:
     def __init__(self, pure: PureLayer, variables: Variables):
         leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
         paths = [path_text(path) for path, _ in leaves]
+        if any(len(path) < 2 for path in paths):
+            raise TypeError(
+                f"the adapter of {pure.ecosystem} gives variables that stand in no collection; they are nested dicts, "
+                f'{{"params": {{"kernel": array}}}}, not {jax.tree.map(lambda a: "array", variables)}'
+            )
         short = [".".join(pure.shorten(path[1:])) for path in paths]
         often = Counter(short)
         # Where two paths would look the same they are shown in full, and if they still do, with their collections.
@@ -48,6 +53,16 @@ class Layout:
             for (_, leaf), path, name in zip(leaves, paths, shown, strict=True)
         )
         self.arrays = [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
+
+    def ties(self, sources: Mapping[Path, Any], entry: Any, copy: int, arrays: Sequence[Any]) -> list[Hashable]:
+        """What each variable is tied by."""
+        found: list[Hashable] = []
+        for slot, array in zip(self.slots, arrays, strict=True):
+            place = slot.collection, *slot.path
+            source = sources.get(place, Origin(entry, place))
+            owner, *rest = (source.owner, source.place, array.shape) if isinstance(source, Origin) else (source,)
+            found.append((id(owner), copy, *rest))
+        return found
 
     def tree(self, arrays: list[Any]) -> Variables:
         return jax.tree_util.tree_unflatten(self.treedef, arrays)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -28,6 +28,13 @@ MODE_FLAGS: Mapping[str, bool] = {
 
 def _same(value: Any) -> Any:
     return value
+
+
+class Origin(NamedTuple):
+    """The module that an array came from, and where it stands there, of a function that holds the module."""
+
+    owner: Any
+    place: Path
 
 
 @jax.tree_util.register_dataclass

@@ -15,13 +15,16 @@ GROUP = "seqbridge.adapters"
 _registered: dict[str, Adapter] = {}
 
 
-def register(name: str, adapt: Adapter) -> None:
+def register(name: str | type, adapt: Adapter) -> None:
     """Makes an adapter known for this process; an installed package does it by an entry point instead.
 
     Args:
-        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`, or one class with its module.
+        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`; or one class.
         adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry, and what to write
             instead. It is asked for instances, for classes and for `partial(Class, ...)`.
+
+    Raises:
+        TypeError: Something else.
 
     Examples:
         >>> import fractions
@@ -40,6 +43,10 @@ def register(name: str, adapt: Adapter) -> None:
         >>> Sequential([fractions.Fraction(1, 2)])(3.0)
         1.5
     """
+    if isinstance(name, type):
+        name = f"{name.__module__}.{name.__qualname__}"
+    if not isinstance(name, str) or not callable(adapt):
+        raise TypeError(f"register takes the name of a module, or a class, and a function; got {name!r}, {adapt!r:.60}")
     _registered[name] = adapt
     _adapter.cache_clear()
 
@@ -93,5 +100,7 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
 
 
 def known() -> list[str]:
-    """The names of all adapters."""
-    return sorted(name for name in {*_installed(), *_registered} if not name.startswith("builtins."))
+    """What all adapters take, or, of those that aren't asked by a library's name, where they come from."""
+    packages = {name: point.value.partition(":")[0] for name, point in _installed().items()}
+    names = {*packages, *_registered}
+    return sorted(packages.get(name, name) if name.startswith("builtins.") else name for name in names)

@@ -197,6 +197,10 @@ def test_a_parameter_that_modules_share_is_one_variable() -> None:
     assert len(set(model.vars().values())) == 2
     both = sb.Sequential([sb.Sequential([embed]), sb.Sequential([Decoder()])])
     assert len(set(both.vars().values())) == 1
+    for module in (eqx.nn.Linear(4, 4, key=jax.random.key(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0))):
+        model = sb.Sequential([module, jax.vmap(module), functools.partial(lambda m, x: jax.vmap(m)(x), module)])
+        model.append(module.__call__)
+        assert len(set(model.vars().values())) == 2
 
 
 def test_the_users_objects_are_not_changed() -> None:
@@ -408,3 +412,54 @@ def test_errors_of_a_layer_that_cannot_be_copied() -> None:
     for cls in (nnx.Linear, eqx.nn.Linear, keras.layers.Dense, objax.nn.Linear):
         with pytest.raises(TypeError, match=r"got the class"):
             sb.Sequential([cls])
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (lambda: keras.Input((4,)), r"leave it out.*model\.build"),
+        (lambda: keras.layers.InputLayer((4,)), r"leave it out.*model\.build"),
+        (lambda: keras.layers.LSTM(3, stateful=True), "is stateful"),
+        (lambda: keras.layers.Dense(3).call, "give the layer itself"),
+        (lambda: sb.Sequential([jnp.tanh]).__call__, "put the Sequential into the list itself"),
+        (lambda: jax.jit(lambda x: x).lower(X).compile(), "compiled ahead of time"),
+    ],
+)
+def test_what_is_refused_says_what_to_do(entry: Callable[[], Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        sb.Sequential([entry()])
+
+
+def test_mistakes_of_an_adapter_are_named() -> None:
+    class Mine:
+        pass
+
+    def adapt(entry: Any) -> sb.PureLayer | None:
+        return sb.PureLayer(
+            init=lambda key, /, x: {"w": jnp.ones(())} if flat else {"params": {"w": jnp.ones(())}},
+            apply=lambda variables, key, /, x: x,  # pyright: ignore[reportArgumentType]
+            signature=sb.signature_of(lambda x: x),
+            label="Mine",
+            ecosystem="mine",
+        )
+
+    sb.register(Mine, adapt)
+    flat = True
+    with pytest.raises(TypeError, match="adapter of mine gives variables that stand in no collection"):
+        sb.Sequential([Mine()])(X)
+    flat = False
+    with pytest.raises(TypeError, match=r"apply of the adapter of mine must return \(outputs, new_state\)"):
+        sb.Sequential([Mine()])(X)
+    with pytest.raises(TypeError, match="register takes the name of a module, or a class"):
+        sb.register(3, adapt)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_error_in_a_mapped_layer_says_how_it_was_mapped() -> None:
+    embedding = eqx.nn.Embedding(5, 4, key=jax.random.key(0))
+    tokens = jnp.ones((2, 3), jnp.int32)
+    with pytest.raises(ValueError, match="scalar") as error:
+        sb.Sequential([embedding])(tokens)
+    assert any("jax.vmap(jax.vmap(entry))" in note for note in error.value.__notes__)
+    assert sb.Sequential([jax.vmap(jax.vmap(embedding))])(tokens).shape == (2, 3, 4)
+    with pytest.raises(ValueError, match="None, not -1"):
+        sb.Sequential([nn.Dense(3)]).build((-1, 4))

@@ -34,8 +34,15 @@ def adapt(entry: Any) -> PureLayer | None:
         layer = entry() if issubclass(entry.func, keras.Layer) else None  # pyright: ignore[reportArgumentType]
     else:
         layer = entry if isinstance(entry, keras.Layer) else None
+    if isinstance(entry, keras.KerasTensor) or isinstance(layer, keras.layers.InputLayer):
+        raise TypeError("an input of Keras is no layer: leave it out, and say model.build((None, ...))")
     if layer is None:
         return None
+    if any(getattr(inner, "stateful", False) for inner in sublayers(layer)):
+        raise TypeError(
+            f"this {type(layer).__name__} is stateful: Keras keeps its state where no functional call sees it. Leave "
+            "stateful out, and hand the state over (return_state, initial_state)"
+        )
     if keras.config.backend() != "jax":
         raise TypeError(
             f'Keras runs on {keras.config.backend()}: set os.environ["KERAS_BACKEND"] = "jax" before keras is imported'
@@ -98,11 +105,16 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
         takes_key=templates[0].draws if built else True,
         traceable=False,
         held=tuple(_functions(layer)),
+        method=_no_method,
         to_native=_to_native,
         from_native=from_native,
         ready=templates[0].values() if built else None,
         sources=dict(zip(templates[0].places, layer.weights, strict=True)) if built else {},
     )
+
+
+def _no_method(method: Any) -> PureLayer:
+    raise TypeError(f"Keras runs a layer by its call, which {method!r} isn't: give the layer itself")
 
 
 def _copy_of(layer: keras.Layer) -> keras.Layer | None:

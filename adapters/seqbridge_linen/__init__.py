@@ -81,7 +81,13 @@ def _signature(module: nn.Module, method: str | Callable[..., Any]) -> inspect.S
     if isinstance(module, nn.Sequential) and method == "__call__" and module.layers:
         first = module.layers[0]  # which gets all that a Sequential gets
         return _signature(first, method) if isinstance(first, nn.Module) else signature_of(first)
-    return signature_of(getattr(type(module), method) if isinstance(method, str) else method, skip=1)
+    signature = signature_of(getattr(type(module), method) if isinstance(method, str) else method, skip=1)
+    inner = getattr(module, "layer_instance", None)  # of a wrapper such as `nn.WeightNorm`, which hands everything on
+    if signature is not None and isinstance(inner, nn.Module) and (handed := _signature(inner, "__call__")):
+        own = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        given = [p for p in handed.parameters.values() if p.name not in signature.parameters]
+        return inspect.Signature(sorted([*given, *own], key=lambda p: p.kind))
+    return signature
 
 
 def _by_position(

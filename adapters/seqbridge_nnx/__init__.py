@@ -44,7 +44,9 @@ def _from_module(module: nnx.Module, method: str | Callable[..., Any]) -> PureLa
 
 
 def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any]) -> PureLayer:
-    draws = "rngs" in inspect.signature(entry.func.__init__).parameters and "rngs" not in entry.keywords
+    if "rngs" in entry.keywords:  # its values are decided; drawn from a copy, since drawing changes the object
+        return _from_module(entry(rngs=nnx.clone(entry.keywords["rngs"])), method)
+    draws = "rngs" in inspect.signature(entry.func.__init__).parameters
 
     def make(key: Any) -> nnx.Module:
         return entry(rngs=nnx.Rngs(key)) if draws else entry()

@@ -16,7 +16,7 @@ from seqbridge import PureLayer, Variables, call_text, nest, signature_of, unnes
 
 
 def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of a module with `vars()`, which returns boxes by name: objects with `value` and `assign`.
+    """The neutral form of a module with `vars()`, which returns boxes by name: objects with `value` (and `assign`).
 
     A class, or `partial(Class, ...)`, is called once, and its initial values are those that it draws by itself.
 
@@ -46,7 +46,7 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
     own = {place: standing_in[id(box)] for place, box in held.items()}
     template = copy.deepcopy(module, dict(standing_in))  # so that the module itself never sees a value of ours
     values = {place: box.value for place, box in held.items()}
-    attributes = module if isinstance(module, list) else vars(module).values()
+    inner = module if isinstance(module, list) else ()
     lock = threading.RLock()
 
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
@@ -80,7 +80,7 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
         label=type(module).__name__,
         ecosystem="objax",
         text=call_text(type(module).__name__),
-        held=tuple(v for v in attributes if not hasattr(v, "vars")),
+        held=tuple(v for v in inner if not hasattr(v, "vars")),
         takes_key=any(place[0] == "rng" for place in own),
         shorten=lambda path: (re.sub(r"^\(\w+\)\.?", "", path[0]),),
         method=lambda other: _layer(module, boxes, other),
@@ -114,7 +114,9 @@ def _copy(box: Any) -> Any:
 
 def _write(box: Any, value: Any) -> None:
     """Gives a box a value, without the checks that a tracer doesn't pass."""
-    if "check" in inspect.signature(box.assign).parameters:
+    if not hasattr(type(box), "assign"):
+        box.value = value
+    elif "check" in inspect.signature(box.assign).parameters:
         box.assign(value, check=False)
     else:
         box.assign(value)

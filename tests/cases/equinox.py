@@ -115,6 +115,16 @@ CASES = [
     equinox("block", Block, (6, 3), params=4, state=True, mode=True, draws=True, refuses=(6, 5), strict=False),
     equinox("sequential", _stack, (6, 3), params=4, state=True, mode=True, draws=True, refuses=(6, 5)),
     equinox("shared", Tied, (6, 4), keyed=False, params=3, refuses=(6, 5)),
+    equinox(
+        "class-constant",
+        lambda key: eqx.nn.BatchNorm(3, "batch", mode="batch"),
+        (6, 3),
+        lazy=functools.partial(eqx.nn.BatchNorm, 3, "batch", mode="batch"),
+        params=2,
+        state=True,
+        mode=True,
+        strict=False,
+    ),
     equinox("prelu", lambda key: eqx.nn.PReLU(0.3), (6, 3), keyed=False, params=1),
     equinox(
         "attention",

@@ -78,7 +78,17 @@ def linen(
     return Case(f"linen-{name}", make or (lambda: module), inputs, init, native, **facts)
 
 
+class LinenScalar(nn.Module):
+    """With a parameter that no number is drawn for."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.param("scale", lambda key: jnp.array(2.0))
+
+
 CASES = [
+    linen("scalar", LinenScalar(), (6, 3), params=1),
+    linen("weight-norm", nn.WeightNorm(nn.Dense(4)), (6, 3), params=3, refuses=(6, 5)),
     linen("dense", nn.Dense(4), (6, 3), params=2, refuses=(6, 5)),
     linen("conv", nn.Conv(4, (3, 3)), (2, 5, 5, 1), params=2, refuses=(2, 5, 5, 3)),
     linen(

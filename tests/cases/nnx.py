@@ -58,6 +58,7 @@ def nnx_case(
     lazy: Any = None,
     method: str = "__call__",
     rngs: bool = False,
+    given: bool | None = None,
     **facts: Any,
 ) -> Case:
     entry = build(nnx.Rngs(1))
@@ -80,7 +81,7 @@ def nnx_case(
     def make() -> Any:
         return lazy or (entry if method == "__call__" else sb.Layer(entry, method=method))
 
-    return Case(f"nnx-{name}", make, inputs, init, native, given=lazy is None, **facts)
+    return Case(f"nnx-{name}", make, inputs, init, native, given=lazy is None if given is None else given, **facts)
 
 
 CASES = [
@@ -90,6 +91,15 @@ CASES = [
         lambda rngs: nnx.Linear(3, 4, rngs=rngs),
         (6, 3),
         lazy=functools.partial(nnx.Linear, 3, 4),
+        params=2,
+        refuses=(6, 5),
+    ),
+    nnx_case(
+        "class-with-rngs",
+        lambda rngs: nnx.Linear(3, 4, rngs=nnx.Rngs(7)),
+        (6, 3),
+        lazy=functools.partial(nnx.Linear, 3, 4, rngs=nnx.Rngs(7)),
+        given=True,
         params=2,
         refuses=(6, 5),
     ),
