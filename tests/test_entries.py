@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import operator
 from typing import Any
@@ -251,6 +252,32 @@ def test_a_layer_alone() -> None:
     assert not same(layer(ones, training=True), layer(ones, training=True))
     model = sb.Sequential([nn.Dense(3), nn.relu]).build((2, 3))
     assert same(model[0](X), model[:1](X))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(eq=False)
+class Unknown:
+    """A module, as a pytree, of a library that nobody has an adapter for."""
+
+    w: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.w
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Unknown(W),
+        lambda: functools.partial(Unknown, W),
+        lambda: jax.vmap(Unknown(W)),
+        lambda: jax.jit(Unknown(W)),
+        lambda: (lambda layer: lambda x: layer(x))(Unknown(W)),
+    ],
+)
+def test_a_module_without_an_adapter_is_refused_and_never_a_constant(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"hides \d+ arrays|there is no adapter"):
+        sb.Sequential([make()])
 
 
 def test_a_sequential_of_the_library_takes_what_its_first_layer_takes() -> None:

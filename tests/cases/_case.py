@@ -26,8 +26,8 @@ class Case:
         keywords: What the entry must be given at every call.
         refuses: The shape of an input that the entry can't take. None: it takes anything.
         strict: Whether the library's own code runs under strict promotion of dtypes and ranks.
-        leaks: Whether the library keeps tracers by itself (`jax.checkpoint` does, in a cache), so that nothing can be
-            said of the layer.
+        leaks: Whether the library keeps tracers by itself (`jax.checkpoint` does, in a cache), so that JAX' own check
+            can't tell whose they are.
         given: Whether the entry comes with its values, so that a key can't draw others.
     """
 
