@@ -5,7 +5,12 @@ or says None. `Sequential` is a list of layers that own named variables; everyth
 pure functions.
 """
 
+from typing import Any
+
 from seqbridge._collection import VarCollection as VarCollection
+from seqbridge._export import from_native as from_native
+from seqbridge._export import to_pure as to_pure
+from seqbridge._export import way_out as _way_out
 from seqbridge._function import signature_of as signature_of
 from seqbridge._grad import grad as grad
 from seqbridge._grad import value_and_grad as value_and_grad
@@ -21,6 +26,7 @@ from seqbridge._pure import PureLayer as PureLayer
 from seqbridge._pure import Variables as Variables
 from seqbridge._pure import call_text as call_text
 from seqbridge._pure import training_of as training_of
+from seqbridge._registry import exports as _exports
 from seqbridge._registry import register as register
 from seqbridge._sequential import Sequential as Sequential
 from seqbridge._transforms import eval_shape as eval_shape
@@ -28,3 +34,14 @@ from seqbridge._transforms import remat as remat
 from seqbridge._transforms import scan as scan
 from seqbridge._transforms import vmap as vmap
 from seqbridge._variable import Variable as Variable
+
+
+def __getattr__(name: str) -> Any:
+    """`to_<library>`, one for each adapter that has a way out; loaded when it is asked for."""
+    if name.startswith("to_"):
+        return _way_out(name.removeprefix("to_"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(f"to_{name}" for name in _exports())})

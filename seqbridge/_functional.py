@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Hashable, Mapping
-from typing import Any, TypeAlias
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -16,15 +17,69 @@ from seqbridge._forward import Run, traverse
 from seqbridge._keys import Keys, as_key
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
-from seqbridge._pure import Variables
 from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
-from seqbridge._variable import cast
+from seqbridge._variable import Kind, cast
 
 Parts: TypeAlias = dict[str, dict[str, Any]]
 Layouts: TypeAlias = Mapping[Layer, Layout]
 Arrays: TypeAlias = Mapping[Layer, list[Any]]
-Names: TypeAlias = dict[Layer, list[tuple[str, str]]]
+
+
+class Naming(NamedTuple):
+    """How the variables of a model are called: each place of the tree, and the name of a variable at that place."""
+
+    places: Callable[[Structure], Iterable[tuple[str, Layer]]]
+    join: Callable[[str, str], str]
+
+
+FLAT = Naming(walk, full_name)
+
+
+class Form:
+    """The variables of a model in plain dicts, by name; one that stands at several places has its first name at all.
+
+    Args:
+        model: The model.
+        layouts: The structure of each of its layers.
+        naming: How the variables are called.
+    """
+
+    def __init__(self, model: Structure, layouts: Layouts, naming: Naming = FLAT):
+        self._model = model
+        self.layouts = layouts
+        self.names: dict[Layer, list[tuple[str, Kind]]] = {}
+        first: dict[Hashable, str] = {}
+        for prefix, layer in naming.places(model):
+            if layer not in self.names:
+                places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
+                named = [(first.setdefault(tie, naming.join(prefix, slot.shown)), slot.kind) for slot, tie in places]
+                self.names[layer] = named
+        if len(set(first.values())) != len(first):
+            twice = next(name for name, n in Counter(first.values()).items() if n > 1)
+            raise ValueError(f"two variables would be called {twice}: give their layers names")
+
+    def parts(self, arrays: Arrays) -> Parts:
+        """The arrays by name, in the order of the names; where layers share one, that of the last layer in `arrays`."""
+        parts: Parts = {"params": {}, "state": {}}
+        for layer in (*self.names, *arrays):
+            for (name, kind), array in zip(self.names[layer], arrays[layer], strict=True):
+                parts["params" if kind == "params" else "state"][name] = array
+        return parts
+
+    def run(
+        self, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, keys: Keys
+    ) -> tuple[Any, Parts, bool]:
+        """Outputs, the variables after the call, and whether it has changed any."""
+        given = {name: array for part in variables.values() for name, array in part.items()}
+        check_names("apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own))
+        arrays = {layer: [given[name] for name, _ in own] for layer, own in self.names.items()}
+        run = Run(lambda layer: self.layouts[layer].tree(arrays[layer]))
+        out = traverse(self._model, args, call, run, keys)
+        after = {
+            layer: self.layouts[layer].flatten("the state after the call", new) for layer, new in run.states.items()
+        }
+        return out, self.parts(arrays | after), bool(after)
 
 
 def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
@@ -38,7 +93,7 @@ def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) 
             "partial(Class, ...), but not for an object that was made before",
             stacklevel=3,
         )
-    return _parts(_names(model, build.layouts), arrays)
+    return Form(model, build.layouts).parts(arrays)
 
 
 def apply(
@@ -47,22 +102,13 @@ def apply(
     """Outputs, and the variables after the call."""
     if not all(isinstance(part, Mapping) for part in variables.values()):
         raise TypeError('apply takes {"params": {name: array}, "state": {name: array}}, as init returns it')
-    layouts = _layouts(model, args, call)
-    names = _names(model, layouts)
-    given = {name: array for part in variables.values() for name, array in part.items()}
-    check_names("apply", given, dict.fromkeys(name for own in names.values() for name, _ in own))
-    arrays = {layer: [given[name] for name, _ in own] for layer, own in names.items()}
+    form = Form(model, layouts_of(model, args, call))
+    out, after, _ = form.run(variables, args, call, Keys(no_key if rng is None else lambda: as_key(rng)))
+    return out, after
 
-    def tree(layer: Layer) -> Variables:
-        return layouts[layer].tree(arrays[layer])
 
-    def no_key() -> jax.Array:
-        raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
-
-    run = Run(tree)
-    out = traverse(model, args, call, run, Keys(no_key if rng is None else lambda: as_key(rng)))
-    after = {layer: layouts[layer].flatten("the state after the call", new) for layer, new in run.states.items()}
-    return out, _parts(names, arrays | after)
+def no_key() -> jax.Array:
+    raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
 
 
 def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tuple[int, ...]]:
@@ -86,8 +132,8 @@ def read(model: Structure) -> Parts:
     """
     if not model.built:
         raise RuntimeError("the model isn't built: it has variables after model.build(...) or the first call")
-    layouts = _built(model)
-    return _parts(_names(model, layouts), {layer: [v.value for v in layer._variables] for layer in layouts})
+    layouts = built_layouts(model)
+    return Form(model, layouts).parts({layer: [v.value for v in layer._variables] for layer in layouts})
 
 
 def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -103,34 +149,14 @@ def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None
         commit(changes)
 
 
-def _built(model: Structure) -> dict[Layer, Layout]:
+def built_layouts(model: Structure) -> dict[Layer, Layout]:
     return {layer: layer._layout for layer in leaves(model) if layer._layout is not None}
 
 
-def _layouts(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
+def layouts_of(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
     """The layout of every layer, found from shapes where a layer isn't built."""
     if model.built:
-        return _built(model)
+        return built_layouts(model)
     build = Build(abstract=True)
     traverse(model, specs(args), call.map(specs, training=True), build, Keys(lambda: jax.random.key(0)))
-    return _built(model) | build.layouts
-
-
-def _names(model: Structure, layouts: Layouts) -> Names:
-    """Name and kind of each array of each layer; one that stands at several places has its first name at all."""
-    names: Names = {}
-    first: dict[Hashable, str] = {}
-    for prefix, layer in walk(model):
-        if layer not in names:
-            places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
-            names[layer] = [(first.setdefault(tie, full_name(prefix, slot.shown)), slot.kind) for slot, tie in places]
-    return names
-
-
-def _parts(names: Names, arrays: Arrays) -> Parts:
-    """The arrays by name, in the order of the names; where layers share one, that of the last layer in `arrays`."""
-    parts: Parts = {"params": {}, "state": {}}
-    for layer in (*names, *arrays):
-        for (name, kind), array in zip(names[layer], arrays[layer], strict=True):
-            parts["params" if kind == "params" else "state"][name] = array
-    return parts
+    return built_layouts(model) | build.layouts

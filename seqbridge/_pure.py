@@ -67,7 +67,7 @@ def training_of(keywords: Mapping[str, Any]) -> bool | None:
     return next(flags, None)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PureLayer:
     """A pair of pure functions, and what the core must know to call them.
 
@@ -143,6 +143,9 @@ class PureLayer:
     remake: Callable[[Variables], Any] | None = None
     held: tuple[Any, ...] = ()
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+
+    def __repr__(self) -> str:
+        return f"PureLayer({self.ecosystem} {self.text or self.label})"
 
 
 def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from seqbridge._pure import PureLayer
 Adapter: TypeAlias = Callable[[Any], PureLayer | None]
 
 GROUP = "seqbridge.adapters"
+EXPORTS = "seqbridge.exports"
 _registered: dict[str, Adapter] = {}
 
 
@@ -97,6 +99,30 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
         if pure is not None:
             return pure
     return None
+
+
+def exports() -> list[str]:
+    """The names of all ways out."""
+    return sorted(entry_points(group=EXPORTS).names)
+
+
+def exporter(name: str) -> Callable[..., Any]:
+    """The way out of an adapter: the function that makes an object of its library of a `PureLayer`.
+
+    Raises:
+        AttributeError: There is none of this name.
+        ImportError: Its library isn't installed.
+    """
+    points = list(entry_points(group=EXPORTS, name=name))
+    if not points:
+        near = get_close_matches(name, exports(), n=1)
+        guess = f"; did you mean 'to_{near[0]}'?" if near else ""
+        raise AttributeError(f"seqbridge has no 'to_{name}'{guess} There are {', '.join(f'to_{n}' for n in exports())}")
+    try:
+        return points[0].load()
+    except ImportError as error:
+        error.add_note(f'to_{name} needs a library that isn\'t there: pip install "seqbridge[{name}]"')
+        raise
 
 
 def known() -> list[str]:

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 
 from seqbridge import MODE_FLAGS, PureLayer, Variables, call_text, signature_of, training_of
+from seqbridge_equinox._export import export as export
 from seqbridge_equinox._structure import Structure, draws, undecided, variables_of
 
 # What `eqx.filter_jit` and `eqx.filter_vmap` return.

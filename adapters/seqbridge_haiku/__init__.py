@@ -10,6 +10,7 @@ from typing import Any
 import haiku as hk
 
 from seqbridge import PureLayer, Variables, call_text, signature_of
+from seqbridge_haiku._export import export as export
 
 
 def adapt(entry: Any) -> PureLayer | None:

@@ -12,6 +12,7 @@ import jax
 import keras
 
 from seqbridge import Annotated, PureLayer, Variables, call_text, nest, signature_of
+from seqbridge_keras._export import export as export
 from seqbridge_keras._template import Template, build, clone, sublayers
 
 # Built copies of each entry, kept so that a copy of a model needs none of its own. One for each set of shapes.

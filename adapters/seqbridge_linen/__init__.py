@@ -12,6 +12,7 @@ import jax
 from flax.core import meta, unfreeze
 
 from seqbridge import MODE_FLAGS, Annotated, PureLayer, Variables, call_text, signature_of
+from seqbridge_linen._export import export as export
 
 
 def adapt(entry: Any) -> PureLayer | None:

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from seqbridge import MODE_FLAGS, PureLayer, Variables, call_text, signature_of, training_of
+from seqbridge_nnx._export import export as export
 from seqbridge_nnx._structure import Structure, state_paths, switched, undecided
 
 

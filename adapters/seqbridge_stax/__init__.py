@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import jax
 
 from seqbridge import PureLayer, Variables, nest, path_text, signature_of, training_of, unnest
+from seqbridge_stax._export import export as export
 
 # The structure of the parameters that an `init_fun` makes; it has empty tuples in it, which nested dicts lose.
 _structures: WeakKeyDictionary[Callable[..., Any], Any] = WeakKeyDictionary()

@@ -1,0 +1,105 @@
+"""The way out: a layer as an Equinox module."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from seqbridge import PureLayer, Variables, training_of
+
+
+class Exported(eqx.nn.StatefulLayer):
+    """A layer of other libraries. Its arrays stand by their names in `params`, and in the `eqx.nn.State`."""
+
+    params: dict[str, Any]
+    index: eqx.nn.StateIndex | None
+    layer: PureLayer = eqx.field(static=True)
+    axis_name: Hashable = eqx.field(static=True)
+
+    def is_stateful(self) -> bool:
+        """Whether a call takes and returns a state."""
+        return self.index is not None
+
+    def seqbridge_variables(self, state: eqx.nn.State | None = None) -> Variables:
+        """The arrays, for `seqbridge.from_native`."""
+        if self.index is None or state is None:
+            return {"params": self.params}
+        return {"params": self.params, "state": state.get(self.index)}
+
+    def _run(self, args: tuple[Any, ...], state: Any, key: Any, keywords: dict[str, Any]) -> Any:
+        if args and isinstance(args[-1], eqx.nn.State):
+            *args, state = args
+        mode = training_of(keywords)
+        if mode is None and (inference := getattr(self, "inference", None)) is not None:
+            mode = not inference
+        if self.index is not None and state is None:
+            raise TypeError(
+                f"this {type(self).__name__} has a state: module, state = eqx.nn.make_with_state(lambda: module)(), "
+                "and then out, state = module(x, state)"
+            )
+        variables = {"params": self.params, "state": {} if self.index is None else state.get(self.index)}
+        if self.axis_name is not None:  # one example of a batch: the whole batch is computed, by all of them together
+            args = jax.tree.map(lambda a: jax.lax.all_gather(a, self.axis_name), tuple(args))
+            key = None if key is None else _first(key, self.axis_name)
+        out, new = self.layer.apply(variables, key, *args, **{**keywords, "training": mode})
+        if self.axis_name is not None:
+            here = jax.lax.axis_index(self.axis_name)
+            out = jax.tree.map(lambda a: a[here], out)
+        if self.index is not None and new:
+            state = state.set(self.index, new["state"])
+        return out if state is None else (out, state)
+
+
+class _Switched(Exported):
+    inference: bool
+
+
+def _first(key: Any, axis_name: Hashable) -> jax.Array:
+    """The key of the first example, raw."""
+    data = jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return jax.lax.all_gather(data, axis_name)[0]
+
+
+def export(layer: PureLayer, *, axis_name: Hashable = None) -> Exported:
+    """A model, a layer or an entry of any library as an Equinox module.
+
+    It is a pytree of its arrays like any other module, for `eqx.filter_jit`, `eqx.filter_grad`,
+    `eqx.tree_serialise_leaves`, and as a field of other modules. With state it is called as `module(x, state, key=key)`
+    and returns `(out, state)`, where `module, state = eqx.nn.make_with_state(lambda: module)()`; otherwise as
+    `module(x, key=key)`. `inference` switches the mode, as in Equinox' own layers; it starts in training.
+
+    It takes a batch. With `axis_name`, it takes one example, as Equinox' own layers do, and is mapped over the batch by
+    `jax.vmap(module, axis_name=axis_name)`; statistics and random numbers are those of the batch all the same.
+
+    Args:
+        x: A `Sequential`, a `Layer` or an entry of any library.
+        *inputs: What to build it for, as for `Sequential.build`: a batch. Needed if it isn't built, as an Equinox module
+            has values from the start.
+        training: False: it starts in inference. At a call, `training=` and `inference=` are keywords.
+        axis_name: The name of the axis that the module is mapped over. None: it takes a batch.
+
+    Returns:
+        An `equinox.Module`.
+
+    Raises:
+        TypeError: `x` is no entry, or isn't built.
+    """
+    if layer.ready is None:
+        raise TypeError(
+            f"an Equinox module has values from the start, and this {layer.label} isn't built: call model.build(...) "
+            "before, or give the shapes, sb.to_equinox(x, (None, 28, 28, 1))"
+        )
+
+    def __call__(self: Exported, *args: Any, state: Any = None, key: Any = None, **keywords: Any) -> Any:
+        return self._run(args, state, key, keywords)
+
+    mode = layer.signature.parameters.get("training") if layer.signature else None
+    base: type = Exported if mode is None else _Switched
+    cls: Any = type(layer.label, (base,), {"__call__": __call__, "__module__": __name__})
+    state = layer.ready["state"]
+    fields = {} if mode is None else {"inference": mode.default is False}
+    index = eqx.nn.StateIndex(state) if state else None
+    return cls(params=layer.ready["params"], index=index, layer=layer, axis_name=axis_name, **fields)

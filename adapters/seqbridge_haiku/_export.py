@@ -1,0 +1,100 @@
+"""The way out: a layer as a Haiku module, or as a function that makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import haiku as hk
+
+from seqbridge import PureLayer, nest, training_of, unnest
+
+Path: TypeAlias = tuple[str, ...]
+
+
+class _Scope(hk.Module):
+    """Gives the variables of a layer its name: Haiku's are called by the modules in whose call they are made."""
+
+    def __call__(self, below: Callable[..., None], *args: Any) -> None:
+        below(*args)
+
+
+def _each(act: Callable[[Path, str], None], tree: Mapping[str, Any], scopes: dict[Path, _Scope], at: Path = ()) -> None:
+    """Calls `act(path, name)` for each leaf, inside the modules that its path names."""
+    for name, node in tree.items():
+        path = (*at, name)
+        if isinstance(node, Mapping) and name.isidentifier():
+            if path not in scopes:
+                scopes[path] = _Scope(name=name)
+            scopes[path](_each, act, node, scopes, path)
+        else:  # a number can't be the name of a module
+            for rest in unnest({name: node}):
+                act((*at, *rest), ".".join(rest))
+
+
+# Not a method: Haiku would put its name into those of the variables.
+def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
+    starting = hk.running_init()
+    if starting and training_of({"training": training, **keywords}) is None:
+        training = False  # an output is asked for, and nobody has decided on a mode yet
+    known = layer.init(hk.next_rng_key if starting else None, *args, **keywords)
+    scopes: dict[Path, _Scope] = {}
+    given: dict[Path, Any] = {}
+    for kind, get in (("params", hk.get_parameter), ("state", hk.get_state)):
+        likes = unnest(known[kind])
+
+        def read(path: Path, name: str, kind: str = kind, get: Any = get, likes: Any = likes) -> None:
+            like = likes[path]
+            given[(kind, *path)] = get(name, like.shape, like.dtype, init=lambda shape, dtype: like)
+
+        _each(read, known[kind], scopes)
+    variables = {"params": {}, "state": {}, **nest(given)}
+    out, new = layer.apply(variables, hk.next_rng_key, *args, **{**keywords, "training": training})
+    if not starting:
+        after = unnest(new.get("state", {}))
+        _each(lambda path, name: hk.set_state(name, after[path]), new.get("state", {}), scopes)
+    return out
+
+
+def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
+    """A model, a layer or an entry of any library for use in a Haiku transform.
+
+    Inside a transform it is a `haiku.Module`, as if its class had been called there. Outside, where Haiku allows no
+    module, it is a function that makes the module and calls it: give it to `hk.transform_with_state`, or call it in the
+    function that you transform. Parameters and state stand under the module's name, `"sequential/Conv_0"`; random
+    numbers come from `hk.next_rng_key`. What was built hands over its values: `init` returns them, whatever the key.
+
+    Args:
+        x: A `Sequential`, a `Layer` or an entry of any library.
+        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, `init` builds it.
+        training: The mode of calls that say none; at a call, `training=` and `is_training=` are keywords.
+        name: The name of the module, as for any Haiku module.
+
+    Returns:
+        A `haiku.Module`, or a function.
+
+    Raises:
+        TypeError: `x` is no entry.
+    """
+
+    def __call__(self: Any, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
+        return _run(layer, args, training, keywords)
+
+    cls: Any = type(layer.label, (hk.Module,), {"__call__": __call__, "__module__": __name__})
+    if _inside_a_transform():
+        return cls(name=name)
+
+    def function(*args: Any, **keywords: Any) -> Any:
+        return cls(name=name)(*args, **keywords)
+
+    function.__name__ = function.__qualname__ = name or layer.label
+    function.__signature__ = layer.signature  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+def _inside_a_transform() -> bool:
+    try:
+        hk.running_init()
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,214 @@
+"""The way out: a layer as a Keras layer."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import inspect
+import pickle
+import random
+import uuid
+import warnings
+from typing import Any
+from weakref import WeakValueDictionary
+
+import jax
+import keras
+
+from seqbridge import PureLayer, Variables, nest, training_of, unnest
+
+_alive: WeakValueDictionary[str, PureLayer] = WeakValueDictionary()  # by the names that configurations give them
+
+
+@keras.saving.register_keras_serializable("seqbridge")
+class SeqbridgeLayer(keras.Layer):
+    """A layer of other libraries. `sb.to_keras` makes it.
+
+    Args:
+        layer: Its neutral form.
+        seed: What initial values, if it has none, and random draws start from.
+        **options: What every Keras layer takes: `name`, `trainable`, `dtype`.
+    """
+
+    def __init__(self, layer: PureLayer, seed: int | None = None, **options: Any):
+        # Before Keras looks at what a call takes, which depends on the layer.
+        object.__setattr__(self, "call", _call_of(self, layer))
+        super().__init__(**options)
+        # As Keras draws its own, so that `keras.utils.set_random_seed` decides.
+        self.seed = random.randint(1, 10**9) if seed is None else seed
+        self.layer = layer
+        self.key = uuid.uuid4().hex
+        _alive[self.key] = layer
+        self._places: list[tuple[str, ...]] = []
+        self._inputs: Any = None
+        if layer.takes_key:
+            self.seed_generator = keras.random.SeedGenerator(self.seed)
+        if layer.ready is not None:
+            self._make((), {})
+            self.built = True
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        if not self.built:
+            self._inputs = jax.tree.map(_spec, (_spread(self.layer, args), keywords))
+        return super().__call__(*args, **keywords)
+
+    def build(self, *shapes: Any, **named: Any) -> None:
+        """Makes the weights for inputs of these shapes, floats unless the layer was called with others."""
+        given = [shape for shape in (*shapes, *named.values()) if shape is not None]
+        floats = [keras.tree.map_shape_structure(lambda s: _spec(keras.KerasTensor(s)), shape) for shape in given]
+        self._inputs = self._inputs or (_spread(self.layer, tuple(floats)), {})
+        args, keywords = self._inputs
+        self._make(args, {k: v for k, v in keywords.items() if k != "training"})
+
+    def get_build_config(self) -> dict[str, Any]:
+        """What the layer was built for."""
+        args, _ = self._inputs or ((), {})
+        return {"inputs": [[a.shape, a.dtype.name] for a in jax.tree.leaves(args)]}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Builds the layer for the same."""
+        if not self.built:
+            self._inputs = tuple(jax.ShapeDtypeStruct(tuple(s), dtype) for s, dtype in config["inputs"]), {}
+            self.build()
+
+    def _make(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if self._places:
+            return
+
+        @functools.cache  # drawn once, and not before Keras asks for a value
+        def values() -> Variables:
+            with jax.ensure_compile_time_eval():
+                return unnest(self.layer.init(jax.random.key(self.seed), *args, **keywords))
+
+        for path, like in unnest(self.layer.init(None, *args, **keywords)).items():
+            self.add_weight(
+                name=".".join(path[1:]),
+                shape=like.shape,
+                dtype=str(like.dtype),
+                initializer=lambda shape, dtype, path=path: values()[path],
+                trainable=path[0] == "params",
+                autocast=False,
+            )
+            self._places.append(path)
+
+    def _run(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        weights = dict(zip(self._places, self.weights, strict=True))
+        given = {path: weight.value for path, weight in weights.items()}
+
+        def key() -> jax.Array:
+            return self.seed_generator.next()
+
+        decided = any(p.name == "training" and p.default is not None for p in _parameters(self.layer))
+        if training_of(keywords) is None and not decided:
+            keywords = {**keywords, "training": False}  # as in every Keras layer
+        variables = {"params": {}, "state": {}, **nest(given)}
+        out, new = self.layer.apply(variables, key, *_spread(self.layer, args), **keywords)
+        for path, value in unnest(new).items():
+            weights[path].assign(value)
+        return out
+
+    def seqbridge_variables(self) -> Variables:
+        """The weights now, for `seqbridge.from_native`."""
+        return nest({path: weight.value for path, weight in zip(self._places, self.weights, strict=True)})
+
+    def get_config(self) -> dict[str, Any]:
+        """How to make the layer again, here or, by a pickle of its entries, in another process.
+
+        Raises:
+            TypeError: An entry can't be pickled.
+        """
+        try:
+            pickled = base64.b64encode(pickle.dumps(self.layer.reduce)).decode()
+        except Exception as error:
+            raise TypeError(
+                f"the entries of {self.name} can't be pickled, so it can't be saved in a model's file: {error}. Save "
+                "the weights, model.save_weights(...), and load them into a model that is made again"
+            ) from error
+        return {**super().get_config(), "seed": self.seed, "key": self.key, "pickled": pickled}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SeqbridgeLayer:
+        """The layer again.
+
+        Raises:
+            ValueError: It comes from another process, and Keras loads in its safe mode, which unpickles nothing.
+        """
+        pickled, layer = config.pop("pickled"), _alive.get(config.pop("key"))
+        if layer is None:
+            _refuse_in_safe_mode()
+            function, args = pickle.loads(base64.b64decode(pickled))
+            layer = function(*args)
+        return cls(layer, **config)
+
+
+def export(layer: PureLayer, *, seed: int | None = None, **options: Any) -> keras.Layer:
+    """A model, a layer or an entry of any library as a Keras layer.
+
+    It is a layer like any other: in `keras.Sequential` and the functional API, for `fit`, `summary`, `save_weights`.
+    Several inputs may be a list, as in Keras. Parameters are trainable weights and state is not; each has its readable
+    name. Keras' `training` decides on the mode.
+
+    `model.save` keeps the entries by pickle. `keras.saving.load_model` in another process wants `import
+    seqbridge_keras` and, since that unpickles them, `safe_mode=False`. What can't be pickled, such as lambdas, is made
+    again by its code, and gets its values by `load_weights`.
+
+    Args:
+        x: A `Sequential`, a `Layer` or an entry of any library.
+        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, Keras builds it.
+        training: The mode of calls that say none; Keras says it in `fit`, `evaluate` and `predict`.
+        seed: What initial values, if it has none, and random draws start from.
+        **options: `name`, `trainable`, `dtype`, as for every Keras layer.
+
+    Returns:
+        A `keras.Layer`.
+
+    Raises:
+        TypeError: `x` is no entry.
+    """
+    return SeqbridgeLayer(layer, seed, **options)
+
+
+def _call_of(made: SeqbridgeLayer, layer: PureLayer) -> Any:
+    """The method `call` of a layer, which tells Keras by its signature what can be given."""
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        return made._run(args, keywords)
+
+    parameters = [p for p in _parameters(layer) if p.name != "mask" or p.default is p.empty]  # Keras would give its own
+    call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
+def _parameters(layer: PureLayer) -> list[inspect.Parameter]:
+    return list(layer.signature.parameters.values()) if layer.signature else []
+
+
+def _spread(layer: PureLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Several inputs, which may come as one list."""
+    several = sum(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in _parameters(layer)
+    )
+    if len(args) == 1 and isinstance(args[0], list | tuple) and several > 1:
+        return tuple(args[0])
+    return args
+
+
+def _spec(value: Any) -> Any:
+    """A shape in place of an array or of one of Keras' symbols."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return value
+    shape = tuple(1 if n is None else n for n in value.shape)
+    return jax.ShapeDtypeStruct(shape, keras.backend.standardize_dtype(value.dtype))
+
+
+def _refuse_in_safe_mode() -> None:
+    """Raises if Keras loads a model in its safe mode, in which it makes no lambda."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a lambda isn't safe
+        try:
+            keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(lambda: None))
+        except ValueError as error:
+            raise ValueError(
+                "the entries of a SeqbridgeLayer are kept by pickle, which can run any code. If you trust the file, "
+                "load it with safe_mode=False"
+            ) from error

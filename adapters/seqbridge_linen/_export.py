@@ -1,0 +1,61 @@
+"""The way out: a layer as a linen module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+
+from seqbridge import PureLayer, training_of
+
+
+class _Exported(nn.Module):
+    """A layer of other libraries."""
+
+    layer: PureLayer
+
+    def _run(self, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
+        given = {c: self.variables.get(own, {}) for c, own in (("params", "params"), ("state", "batch_stats"))}
+        first = self.is_initializing() and not any(given.values())
+        if first:
+            given = self.layer.init(self.make_rng("params"), *args, **keywords)
+            for name, tree in given["params"].items():
+                self.variable("params", name, lambda tree=tree: tree)
+            for name, tree in given["state"].items():
+                self.variable("batch_stats", name, lambda tree=tree: tree)
+        if self.is_initializing() and training_of({"training": training, **keywords}) is None:
+            training = False  # an output is asked for, and nobody has decided on a mode yet
+        out, state = self.layer.apply(given, lambda: self.make_rng("dropout"), *args, training=training, **keywords)
+        if not self.is_initializing():
+            for name, tree in state.get("state", {}).items():
+                self.put_variable("batch_stats", name, tree)
+        return out
+
+
+def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
+    """A model, a layer or an entry of any library as a Flax linen module.
+
+    It is a module like any other: `init`, `apply`, `bind`, `tabulate`, a submodule of others, under `nn.scan` and the
+    like. Parameters stand in `params`, state in `batch_stats`, random numbers come from the stream `dropout`. What was
+    built hands over its values: `init` returns them, whatever the key.
+
+    Args:
+        x: A `Sequential`, a `Layer` or an entry of any library.
+        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, `init` builds it.
+        training: The mode of calls that say none; at a call, `training=` is a keyword.
+        name: The name of the module, as for any linen module.
+
+    Returns:
+        A `flax.linen.Module`.
+
+    Raises:
+        TypeError: `x` is no entry.
+    """
+
+    @nn.compact
+    def __call__(self: _Exported, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
+        return self._run(args, training, keywords)
+
+    __call__.__signature__ = layer.signature
+    cls: Any = type(layer.label, (_Exported,), {"__call__": __call__, "__module__": __name__})
+    return cls(layer=layer, name=name)

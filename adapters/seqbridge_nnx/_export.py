@@ -1,0 +1,100 @@
+"""The way out: a layer as an NNX module."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+from flax import nnx
+
+from seqbridge import PureLayer, Variables, nest, training_of, unnest
+
+_BOXES = {"params": nnx.Param, "state": nnx.BatchStat}
+
+
+class _Exported(nnx.Module):
+    """A layer of other libraries. Its variables are attributes of it, `module.Conv_0.kernel`."""
+
+    def __init__(self, layer: PureLayer, rngs: nnx.Rngs):
+        mode = _parameters(layer).get("training")
+        self._layer = layer
+        self.deterministic = mode is not None and mode.default is False
+        if layer.takes_key:
+            self.rngs = rngs.fork()
+        boxes = {p[1:]: _BOXES[p[0]](array) for p, array in unnest(layer.ready or {}).items()}
+        for name, tree in nest(boxes).items():
+            if hasattr(self, name):
+                raise ValueError(f"{name!r} is an attribute of every NNX module: give the layer another name")
+            setattr(self, name, _dicts(tree))
+
+    def _run(self, args: tuple[Any, ...], training: bool | None, rngs: Any, keywords: dict[str, Any]) -> Any:
+        mode = training_of({"training": training, **keywords})
+
+        def key() -> jax.Array:
+            stream = rngs or self.rngs
+            return stream() if isinstance(stream, nnx.RngStream) else stream.dropout()
+
+        mode = not self.deterministic if mode is None else mode
+        out, new = self._layer.apply(self.seqbridge_variables(), key, *args, **{**keywords, "training": mode})
+        nnx.update(self, new.get("state", {}))
+        return out
+
+    def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
+        """Lets `nnx.view` decide on the mode."""
+        mode = use_running_average if deterministic is None else deterministic
+        self.deterministic = self.deterministic if mode is None else mode
+
+    def seqbridge_variables(self) -> Variables:
+        """The arrays now, for `seqbridge.from_native`."""
+        found: Variables = {"params": {}, "state": {}}
+        for kind, box in _BOXES.items():
+            leaves = nnx.to_flat_state(nnx.state(self, box))
+            found[kind] = nest({tuple(map(str, path)): variable[...] for path, variable in leaves})
+        return found
+
+
+def _dicts(tree: Any) -> Any:
+    return nnx.Dict({name: _dicts(inner) for name, inner in tree.items()}) if isinstance(tree, dict) else tree
+
+
+def _parameters(layer: PureLayer) -> dict[str, inspect.Parameter]:
+    return dict(layer.signature.parameters) if layer.signature else {}
+
+
+def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
+    """A model, a layer or an entry of any library as a Flax NNX module.
+
+    It is a module like any other, for `nnx.jit`, `nnx.grad`, `nnx.Optimizer`, `nnx.split`, and as an attribute of other
+    modules. Parameters are `nnx.Param`, state is `nnx.BatchStat`, each under its readable name: `module.Conv_0.kernel`.
+    `train()` and `eval()` switch the mode; it starts in training. Random numbers come from the stream `dropout`.
+
+    Args:
+        x: A `Sequential`, a `Layer` or an entry of any library.
+        *inputs: What to build it for, as for `Sequential.build`. Needed if it isn't built, as an NNX module has values
+            from the start.
+        training: False: it starts in evaluation. At a call, `training=` is a keyword.
+        rngs: Where its streams of random keys are forked from, an `nnx.Rngs` or a seed. At a call, `rngs=` is a keyword.
+
+    Returns:
+        A `flax.nnx.Module`.
+
+    Raises:
+        TypeError: `x` is no entry, or isn't built.
+        ValueError: A layer has a name that is taken in every NNX module.
+    """
+    if layer.ready is None:
+        raise TypeError(
+            f"an NNX module has values from the start, and this {layer.label} isn't built: call model.build(...) "
+            "before, or give the shapes, sb.to_nnx(x, (None, 28, 28, 1))"
+        )
+
+    def __call__(self: _Exported, *args: Any, training: bool | None = None, rngs: Any = None, **keywords: Any) -> Any:
+        return self._run(args, training, rngs, keywords)
+
+    parameters = _parameters(layer)
+    if layer.takes_key:
+        parameters["rngs"] = inspect.Parameter("rngs", inspect.Parameter.KEYWORD_ONLY, default=None)
+    __call__.__signature__ = inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
+    cls: Any = type(layer.label, (_Exported,), {"__call__": __call__, "__module__": __name__})
+    return cls(layer, nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)

@@ -1,0 +1,99 @@
+"""The way out: a layer as a stax pair."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqbridge import PureLayer, Variables
+
+
+def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A model, a layer or an entry of any library as a stax pair, `(init_fun, apply_fun)`.
+
+    `init_fun(rng, input_shape)` returns the shape of the output and the parameters, nested dicts by readable names. A
+    size may be -1. `apply_fun(params, inputs, rng=key, training=True)` returns the output; other keywords are those of
+    the layers. Several inputs are one tuple, as in stax. What was built hands over its values: `init_fun` returns them,
+    whatever the key.
+
+    stax knows no state. Here it stands beside the parameters, `(params, state)`, without gradients and all in floats,
+    so that stax' optimizers leave it as it is; a call in training uses the statistics of its batch, and loses what it
+    learns of them. `apply_fun.with_state(params, inputs, ...)` returns `(outputs, params)` with the new state: call it
+    once over the training data before the evaluation.
+
+    Args:
+        x: A `Sequential`, a `Layer` or an entry of any library.
+        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, `init_fun` builds it.
+        training: The mode of calls that say none; at a call, `training=` is a keyword.
+
+    Returns:
+        A pair of functions.
+
+    Raises:
+        TypeError: `x` is no entry.
+    """
+    flags = layer.signature is not None and "training" in layer.signature.parameters
+
+    def init_fun(rng: Any, input_shape: Any) -> tuple[Any, Any]:
+        params = _params(layer.init(rng, *_specs(input_shape, 1)))
+        one, two = (
+            jax.eval_shape(
+                lambda params, args: apply_fun(params, args, **({"training": False} if flags else {})),
+                params,
+                _packed(_specs(input_shape, size)),
+            )
+            for size in (1, 2)
+        )
+        open_ = any(size == -1 for size in jax.tree.leaves(input_shape))
+        return jax.tree.map(lambda a, b: _shape(a.shape, b.shape if open_ else a.shape), one, two), params
+
+    def with_state(params: Any, inputs: Any, rng: Any = None, **keywords: Any) -> tuple[Any, Any]:
+        args = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+        params, state = params if type(params) is tuple else (params, {})
+        if state:
+            like = layer.init(None, *args, **keywords)["state"]
+            state = jax.tree.map(lambda s, a: jax.lax.stop_gradient(s).astype(a.dtype), state, like)
+        before: Variables = {"params": params, "state": state}
+        out, new = layer.apply(before, rng, *args, **keywords)
+        return out, _params({**before, **new})
+
+    def apply_fun(params: Any, inputs: Any, rng: Any = None, **keywords: Any) -> Any:
+        return with_state(params, inputs, rng, **keywords)[0]
+
+    own = [p for p in inspect.signature(apply_fun).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    given = layer.signature.parameters.values() if layer.signature else ()
+    keywords = [p for p in given if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    apply_fun.__signature__ = inspect.Signature([*own, *keywords])  # pyright: ignore[reportFunctionMemberAccess]
+    apply_fun.with_state = with_state  # pyright: ignore[reportFunctionMemberAccess]
+    return init_fun, apply_fun
+
+
+def _params(variables: Variables) -> Any:
+    state = jax.tree.map(_float, variables["state"])
+    return (variables["params"], state) if state else variables["params"]
+
+
+def _float(array: Any) -> Any:
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.float32)
+
+
+def _specs(input_shape: Any, size: int) -> tuple[Any, ...]:
+    """Float inputs of a shape, or of a tuple of shapes, with a size for what may be any."""
+
+    def spec(shape: Any) -> Any:
+        return jax.ShapeDtypeStruct(tuple(size if n in (-1, None) else n for n in shape), jnp.float32)
+
+    several = any(isinstance(part, list | tuple) for part in input_shape)
+    return tuple(map(spec, input_shape)) if several else (spec(input_shape),)
+
+
+def _packed(args: tuple[Any, ...]) -> Any:
+    return args[0] if len(args) == 1 else args
+
+
+def _shape(one: tuple[int, ...], two: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a if a == b else -1 for a, b in zip(one, two, strict=True))

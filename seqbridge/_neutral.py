@@ -1,0 +1,204 @@
+"""A whole model as one `PureLayer`: the form in which it goes out into other libraries."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqbridge._build import Build, specs
+from seqbridge._dispatch import Call, mode_of
+from seqbridge._forward import traverse
+from seqbridge._functional import Form, Naming, Parts, built_layouts, layouts_of, no_key
+from seqbridge._keys import Keys, as_key
+from seqbridge._layer import Layer
+from seqbridge._paths import nest, unnest
+from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, training_of
+from seqbridge._sequential import Sequential
+from seqbridge._structure import Structure, leaves
+
+_INPUTS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def as_model(x: Any) -> tuple[Structure, bool]:
+    """The model that holds `x`, and whether `x` is a single layer or entry rather than a model itself."""
+    if isinstance(x, Structure):
+        return x, False
+    single = not isinstance(x, list | Mapping)
+    return Sequential([x]) if single else Sequential(x), single
+
+
+def readable(single: bool) -> Naming:
+    """Names as paths of identifiers: `"Conv_0/kernel"`, and in a single layer `"kernel"`."""
+
+    def places(model: Structure) -> Iterator[tuple[str, Layer]]:
+        return iter([("", next(leaves(model)))]) if single else _places(model)
+
+    return Naming(places, lambda place, shown: "/".join(filter(None, [place, *map(_identifier, shown.split("."))])))
+
+
+def _places(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
+        label = item.pure.label if isinstance(item, Layer) else type(item).__name__
+        place = prefix + (name or f"{_identifier(label)}_{i}")
+        if isinstance(item, Layer):
+            yield place, item
+        else:
+            yield from _places(item, f"{place}/")
+
+
+def _identifier(part: str) -> str:
+    return re.sub(r"\W+", "_", part).strip("_") or part if re.search(r"\W", part) else part
+
+
+class Snapshot:
+    """A model as it is now, as pure functions. Edits and values that come later don't show in it.
+
+    Args:
+        model: The model.
+        naming: How its variables are called.
+        training: The mode of a call that says none.
+    """
+
+    def __init__(self, model: Structure, naming: Naming, training: bool | None = None):
+        kept = [layer for layer in leaves(model) if layer.built]
+        streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
+        # The same layers in lists of their own; those that aren't built are copies, which nobody builds.
+        self.model = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
+        # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
+        self._values = {layer: [jnp.copy(v.value) for v in layer._variables] for layer in kept}
+        self._naming = naming
+        self._training = training
+        self._form: tuple[Form, set[str]] | None = None
+        if self.model.built:
+            self._form_of((), Call())
+
+    def init(self, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Parts:
+        """The values of layers that have some, and fresh ones of the others, or without a key their shapes."""
+        values = self._values
+        if key is not None:
+            values = {layer: [jnp.copy(a) for a in arrays] for layer, arrays in values.items()}
+        if self.model.built:
+            return self._form_of((), Call())[0].parts(values)
+        build = Build(abstract=key is None)
+        call = self._call(keywords).map(specs, training=True)
+        traverse(self.model, specs(args), call, build, Keys(_maker(0 if key is None else key)))
+        arrays = values | {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}
+        return Form(self.model, built_layouts(self.model) | build.layouts, self._naming).parts(arrays)
+
+    def apply(
+        self, variables: Mapping[str, Mapping[str, Any]], key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> tuple[Any, Parts, bool]:
+        """Outputs, the variables after the call, and whether it has changed any."""
+        call = self._call(keywords)
+        form, frozen = self._form_of(args, call)
+        given = {kind: dict(part) for kind, part in variables.items()}
+        for name in frozen & given.get("params", {}).keys():
+            given["params"][name] = jax.lax.stop_gradient(given["params"][name])
+        return form.run(given, args, call, Keys(_maker(key)))
+
+    def _form_of(self, args: tuple[Any, ...], call: Call) -> tuple[Form, set[str]]:
+        if self._form is None:  # of a model that isn't built, the first call says what reaches the layers
+            form = Form(self.model, layouts_of(self.model, args, call), self._naming)
+            self._form = form, _frozen(form)
+        return self._form
+
+    def _call(self, keywords: Mapping[str, Any]) -> Call:
+        """The call that these keywords make. Without `training`, any mode flag is the mode of the whole."""
+        rest = {k: v for k, v in keywords.items() if k not in ("training", "per_layer")}
+        training = keywords.get("training")
+        if training is None and (training := training_of(rest)) is not None:
+            rest = {k: v for k, v in rest.items() if k not in MODE_FLAGS}
+        training = mode_of(self._training if training is None else training)
+        return Call(training, rest, keywords.get("per_layer") or {})
+
+
+def neutral(model: Structure, *, single: bool = False, training: bool | None = None) -> PureLayer:
+    """A model as it is now, as one layer.
+
+    Its variables are `{"params": ..., "state": ...}`, nested by readable names. `init` hands over the values of layers
+    that have some, and draws the others; without a key it says their shapes. A key may also be a function that makes
+    one, which is called if and only if a layer draws.
+
+    Args:
+        model: The model.
+        single: Whether it stands for its only layer, so that names need not say which.
+        training: The mode of a call that says none.
+    """
+    shot = Snapshot(model, readable(single), training)
+    first = next(leaves(model), None) if single else None
+
+    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
+        return _nested(shot.init(key, args, keywords))
+
+    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+        given = {kind: {"/".join(path): a for path, a in unnest(tree).items()} for kind, tree in variables.items()}
+        out, after, changed = shot.apply(given, key, args, keywords)
+        return out, {"state": _nested(after)["state"]} if changed else {}
+
+    return PureLayer(
+        init=init,
+        apply=apply,
+        signature=_signature(model, training),
+        label=_identifier(first.pure.label if first else type(model).__name__),
+        ecosystem=first.pure.ecosystem if first else "seqbridge",
+        text=" ".join(repr(first or model).split()),
+        takes_key=any(layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)),
+        ready=init(0) if model.built else None,
+        reduce=(_again, (shot.model, single, training)),
+    )
+
+
+def _again(model: Structure, single: bool, training: bool | None) -> PureLayer:
+    return neutral(model, single=single, training=training)
+
+
+def _nested(parts: Variables) -> Variables:
+    return {kind: nest({tuple(name.split("/")): a for name, a in arrays.items()}) for kind, arrays in parts.items()}
+
+
+def _frozen(form: Form) -> set[str]:
+    """The parameters that get no gradients."""
+    found = set()
+    for layer, own in form.names.items():
+        flags = [v.trainable for v in layer._variables] or [s.trainable for s in form.layouts[layer].slots]
+        trained = (flag and (layer.built or layer._options[2]) for flag in flags)
+        found |= {name for (name, kind), flag in zip(own, trained, strict=True) if kind == "params" and not flag}
+    return found
+
+
+def _maker(key: Any) -> Callable[[], jax.Array]:
+    if key is None:
+        return no_key
+    return lambda: as_key(key() if callable(key) else key)
+
+
+def _signature(model: Structure, training: bool | None) -> inspect.Signature:
+    """The inputs of the first layer, the keywords of all, and one mode flag if any layer has one."""
+    layers = list(leaves(model))
+    first = layers[0].pure.signature if layers else None
+    found: dict[str, inspect.Parameter] = {}
+    if first is None:
+        found["inputs"] = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
+    for i, layer in enumerate(layers):
+        positional = 0
+        for p in layer.pure.signature.parameters.values() if layer.pure.signature else ():
+            is_input = p.kind in _INPUTS and p.name not in (*MODE_FLAGS, layer.pure.key_name)
+            positional += is_input
+            if i == 0 and is_input and len(found) == positional - 1:
+                found[p.name] = p
+            elif p.kind is p.VAR_POSITIONAL and i == 0:
+                found[p.name] = p
+            elif p.name in layer.parameters.names and p.name not in MODE_FLAGS and not (is_input and positional == 1):
+                default = p.default if p.kind is p.KEYWORD_ONLY or p.default is not p.empty else None
+                found.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY, default=default))
+    if any(layer.parameters.flags for layer in layers):
+        found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=training)
+    if any(layer.parameters.any for layer in layers):
+        found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)
+    return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))

@@ -1,0 +1,102 @@
+"""What goes out does what it did here: every source, every target, against the source's own library."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seqbridge as sb
+from cases import CASES, Case
+from targets import TARGETS, Target
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=list(TARGETS))
+def target(request: pytest.FixtureRequest, case: Case) -> Iterator[Target]:
+    with contextlib.ExitStack() as stack:
+        if not case.strict or request.param == "keras":
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
+        yield TARGETS[request.param]
+
+
+def make(case: Case) -> sb.Sequential:
+    model = sb.Sequential([case.make()]).build(*case.inputs, **case.keywords)
+    for variable in model.vars().subset("params").values():  # zeros would hide mistakes
+        variable.assign(variable + 0.1)
+    return model
+
+
+def zeros(case: Case) -> sb.Sequential:
+    """The same model with other values, to take those that come back."""
+    model = make(case)
+    model.assign(jax.tree.map(jnp.zeros_like, model.variables))
+    return model
+
+
+def assert_same(a: Any, b: Any, **tolerance: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if hasattr(x, "dtype"):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype)
+            np.testing.assert_allclose(x, y, **tolerance) if tolerance else np.testing.assert_array_equal(x, y)
+
+
+def test_outputs_and_state_are_those_of_the_source(case: Case, target: Target) -> None:
+    model = make(case)
+    native = model[0].native
+    made = target.make(model)
+    tree = target.start(made, case.arrays(), case.keywords)
+    key = jax.random.fold_in(target.key(KEY), 0)  # the layer stands at position 0
+    for training in (True, False):
+        out, after = target.run(made, tree, key=KEY, inputs=case.arrays(), training=training, keywords=case.keywords)
+        expected, native_after = case.native(native, key, case.arrays(), training)
+        assert_same(out, expected)
+        home = zeros(case)
+        assert sb.from_native(home, after) is home
+        assert_same(home[0].native, native_after)
+    assert_same(model[0].native, native)  # what went out is a copy
+
+
+def test_gradients_are_those_of_the_source(case: Case, target: Target) -> None:
+    if not case.params:
+        return
+    model = make(case)
+    native = model[0].native
+    leaves, treedef = jax.tree.flatten(native)
+    floats = {i: x for i, x in enumerate(leaves) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)}
+    key = jax.random.fold_in(target.key(KEY), 0)
+
+    def loss(floats: Any) -> jax.Array:
+        tree = jax.tree.unflatten(treedef, [floats.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return case.native(tree, key, case.arrays(), True)[0].sum()
+
+    expected = jax.grad(loss)(floats)
+    by_hand, home = zeros(case), zeros(case)
+    by_hand[0].load_native(jax.tree.unflatten(treedef, [expected.get(i, leaf) for i, leaf in enumerate(leaves)]))
+    made = target.make(model)
+    tree = target.start(made, case.arrays(), case.keywords)
+    sb.from_native(home, target.grads(made, tree, KEY, case.arrays(), case.keywords))
+    assert_same(home.variables["params"], by_hand.variables["params"], rtol=1e-5, atol=1e-6)
+
+
+def test_values_go_out_and_come_back_bit_by_bit(case: Case, target: Target) -> None:
+    model, home = make(case), zeros(case)
+    tree = target.start(target.make(model), case.arrays(), case.keywords)
+    sb.from_native(home, tree)
+    assert_same(home.variables, model.variables)
+    names = {name.rpartition(")")[2].strip(".").replace("[", "").replace("]", "") for name in model.vars()}
+    if not isinstance(tree, list):
+        paths = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        assert all(any(name.rpartition(".")[2] in path for path in paths) for name in names - {"rng"})
