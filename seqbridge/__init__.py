@@ -5,12 +5,13 @@ or says None. `Sequential` is a list of layers that own named variables; everyth
 pure functions.
 """
 
-from typing import Any
+from typing import Any as _Any
 
 from seqbridge._collection import VarCollection as VarCollection
 from seqbridge._export import from_native as from_native
 from seqbridge._export import to_pure as to_pure
 from seqbridge._export import way_out as _way_out
+from seqbridge._function import as_method as as_method
 from seqbridge._function import signature_of as signature_of
 from seqbridge._grad import grad as grad
 from seqbridge._grad import value_and_grad as value_and_grad
@@ -36,7 +37,7 @@ from seqbridge._transforms import vmap as vmap
 from seqbridge._variable import Variable as Variable
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     """`to_<library>`, one for each adapter that has a way out; loaded when it is asked for."""
     if name.startswith("to_"):
         return _way_out(name.removeprefix("to_"))

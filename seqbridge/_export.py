@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +24,12 @@ from seqbridge._variable import Variable, cast
 
 Model = TypeVar("Model", bound="Structure | Layer")
 _VALUES = "seqbridge_variables"  # the method by which an exported object that holds values says them
+
+_ARGS = """\
+    x: A `Sequential`, a `Layer` or an entry of any library.
+    *inputs: What to build it for, if it isn't built, as for `Sequential.build`.
+    training: The mode of calls that say none.
+"""
 
 
 class Pure(NamedTuple):
@@ -90,7 +97,7 @@ def way_out(name: str) -> Callable[..., Any]:
         return export(neutral(model, single=single, training=training), **options)
 
     way_out.__name__ = way_out.__qualname__ = f"to_{name}"
-    way_out.__doc__ = export.__doc__
+    way_out.__doc__ = re.sub(r"    layer: .*\n", _ARGS, inspect.cleandoc(export.__doc__ or ""))
     return way_out
 
 
@@ -141,9 +148,7 @@ def from_native(model: Model, native: Any, /) -> Model:
                 kinds.setdefault(variable, "params" if kind == "params" else "state")
     found = _found(native, table, sorted(kinds, key=kinds.__getitem__))
     given = {kinds[variable] for variable in found}
-    check_names(
-        "from_native", (v.name for v in found), (v.name for v in kinds if kinds[v] in given or not given)
-    )
+    check_names("from_native", (v.name for v in found), (v.name for v in kinds if kinds[v] in given or not given))
     with Locks(found):
         commit({v: cast(v.name, _whole(jnp.asarray(new), v.value), v.value) for v, new in found.items()})
     return model
@@ -188,7 +193,7 @@ def _whole(new: Any, old: Any) -> Any:
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(tree, Mapping):
         # What stands beside a PRNG key is a stream of keys, and no variable.
-        if not any(jnp.issubdtype(getattr(v, "dtype", None), jax.dtypes.prng_key) for v in tree.values()):
+        if not any(hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jax.dtypes.prng_key) for v in tree.values()):
             for name, inner in tree.items():
                 yield from _leaves(inner, (*path, str(name)))
     elif isinstance(tree, list | tuple):

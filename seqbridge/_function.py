@@ -32,6 +32,24 @@ def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signatu
     return signature.replace(parameters=list(signature.parameters.values())[skip:])
 
 
+def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> Callable[..., Any]:
+    """A function that shows itself as a method which takes what a layer takes, and more keywords, None by default.
+
+    Examples:
+        >>> from seqbridge import Layer
+        >>> def call(self, *args, **keywords): ...
+        >>> signature_of(as_method(call, Layer(lambda x, scale=1.0: x).pure, "key"))
+        <Signature (self, /, x, scale=1.0, *, key=None)>
+    """
+    parameters = dict(pure.signature.parameters) if pure.signature else {}
+    for name in keywords:
+        parameters.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    rest = sorted(parameters.values(), key=lambda p: p.kind)
+    function.__signature__ = inspect.Signature([own, *rest])  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
 def function_layer(function: Callable[..., Any]) -> PureLayer:
     """The neutral form of a plain callable.
 

@@ -19,7 +19,7 @@ from seqbridge._layer import Layer
 from seqbridge._layout import Layout
 from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
-from seqbridge._variable import Kind, cast
+from seqbridge._variable import cast
 
 Parts: TypeAlias = dict[str, dict[str, Any]]
 Layouts: TypeAlias = Mapping[Layer, Layout]
@@ -48,7 +48,7 @@ class Form:
     def __init__(self, model: Structure, layouts: Layouts, naming: Naming = FLAT):
         self._model = model
         self.layouts = layouts
-        self.names: dict[Layer, list[tuple[str, Kind]]] = {}
+        self.names: dict[Layer, list[tuple[str, str]]] = {}
         first: dict[Hashable, str] = {}
         for prefix, layer in naming.places(model):
             if layer not in self.names:

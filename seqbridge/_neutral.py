@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, training_of
 from seqbridge._sequential import Sequential
 from seqbridge._structure import Structure, leaves
 
-_INPUTS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_ANY = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
 
 
 def as_model(x: Any) -> tuple[Structure, bool]:
@@ -179,26 +180,32 @@ def _maker(key: Any) -> Callable[[], jax.Array]:
 
 
 def _signature(model: Structure, training: bool | None) -> inspect.Signature:
-    """The inputs of the first layer, the keywords of all, and one mode flag if any layer has one."""
+    """The inputs of the first layer, the keywords of all, and one mode flag if it makes a difference."""
     layers = list(leaves(model))
-    first = layers[0].pure.signature if layers else None
-    found: dict[str, inspect.Parameter] = {}
-    if first is None:
-        found["inputs"] = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
-    for i, layer in enumerate(layers):
-        positional = 0
-        for p in layer.pure.signature.parameters.values() if layer.pure.signature else ():
-            is_input = p.kind in _INPUTS and p.name not in (*MODE_FLAGS, layer.pure.key_name)
-            positional += is_input
-            if i == 0 and is_input and len(found) == positional - 1:
-                found[p.name] = p
-            elif p.kind is p.VAR_POSITIONAL and i == 0:
-                found[p.name] = p
-            elif p.name in layer.parameters.names and p.name not in MODE_FLAGS and not (is_input and positional == 1):
-                default = p.default if p.kind is p.KEYWORD_ONLY or p.default is not p.empty else None
-                found.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY, default=default))
-    if any(layer.parameters.flags for layer in layers):
-        found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=training)
+    found = {p.name: p for p in (_inputs(layers[0].pure) if layers else [_ANY])}
+    for layer in layers:
+        parameters = dict(layer.pure.signature.parameters) if layer.pure.signature else {}
+        for name, p in list(parameters.items())[1:]:
+            if name in layer.parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}:
+                default = None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
+                found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
+    undecided = any(layer.parameters.flags for layer in layers)
+    if undecided or not model.built or any(v.kind == "state" for v in model._boxes()):
+        # Where no layer knows a mode, it still says whether state may change.
+        default = inspect.Parameter.empty if undecided and training is None else training is not False
+        found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
     if any(layer.parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))
+
+
+def _inputs(pure: PureLayer) -> list[inspect.Parameter]:
+    """What a layer takes by position, up to a mode flag or a key."""
+    if pure.signature is None:
+        return [_ANY]
+    rest = (*MODE_FLAGS, pure.key_name)
+    return list(
+        itertools.takewhile(
+            lambda p: p.kind <= p.VAR_POSITIONAL and p.name not in rest, pure.signature.parameters.values()
+        )
+    )

@@ -1,7 +1,11 @@
-"""A pytest plugin: `--matrix FILE` shows what the conformance suite has found, ecosystem by property, and writes it."""
+"""A pytest plugin: `--matrix FILE` shows what the suites have found, and writes it.
+
+One table of `test_conformance.py`, property by ecosystem, and one of `test_export.py`, source by target.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,20 +14,29 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-HEAD = """# What holds for which library
+TESTS = Path(__file__).parent
+IN = """# What holds for which library
 
 Every adapter is held against its own library, entry by entry, by one suite (`tests/test_conformance.py`). A number
 counts the checks that passed. This page is written by
 
 ```bash
-python -m pytest -q -n 2 tests/test_conformance.py --matrix docs/conformance.md
+python -m pytest -q -n 2 tests/test_conformance.py tests/test_export.py --dist=load --matrix docs/conformance.md
 ```
+
+"""
+OUT = """
+# What goes where
+
+Entries of every library go out into every other (`tests/test_export.py`): outputs, state, gradients and values are
+those of the entry in its own library, and values come home bit by bit. A row is where an entry comes from, a column
+where it goes.
 
 """
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", metavar="FILE", help="show the conformance suite as a matrix, and write it to FILE")
+    parser.addoption("--matrix", metavar="FILE", help="show the suites as matrices, and write them to FILE")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -31,38 +44,58 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     file = config.getoption("--matrix")
     if not file:
         return
-    passed, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for outcome, counter in (("passed", passed), ("failed", failed), ("error", failed)):
-        for report in terminalreporter.stats.get(outcome, []):
-            if "test_conformance.py::" in report.nodeid:
-                counter[place(report.nodeid)] += 1
-    rows = rows_of(passed, failed)
-    Console(width=140).print(_table(rows))
-    Path(file).write_text(HEAD + markdown(rows))
+    tests = [
+        (report.nodeid, passed)
+        for outcome, passed in (("passed", True), ("failed", False), ("error", False))
+        for report in terminalreporter.stats.get(outcome, [])
+    ]
+    tables = [(IN, properties(tests)), (OUT, ways(tests))]
+    for _, rows in tables:
+        Console(width=140).print(_table(rows))
+    Path(file).write_text("".join(head + markdown(rows) for head, rows in tables))
 
 
-def place(test: str) -> tuple[str, str]:
-    """Property and ecosystem of a test: `...::test_jit_agrees[linen-dense-True]`."""
-    name, _, case = test.rpartition("::")[2].partition("[")
-    return name.removeprefix("test_").replace("_", " "), case.partition("-")[0]
+def properties(tests: list[tuple[str, bool]]) -> list[list[str]]:
+    """Property by ecosystem: `...::test_jit_agrees[linen-dense-True]`."""
+    order = re.findall(r"def test_(\w+)\(", (TESTS / "test_conformance.py").read_text())
+    found = [
+        ((match[1], match[2]), passed)
+        for test, passed in tests
+        if (match := re.search(r"test_conformance\.py::test_(\w+)\[(\w+)", test))
+    ]
+    rows = _rows(found, order, _ecosystems())
+    return [[row[0].replace("_", " "), *row[1:]] for row in rows]
 
 
-def rows_of(passed: Counter[tuple[str, str]], failed: Counter[tuple[str, str]]) -> list[list[str]]:
-    """The heading, and a row a property, both in the order of the suite."""
+def ways(tests: list[tuple[str, bool]]) -> list[list[str]]:
+    """Source by target: `...::test_gradients_are_those_of_the_source[linen-dense-haiku]`."""
+    from targets import TARGETS
+
+    found = [
+        ((match[1], match[2]), passed)
+        for test, passed in tests
+        if (match := re.search(r"test_export\.py::\w+\[(\w+)-.*-(\w+)\]", test))
+    ]
+    (_, *heading), *rows = _rows(found, _ecosystems(), list(TARGETS))
+    return [["", *(f"to {target}" for target in heading)], *([f"from {row[0]}", *row[1:]] for row in rows)]
+
+
+def _ecosystems() -> list[str]:
     from cases import CASES  # whose libraries are there when the tests have run, and not when this plugin is loaded
 
-    places = [*passed, *failed]
-    suite = (Path(__file__).parent / "test_conformance.py").read_text()
-    properties = sorted(
-        {prop for prop, _ in places}, key=lambda prop: suite.index(f"def test_{prop.replace(' ', '_')}(")
-    )
-    ecosystems = [e for e in dict.fromkeys(case.ecosystem for case in CASES) if e in {e for _, e in places}]
+    return list(dict.fromkeys(case.ecosystem for case in CASES))
 
-    def cell(prop: str, ecosystem: str) -> str:
-        where = prop, ecosystem
-        return f"✗ {failed[where]}" if failed[where] else f"✓ {passed[where]}"
 
-    return [["", *ecosystems], *([prop, *(cell(prop, e) for e in ecosystems)] for prop in properties)]
+def _rows(found: list[tuple[tuple[str, str], bool]], rows: list[str], columns: list[str]) -> list[list[str]]:
+    """The heading, and a row for each name; how many checks have passed, or else how many have failed."""
+    passed = Counter(place for place, good in found if good)
+    failed = Counter(place for place, good in found if not good)
+
+    def cell(row: str, column: str) -> str:
+        place = row, column
+        return f"✗ {failed[place]}" if failed[place] else f"✓ {passed[place]}" if passed[place] else ""
+
+    return [["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -71,9 +104,9 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def _table(rows: list[list[str]]) -> Table:
-    table = Table(title="conformance")
+    table = Table()
     for column in rows[0]:
         table.add_column(column, no_wrap=bool(column))
-    for prop, *cells in rows[1:]:
-        table.add_row(prop, *(f"[{'red' if c.startswith('✗') else 'green'}]{c}" for c in cells))
+    for name, *cells in rows[1:]:
+        table.add_row(name, *(f"[{'red' if c.startswith('✗') else 'green'}]{c}" for c in cells))
     return table

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Protocol
 
 import equinox as eqx
@@ -20,7 +21,7 @@ import seqbridge as sb
 class Target(Protocol):
     """One library."""
 
-    def make(self, x: Any, **options: Any) -> Any:
+    def make(self, x: Any, *inputs: Any, **options: Any) -> Any:
         """The exported object."""
         ...
 
@@ -40,8 +41,8 @@ class Target(Protocol):
 
 
 class Pure:
-    def make(self, x: Any, **options: Any) -> Any:
-        return sb.to_pure(x, **options)
+    def make(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        return sb.to_pure(x, *inputs, **options)
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         return made.init(jax.random.key(0), *inputs, **keywords)
@@ -60,17 +61,15 @@ class Pure:
 
 
 class Linen:
-    def make(self, x: Any, **options: Any) -> nn.Module:
-        return sb.to_linen(x, **options)
+    def make(self, x: Any, *inputs: Any, **options: Any) -> nn.Module:
+        return sb.to_linen(x, *inputs, **options)
 
     def start(self, made: nn.Module, inputs: Any, keywords: Any) -> Any:
         return made.init(jax.random.key(0), *inputs, **keywords)
 
     def run(self, made: nn.Module, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
         mutable = ["batch_stats"] if training else []
-        out, state = made.apply(
-            tree, *inputs, training=training, rngs={"dropout": key}, mutable=mutable, **keywords
-        )
+        out, state = made.apply(tree, *inputs, training=training, rngs={"dropout": key}, mutable=mutable, **keywords)
         return out, {**tree, **state}
 
     def grads(self, made: nn.Module, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
@@ -89,8 +88,8 @@ class Linen:
 
 
 class Nnx:
-    def make(self, x: Any, **options: Any) -> nnx.Module:
-        return sb.to_nnx(x, **options)
+    def make(self, x: Any, *inputs: Any, **options: Any) -> nnx.Module:
+        return sb.to_nnx(x, *inputs, **options)
 
     def start(self, made: nnx.Module, inputs: Any, keywords: Any) -> Any:
         return nnx.state(made, nnx.Not(nnx.RngState))
@@ -115,8 +114,8 @@ class Nnx:
 
 
 class Haiku:
-    def make(self, x: Any, **options: Any) -> Any:
-        return hk.transform_with_state(sb.to_haiku(x, **options))
+    def make(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        return hk.transform_with_state(sb.to_haiku(x, *inputs, **options))
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         return made.init(jax.random.key(0), *inputs, **keywords)
@@ -133,8 +132,8 @@ class Haiku:
 
 
 class Equinox:
-    def make(self, x: Any, **options: Any) -> Any:
-        return sb.to_equinox(x, **options)
+    def make(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        return sb.to_equinox(x, *inputs, **options)
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         return eqx.nn.make_with_state(lambda: made)() if made.is_stateful() else made
@@ -161,17 +160,18 @@ class Equinox:
 
 
 class Keras:
-    def make(self, x: Any, **options: Any) -> Any:
-        return sb.to_keras(x, **options)
+    def make(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        return sb.to_keras(x, *inputs, **options)
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
-        made(*inputs, **keywords)
+        made(*self._given(made, inputs), **keywords)
         return [weight.value for weight in made.weights]
 
     def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
         made.set_weights(tree)
         self._seed(made, key)
-        out = made(*inputs, training=training, **keywords)
+        mode = {"training": training} if "training" in inspect.signature(made.call).parameters else {}
+        out = made(*self._given(made, inputs), **mode, **keywords)
         return out, [jnp.copy(weight.value) for weight in made.weights]
 
     def grads(self, made: Any, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
@@ -185,6 +185,14 @@ class Keras:
 
         return jax.grad(loss)(trained)
 
+    def _given(self, made: Any, inputs: Any) -> Any:
+        """Several inputs by position, or else as one list, as the layer has it."""
+        try:
+            inspect.signature(made.call).bind_partial(*inputs)
+        except TypeError:
+            return [list(inputs)]
+        return inputs
+
     def _seed(self, made: Any, key: Any) -> None:
         for variable in made.variables:
             if variable.path.endswith("seed_generator_state"):
@@ -195,12 +203,13 @@ class Keras:
 
 
 class Stax:
-    def make(self, x: Any, **options: Any) -> Any:
-        return sb.to_stax(x, **options)
+    def make(self, x: Any, *inputs: Any, **options: Any) -> Any:
+        return sb.to_stax(x, *inputs, **options)
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         init_fun, _ = made
-        return init_fun(jax.random.key(0), tuple(x.shape for x in inputs) if len(inputs) > 1 else inputs[0].shape)[1]
+        shapes = [x.shape for x in inputs]
+        return init_fun(jax.random.key(0), tuple(shapes) if len(shapes) > 1 else shapes[0], **keywords)[1]
 
     def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
         _, apply_fun = made

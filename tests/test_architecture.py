@@ -14,8 +14,8 @@ ECOSYSTEMS = {"flax", "linen", "nnx", "haiku", "equinox", "keras", "objax", "sta
 ORDER = [  # each module imports only from those before it
     "_trace", "_keys", "_stateful", "_operators", "_variable", "_collection", "_paths", "_pure", "_registry",
     "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer", "_apply", "_structure",
-    "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_arguments", "_jit", "_grad",
-    "_transforms", "_optimizer", "__init__",
+    "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_neutral", "_export", "_arguments",
+    "_jit", "_grad", "_transforms", "_optimizer", "__init__",
 ]  # fmt: skip
 
 
@@ -164,6 +164,6 @@ def test_the_public_names_are_these() -> None:
 
     assert {name for name in vars(seqbridge) if not name.startswith("_")} == {
         "MODE_FLAGS", "Annotated", "Layer", "Optimizer", "PureLayer", "Sequential", "VarCollection", "Variable",
-        "Variables", "call_text", "eval_shape", "grad", "jit", "nest", "path_text", "register", "remat", "scan",
-        "signature_of", "training_of", "unnest", "value_and_grad", "vmap",
+        "Variables", "as_method", "call_text", "eval_shape", "from_native", "grad", "jit", "nest", "path_text",
+        "register", "remat", "scan", "signature_of", "to_pure", "training_of", "unnest", "value_and_grad", "vmap",
     }  # fmt: skip

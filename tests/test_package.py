@@ -15,6 +15,7 @@ import pytest
 import seqbridge as sb
 import toy_layers
 from cases import CASES
+from targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
 ADAPTERS = sorted(path for path in (ROOT / "adapters").iterdir() if path.name.startswith("seqbridge_"))
@@ -85,14 +86,20 @@ def test_two_distributions_that_claim_one_name_are_an_error_that_names_both(tmp_
     assert re.search(r"two adapters claim 'mine': (first|second) .* and (first|second) .*Uninstall", run.stderr)
 
 
-def test_the_documented_matrix_is_that_of_the_suite_and_all_green() -> None:
-    lines = (ROOT / "docs" / "conformance.md").read_text().splitlines()
-    table = [line.strip("|").split("|") for line in lines if line.startswith("|")]
-    heading, _, *rows = [[cell.strip() for cell in row] for row in table]
+def test_the_documented_matrices_are_those_of_the_suites_and_all_green() -> None:
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    properties, ways = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+        for part in page.split("# What goes where")
+    )
     suite = (ROOT / "tests" / "test_conformance.py").read_text()
-    assert heading[1:] == list(dict.fromkeys(case.ecosystem for case in CASES))
-    assert {row[0] for row in rows} == {n.replace("_", " ") for n in re.findall(r"def test_(\w+)\(", suite)}
-    assert all(cell.startswith("✓ ") and int(cell[2:]) for row in rows for cell in row[1:])
+    ecosystems = list(dict.fromkeys(case.ecosystem for case in CASES))
+    assert properties[0][1:] == ecosystems
+    assert {row[0] for row in properties[2:]} == {n.replace("_", " ") for n in re.findall(r"def test_(\w+)\(", suite)}
+    assert ways[0][1:] == [f"to {target}" for target in TARGETS]
+    assert [row[0] for row in ways[2:]] == [f"from {ecosystem}" for ecosystem in ecosystems]
+    for row in (*properties[2:], *ways[2:]):
+        assert all(cell.startswith("✓ ") and int(cell[2:]) for cell in row[1:])
 
 
 def test_every_public_name_is_documented() -> None:

@@ -110,7 +110,7 @@ def _layer(module: Any, structure: Structure, how: str | Callable[..., Any], **f
         ecosystem="equinox",
         decided=frozenset() if open_ else frozenset(f for f in flags if parameters[f].default is None),
         takes_key=keyed and draws(module),
-        per_example=not mapped,
+        per_example=not (mapped or structure.batched),
         axis_name=structure.axis_name,
         held=tuple(leaf for leaf in jax.tree.leaves(module) if not eqx.is_array(leaf)),
         to_native=lambda variables: structure.merge(variables)[slice(None) if structure.stateful else 0],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
-from seqbridge import PureLayer, Variables, training_of
+from seqbridge import PureLayer, Variables, as_method, training_of
 
 
 class Exported(eqx.nn.StatefulLayer):
@@ -29,12 +30,11 @@ class Exported(eqx.nn.StatefulLayer):
             return {"params": self.params}
         return {"params": self.params, "state": state.get(self.index)}
 
-    def _run(self, args: tuple[Any, ...], state: Any, key: Any, keywords: dict[str, Any]) -> Any:
+    def _run(self, args: Sequence[Any], state: Any, key: Any, keywords: dict[str, Any]) -> Any:
         if args and isinstance(args[-1], eqx.nn.State):
             *args, state = args
-        mode = training_of(keywords)
-        if mode is None and (inference := getattr(self, "inference", None)) is not None:
-            mode = not inference
+        if training_of(keywords) is None and (inference := getattr(self, "inference", None)) is not None:
+            keywords = {**keywords, "training": not inference}
         if self.index is not None and state is None:
             raise TypeError(
                 f"this {type(self).__name__} has a state: module, state = eqx.nn.make_with_state(lambda: module)(), "
@@ -42,9 +42,9 @@ class Exported(eqx.nn.StatefulLayer):
             )
         variables = {"params": self.params, "state": {} if self.index is None else state.get(self.index)}
         if self.axis_name is not None:  # one example of a batch: the whole batch is computed, by all of them together
-            args = jax.tree.map(lambda a: jax.lax.all_gather(a, self.axis_name), tuple(args))
+            args = [jax.tree.map(lambda a: jax.lax.all_gather(a, self.axis_name), arg) for arg in args]
             key = None if key is None else _first(key, self.axis_name)
-        out, new = self.layer.apply(variables, key, *args, **{**keywords, "training": mode})
+        out, new = self.layer.apply(variables, key, *args, **keywords)
         if self.axis_name is not None:
             here = jax.lax.axis_index(self.axis_name)
             out = jax.tree.map(lambda a: a[here], out)
@@ -59,7 +59,7 @@ class _Switched(Exported):
 
 def _first(key: Any, axis_name: Hashable) -> jax.Array:
     """The key of the first example, raw."""
-    data = jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return jax.lax.all_gather(data, axis_name)[0]
 
 
@@ -75,10 +75,7 @@ def export(layer: PureLayer, *, axis_name: Hashable = None) -> Exported:
     `jax.vmap(module, axis_name=axis_name)`; statistics and random numbers are those of the batch all the same.
 
     Args:
-        x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, as for `Sequential.build`: a batch. Needed if it isn't built, as an Equinox module
-            has values from the start.
-        training: False: it starts in inference. At a call, `training=` and `inference=` are keywords.
+        layer: The neutral form of what goes out.
         axis_name: The name of the axis that the module is mapped over. None: it takes a batch.
 
     Returns:
@@ -93,12 +90,14 @@ def export(layer: PureLayer, *, axis_name: Hashable = None) -> Exported:
             "before, or give the shapes, sb.to_equinox(x, (None, 28, 28, 1))"
         )
 
-    def __call__(self: Exported, *args: Any, state: Any = None, key: Any = None, **keywords: Any) -> Any:
+    def call(self: Exported, *args: Any, state: Any = None, key: Any = None, **keywords: Any) -> Any:
         return self._run(args, state, key, keywords)
 
     mode = layer.signature.parameters.get("training") if layer.signature else None
     base: type = Exported if mode is None else _Switched
-    cls: Any = type(layer.label, (base,), {"__call__": __call__, "__module__": __name__})
+    extra = ["state"] if layer.ready["state"] else []
+    as_method(call, layer, *extra, *(["key"] if layer.takes_key else []))
+    cls: Any = type(layer.label, (base,), {"__call__": call, "__module__": __name__})
     state = layer.ready["state"]
     fields = {} if mode is None else {"inference": mode.default is False}
     index = eqx.nn.StateIndex(state) if state else None

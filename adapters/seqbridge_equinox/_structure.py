@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge import Variables, nest, path_text, unnest
+from seqbridge_equinox._export import Exported
 
 
 class Structure:
@@ -20,7 +21,7 @@ class Structure:
         state: What it returns second.
 
     Raises:
-        TypeError: The BatchNorms inside name several axes.
+        TypeError: The modules inside name several axes.
     """
 
     def __init__(self, module: Any, state: Any):
@@ -33,10 +34,11 @@ class Structure:
         }
         self._of_state = list(_states(module, state))
         self.stateful = bool(self._of_state)
-        norms = (node for node in modules(module) if isinstance(node, eqx.nn.BatchNorm))
-        axes = dict.fromkeys(name for norm in norms for name in jax.tree.leaves(norm.axis_name))
+        across = [node for node in modules(module) if isinstance(node, eqx.nn.BatchNorm | Exported)]
+        self.batched = any(node.axis_name is None for node in across)  # only what came from here can be so
+        axes = dict.fromkeys(name for node in across for name in jax.tree.leaves(node.axis_name))
         if len(axes) > 1:
-            raise TypeError(f"the BatchNorms inside name several axes, {', '.join(map(str, axes))}: name one")
+            raise TypeError(f"the modules inside name several axes, {', '.join(map(str, axes))}: name one")
         self.axis_name = next(iter(axes), None)
 
     def merge(self, variables: Variables) -> tuple[Any, Any]:

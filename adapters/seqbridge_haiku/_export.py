@@ -34,6 +34,7 @@ def _each(act: Callable[[Path, str], None], tree: Mapping[str, Any], scopes: dic
 
 # Not a method: Haiku would put its name into those of the variables.
 def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
+    assert layer.init is not None
     starting = hk.running_init()
     if starting and training_of({"training": training, **keywords}) is None:
         training = False  # an output is asked for, and nobody has decided on a mode yet
@@ -49,7 +50,7 @@ def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keyword
 
         _each(read, known[kind], scopes)
     variables = {"params": {}, "state": {}, **nest(given)}
-    out, new = layer.apply(variables, hk.next_rng_key, *args, **{**keywords, "training": training})
+    out, new = layer.apply(variables, hk.next_rng_key, *args, training=training, **keywords)
     if not starting:
         after = unnest(new.get("state", {}))
         _each(lambda path, name: hk.set_state(name, after[path]), new.get("state", {}), scopes)
@@ -65,9 +66,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
     numbers come from `hk.next_rng_key`. What was built hands over its values: `init` returns them, whatever the key.
 
     Args:
-        x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, `init` builds it.
-        training: The mode of calls that say none; at a call, `training=` and `is_training=` are keywords.
+        layer: The neutral form of what goes out.
         name: The name of the module, as for any Haiku module.
 
     Returns:
@@ -77,10 +76,10 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
         TypeError: `x` is no entry.
     """
 
-    def __call__(self: Any, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
+    def call(self: Any, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
         return _run(layer, args, training, keywords)
 
-    cls: Any = type(layer.label, (hk.Module,), {"__call__": __call__, "__module__": __name__})
+    cls: Any = type(layer.label, (hk.Module,), {"__call__": call, "__module__": __name__})
     if _inside_a_transform():
         return cls(name=name)
 

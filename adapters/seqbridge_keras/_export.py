@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import jax
 import keras
 
-from seqbridge import PureLayer, Variables, nest, training_of, unnest
+from seqbridge import PureLayer, Variables, nest, unnest
 
 _alive: WeakValueDictionary[str, PureLayer] = WeakValueDictionary()  # by the names that configurations give them
 
@@ -72,15 +72,16 @@ class SeqbridgeLayer(keras.Layer):
             self.build()
 
     def _make(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if self._places:
+        init = self.layer.init
+        if self._places or init is None:
             return
 
         @functools.cache  # drawn once, and not before Keras asks for a value
-        def values() -> Variables:
+        def values() -> dict[tuple[str, ...], Any]:
             with jax.ensure_compile_time_eval():
-                return unnest(self.layer.init(jax.random.key(self.seed), *args, **keywords))
+                return unnest(init(jax.random.key(self.seed), *args, **keywords))
 
-        for path, like in unnest(self.layer.init(None, *args, **keywords)).items():
+        for path, like in unnest(init(None, *args, **keywords)).items():
             self.add_weight(
                 name=".".join(path[1:]),
                 shape=like.shape,
@@ -98,9 +99,6 @@ class SeqbridgeLayer(keras.Layer):
         def key() -> jax.Array:
             return self.seed_generator.next()
 
-        decided = any(p.name == "training" and p.default is not None for p in _parameters(self.layer))
-        if training_of(keywords) is None and not decided:
-            keywords = {**keywords, "training": False}  # as in every Keras layer
         variables = {"params": {}, "state": {}, **nest(given)}
         out, new = self.layer.apply(variables, key, *_spread(self.layer, args), **keywords)
         for path, value in unnest(new).items():
@@ -153,9 +151,7 @@ def export(layer: PureLayer, *, seed: int | None = None, **options: Any) -> kera
     again by its code, and gets its values by `load_weights`.
 
     Args:
-        x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, Keras builds it.
-        training: The mode of calls that say none; Keras says it in `fit`, `evaluate` and `predict`.
+        layer: The neutral form of what goes out.
         seed: What initial values, if it has none, and random draws start from.
         **options: `name`, `trainable`, `dtype`, as for every Keras layer.
 
@@ -175,6 +171,11 @@ def _call_of(made: SeqbridgeLayer, layer: PureLayer) -> Any:
         return made._run(args, keywords)
 
     parameters = [p for p in _parameters(layer) if p.name != "mask" or p.default is p.empty]  # Keras would give its own
+    for i, p in enumerate(parameters):
+        if p.name == "training":
+            parameters[i] = p.replace(default=False)  # as in Keras' own layers
+        elif i and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD:
+            parameters[i] = p.replace(default=None)  # since the first may be a list of all
     call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     return call
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from seqbridge import PureLayer, training_of
+from seqbridge import PureLayer, as_method, training_of
 
 
 class _Exported(nn.Module):
@@ -17,7 +17,7 @@ class _Exported(nn.Module):
     def _run(self, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
         given = {c: self.variables.get(own, {}) for c, own in (("params", "params"), ("state", "batch_stats"))}
         first = self.is_initializing() and not any(given.values())
-        if first:
+        if first and self.layer.init is not None:
             given = self.layer.init(self.make_rng("params"), *args, **keywords)
             for name, tree in given["params"].items():
                 self.variable("params", name, lambda tree=tree: tree)
@@ -40,9 +40,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
     built hands over its values: `init` returns them, whatever the key.
 
     Args:
-        x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, `init` builds it.
-        training: The mode of calls that say none; at a call, `training=` is a keyword.
+        layer: The neutral form of what goes out.
         name: The name of the module, as for any linen module.
 
     Returns:
@@ -53,9 +51,9 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
     """
 
     @nn.compact
-    def __call__(self: _Exported, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
+    def call(self: _Exported, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
         return self._run(args, training, keywords)
 
-    __call__.__signature__ = layer.signature
-    cls: Any = type(layer.label, (_Exported,), {"__call__": __call__, "__module__": __name__})
+    call.__name__ = "__call__"
+    cls: Any = type(layer.label, (_Exported,), {"__call__": as_method(call, layer), "__module__": __name__})
     return cls(layer=layer, name=name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import jax
 from flax import nnx
 
-from seqbridge import PureLayer, Variables, nest, training_of, unnest
+from seqbridge import PureLayer, Variables, as_method, nest, training_of, unnest
 
 _BOXES = {"params": nnx.Param, "state": nnx.BatchStat}
 
@@ -17,7 +16,7 @@ class _Exported(nnx.Module):
     """A layer of other libraries. Its variables are attributes of it, `module.Conv_0.kernel`."""
 
     def __init__(self, layer: PureLayer, rngs: nnx.Rngs):
-        mode = _parameters(layer).get("training")
+        mode = layer.signature and layer.signature.parameters.get("training")
         self._layer = layer
         self.deterministic = mode is not None and mode.default is False
         if layer.takes_key:
@@ -29,14 +28,13 @@ class _Exported(nnx.Module):
             setattr(self, name, _dicts(tree))
 
     def _run(self, args: tuple[Any, ...], training: bool | None, rngs: Any, keywords: dict[str, Any]) -> Any:
-        mode = training_of({"training": training, **keywords})
-
         def key() -> jax.Array:
             stream = rngs or self.rngs
             return stream() if isinstance(stream, nnx.RngStream) else stream.dropout()
 
-        mode = not self.deterministic if mode is None else mode
-        out, new = self._layer.apply(self.seqbridge_variables(), key, *args, **{**keywords, "training": mode})
+        if training is None and training_of(keywords) is None:
+            training = not self.deterministic
+        out, new = self._layer.apply(self.seqbridge_variables(), key, *args, training=training, **keywords)
         nnx.update(self, new.get("state", {}))
         return out
 
@@ -58,10 +56,6 @@ def _dicts(tree: Any) -> Any:
     return nnx.Dict({name: _dicts(inner) for name, inner in tree.items()}) if isinstance(tree, dict) else tree
 
 
-def _parameters(layer: PureLayer) -> dict[str, inspect.Parameter]:
-    return dict(layer.signature.parameters) if layer.signature else {}
-
-
 def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
     """A model, a layer or an entry of any library as a Flax NNX module.
 
@@ -70,11 +64,8 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
     `train()` and `eval()` switch the mode; it starts in training. Random numbers come from the stream `dropout`.
 
     Args:
-        x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, as for `Sequential.build`. Needed if it isn't built, as an NNX module has values
-            from the start.
-        training: False: it starts in evaluation. At a call, `training=` is a keyword.
-        rngs: Where its streams of random keys are forked from, an `nnx.Rngs` or a seed. At a call, `rngs=` is a keyword.
+        layer: The neutral form of what goes out.
+        rngs: Where its streams of keys are forked from, an `nnx.Rngs` or a seed. At a call, `rngs=` is a keyword.
 
     Returns:
         A `flax.nnx.Module`.
@@ -89,12 +80,9 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
             "before, or give the shapes, sb.to_nnx(x, (None, 28, 28, 1))"
         )
 
-    def __call__(self: _Exported, *args: Any, training: bool | None = None, rngs: Any = None, **keywords: Any) -> Any:
+    def call(self: _Exported, *args: Any, training: bool | None = None, rngs: Any = None, **keywords: Any) -> Any:
         return self._run(args, training, rngs, keywords)
 
-    parameters = _parameters(layer)
-    if layer.takes_key:
-        parameters["rngs"] = inspect.Parameter("rngs", inspect.Parameter.KEYWORD_ONLY, default=None)
-    __call__.__signature__ = inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
-    cls: Any = type(layer.label, (_Exported,), {"__call__": __call__, "__module__": __name__})
+    as_method(call, layer, *(["rngs"] if layer.takes_key else []))
+    cls: Any = type(layer.label, (_Exported,), {"__call__": call, "__module__": __name__})
     return cls(layer, nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)

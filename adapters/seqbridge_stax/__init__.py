@@ -30,6 +30,7 @@ def adapt(entry: Any) -> PureLayer | None:
         return None
     in_evaluation = _switched(apply_fun)
     name = init_fun.__qualname__.partition(".")[0]
+    named = "training" in inspect.signature(apply_fun).parameters
 
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
         return from_native(_initial(init_fun, key, args))
@@ -37,7 +38,7 @@ def adapt(entry: Any) -> PureLayer | None:
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
         if init_fun not in _structures:
             jax.eval_shape(lambda: _initial(init_fun, jax.random.key(0), args))
-        given = {k: v for k, v in keywords.items() if k != "training"}
+        given = {k: v for k, v in keywords.items() if k != "training" or named}
         given["rng"] = _unused_key() if key is None else key
         function = in_evaluation if training_of(keywords) is False else apply_fun
         return function(to_native(variables), args[0] if len(args) == 1 else args, **given), {}

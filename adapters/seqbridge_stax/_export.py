@@ -26,9 +26,7 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     once over the training data before the evaluation.
 
     Args:
-        x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, if it isn't built, as for `Sequential.build`; without them, `init_fun` builds it.
-        training: The mode of calls that say none; at a call, `training=` is a keyword.
+        layer: The neutral form of what goes out.
 
     Returns:
         A pair of functions.
@@ -36,18 +34,19 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     Raises:
         TypeError: `x` is no entry.
     """
+    init = layer.init
+    assert init is not None
     flags = layer.signature is not None and "training" in layer.signature.parameters
 
-    def init_fun(rng: Any, input_shape: Any) -> tuple[Any, Any]:
-        params = _params(layer.init(rng, *_specs(input_shape, 1)))
-        one, two = (
-            jax.eval_shape(
-                lambda params, args: apply_fun(params, args, **({"training": False} if flags else {})),
-                params,
-                _packed(_specs(input_shape, size)),
-            )
-            for size in (1, 2)
-        )
+    def init_fun(rng: Any, input_shape: Any, **keywords: Any) -> tuple[Any, Any]:
+        params = _params(init(rng, *_specs(input_shape, 1), **keywords))
+        given = {**keywords, **({"training": False} if flags else {})}
+
+        def outputs(size: int) -> Any:
+            args = _packed(_specs(input_shape, size))
+            return jax.eval_shape(lambda p, x: apply_fun(p, x, jax.random.key(0), **given), params, args)
+
+        one, two = outputs(1), outputs(2)
         open_ = any(size == -1 for size in jax.tree.leaves(input_shape))
         return jax.tree.map(lambda a, b: _shape(a.shape, b.shape if open_ else a.shape), one, two), params
 
@@ -55,7 +54,7 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
         args = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
         params, state = params if type(params) is tuple else (params, {})
         if state:
-            like = layer.init(None, *args, **keywords)["state"]
+            like = init(None, *args, **keywords)["state"]
             state = jax.tree.map(lambda s, a: jax.lax.stop_gradient(s).astype(a.dtype), state, like)
         before: Variables = {"params": params, "state": state}
         out, new = layer.apply(before, rng, *args, **keywords)
@@ -69,6 +68,7 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     keywords = [p for p in given if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
     apply_fun.__signature__ = inspect.Signature([*own, *keywords])  # pyright: ignore[reportFunctionMemberAccess]
     apply_fun.with_state = with_state  # pyright: ignore[reportFunctionMemberAccess]
+    init_fun.__qualname__ = layer.label
     return init_fun, apply_fun
 
 

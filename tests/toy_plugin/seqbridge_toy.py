@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 import toy_layers
 from seqbridge import PureLayer, Variables, call_text, signature_of
 
@@ -36,3 +38,29 @@ def adapt(entry: Any) -> PureLayer | None:
         to_native=lambda variables: (variables["params"], variables["memory"]),
         from_native=lambda tree: dict(zip(("params", "memory"), tree, strict=True)),
     )
+
+
+class Exported(toy_layers.ToyLayer):
+    """A layer of another library in this one's clothes."""
+
+    def __init__(self, layer: PureLayer):
+        self.layer = layer
+
+    def start(self, key: Any, width: int) -> Any:
+        assert self.layer.init is not None
+        variables = self.layer.init(key, jax.ShapeDtypeStruct((1, width), "float32"))
+        return variables["params"], variables["state"]
+
+    def run(self, weights: Any, memory: Any, x: Any, *, learning: bool, noise: Any = None) -> Any:
+        before = {"params": weights, "state": memory}
+        out, after = self.layer.apply(before, noise, x, training=learning)
+        return out, after.get("state", memory)
+
+
+def export(layer: PureLayer) -> toy_layers.ToyLayer:
+    """A model as a toy layer.
+
+    Args:
+        layer: The neutral form of what goes out.
+    """
+    return Exported(layer)

@@ -1,0 +1,535 @@
+"""What each library's people do with what comes to them: make it a part of something else, and transform it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from flax import nnx
+from jax.example_libraries import stax
+
+import seqbridge as sb
+from targets import TARGETS, Target
+
+X = jax.random.normal(jax.random.key(1), (6, 4))
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(autouse=True)
+def _as_these_libraries_need_it() -> Any:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def make(*, build: bool = True) -> sb.Sequential:
+    model = sb.Sequential({
+        "encoder": sb.Sequential([nn.Dense(5), functools.partial(hk.BatchNorm, True, True, 0.9)]),
+        "drop": nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+        "head": functools.partial(eqx.nn.Linear, 5, 3),
+        "scale": lambda x, factor=1.0: x * factor,
+    })  # fmt: skip
+    return model.build((None, 4)) if build else model
+
+
+PARAMS = {
+    "encoder": {"Dense_0": {"kernel", "bias"}, "BatchNorm_1": {"scale", "offset"}},
+    "head": {"weight", "bias"},
+}
+
+
+def names(tree: Any) -> Any:
+    nested = isinstance(tree, dict) and any(isinstance(v, dict) for v in tree.values())
+    return {name: names(inner) for name, inner in tree.items()} if nested else set(tree)
+
+
+@pytest.fixture(params=list(TARGETS))
+def target(request: pytest.FixtureRequest) -> Target:
+    return TARGETS[request.param]
+
+
+def run(target: Target, made: Any, tree: Any, *, training: bool, **keywords: Any) -> Any:
+    return target.run(made, tree, KEY, (X,), training, keywords)
+
+
+# Every target
+
+
+def test_a_mixed_model_of_names_and_lists_goes_everywhere(target: Target) -> None:
+    model, home = make(), make()
+    made = target.make(model)
+    tree = target.start(made, (X,), {})
+    for training in (True, False):
+        expected, after = model.apply(model.variables, X, rng=target.key(KEY), training=training, factor=3.0)
+        out, new = run(target, made, tree, training=training, factor=3.0)
+        np.testing.assert_allclose(out, expected, rtol=1e-6)
+        sb.from_native(home, new)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), home.variables, after)
+
+
+def test_names_are_the_readable_ones() -> None:
+    model = make()
+    assert names(sb.to_linen(model).init(KEY, X)["params"]) == PARAMS
+    assert names(sb.to_stax(model)[0](KEY, X.shape)[1][0]) == PARAMS
+    assert names(nnx.to_pure_dict(nnx.state(sb.to_nnx(model), nnx.Param))) == PARAMS
+    assert names(sb.to_equinox(model).params) == PARAMS
+    params, state = hk.transform_with_state(sb.to_haiku(model)).init(KEY, X)
+    assert {name: set(tree) for name, tree in params.items()} == {
+        "sequential/encoder/Dense_0": {"kernel", "bias"},
+        "sequential/encoder/BatchNorm_1": {"scale", "offset"},
+        "sequential/head": {"weight", "bias"},
+    }
+    assert all(name.startswith("sequential/encoder/BatchNorm_1/") for name in state)
+    assert [weight.name for weight in sb.to_keras(model).trainable_weights] == [
+        "encoder.Dense_0.bias", "encoder.Dense_0.kernel", "encoder.BatchNorm_1.offset", "encoder.BatchNorm_1.scale",
+        "head.bias", "head.weight",
+    ]  # fmt: skip
+    assert sb.to_pure(model).init(KEY, X).keys() == model.variables.keys()
+    assert sb.to_pure(model).init(KEY, X)["params"].keys() == model.variables["params"].keys()
+
+
+@pytest.mark.parametrize("entry", [nn.Dense, lambda n: sb.Layer(nn.Dense(n)), lambda n: [nn.Dense(n)]])
+def test_an_entry_a_layer_or_a_list_will_do(target: Target, entry: Any) -> None:
+    made = target.make(entry(3), (None, 4))
+    tree = target.start(made, (X,), {})
+    kernel = next(x for x in jax.tree.leaves(tree) if getattr(x, "shape", None) == (4, 3))
+    np.testing.assert_allclose(run(target, made, tree, training=False)[0], X @ kernel, rtol=1e-5, atol=1e-6)
+    home = sb.Sequential([nn.Dense(3)]).build((None, 4), seed=8)
+    if isinstance(entry(3), list):
+        sb.from_native(home, tree)
+    else:
+        sb.from_native(home[0], tree)
+    np.testing.assert_array_equal(home[0].kernel.value, kernel)
+
+
+def test_an_unknown_keyword_is_an_error(target: Target) -> None:
+    made = target.make(make())
+    tree = target.start(made, (X,), {})
+    with pytest.raises(TypeError, match="fator"):
+        run(target, made, tree, training=False, fator=2.0)
+
+
+def test_what_is_frozen_gets_no_gradients(target: Target) -> None:
+    model = make()
+    model.encoder[0].kernel.trainable = False
+    made = target.make(model)
+    home = make()
+    sb.from_native(home, target.grads(made, target.start(made, (X,), {}), KEY, (X,), {}))
+    assert not home.encoder[0].kernel.value.any()
+    assert home.head.weight.value.any()
+
+
+def test_later_edits_and_values_do_not_show(target: Target) -> None:
+    model = make()
+    made = target.make(model)
+    tree = target.start(made, (X,), {})
+    before, _ = run(target, made, tree, training=False)
+    model.append(lambda x: 2 * x)
+    model.encoder.append(lambda x: 2 * x)
+    model.head.weight.assign(jnp.zeros((3, 5)))
+    np.testing.assert_array_equal(run(target, made, tree, training=False)[0], before)
+
+
+def test_a_model_and_what_was_made_of_it_own_arrays_of_their_own(target: Target) -> None:
+    model = make()
+    made = target.make(model)
+    tree = target.start(made, (X,), {})
+    for variable in model.vars().values():
+        variable.value.delete()  # as a program does that an array is donated to
+    out, _ = run(target, made, tree, training=False)
+    assert jnp.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", ["linen", "nnx", "haiku", "equinox", "keras", "stax"])
+def test_what_went_out_is_an_entry_again(name: str) -> None:
+    model = make()
+    target = TARGETS[name]
+    again = sb.Sequential([target.make(model)])
+    if name == "equinox":
+        assert not again[0].pure.per_example
+    again.build((None, 4))
+    np.testing.assert_allclose(again(X, training=False), model(X, training=False), rtol=1e-6)
+    np.testing.assert_allclose(again(X, training=False, factor=2.0), 2 * model(X, training=False), rtol=1e-6)
+    assert not np.allclose(again(X, training=True), again(X, training=True))
+    kinds = ["params", "state"] if name == "stax" else ["params"]  # to stax, all are parameters
+    assert len(again.vars().subset("params")) == sum(len(model.vars().subset(kind)) for kind in kinds)
+    with pytest.raises(TypeError, match="training or evaluation"):
+        again(X)
+
+
+@pytest.mark.parametrize("name", ["linen", "haiku", "stax", "pure"])
+def test_a_mode_can_be_chosen_for_calls_that_say_none(name: str) -> None:
+    model, target = make(), TARGETS[name]
+    made = target.make(model, training=False)
+    tree = target.start(made, (X,), {})
+    calls = {
+        "linen": lambda: made.apply(tree, X),
+        "haiku": lambda: made.apply(*tree, None, X)[0],
+        "stax": lambda: made[1](tree, X),
+        "pure": lambda: made.apply(tree, X)[0],
+    }
+    np.testing.assert_allclose(calls[name](), model(X, training=False), rtol=1e-6)
+    undecided = target.make(model)
+    with pytest.raises(TypeError, match="training or evaluation"):
+        run(target, undecided, tree, training=None)  # pyright: ignore[reportArgumentType]
+
+
+def test_libraries_that_draw_draw_what_is_not_built() -> None:
+    model = make(build=False)
+    expected = make(build=False).init(KEY, X)
+    assert not model.built
+    pair = sb.to_stax(model)
+    init, apply = sb.to_pure(model)
+    jax.tree.map(np.testing.assert_array_equal, init(KEY, X), expected)
+    home = sb.from_native(make(), pair[0](KEY, (-1, 4))[1])
+    jax.tree.map(np.testing.assert_array_equal, home.variables, expected)
+    module, layer = sb.to_linen(model), sb.to_keras(model, seed=3)
+    a, b = (jax.jit(module.init)(jax.random.key(i), X)["params"]["head"]["weight"] for i in range(2))
+    assert not np.array_equal(a, b)
+    out = module.apply(module.init(KEY, X), X, training=False)
+    assert jax.eval_shape(module.init, KEY, X)["params"]["head"]["weight"].shape == (3, 5)
+    assert out.shape == apply(init(KEY, X), X, training=False)[0].shape == layer(X).shape
+    assert np.array_equal(layer(X), sb.to_keras(model, seed=3)(X))
+    assert not np.array_equal(layer(X), sb.to_keras(model, seed=4)(X))
+    assert not model.built
+    pair = hk.transform_with_state(sb.to_haiku(model))
+    assert pair.apply(*pair.init(KEY, X), None, X, is_training=False)[0].shape == (6, 3)
+
+
+@pytest.mark.parametrize("export", [sb.to_nnx, sb.to_equinox])
+def test_libraries_whose_modules_hold_values_want_a_built_model(export: Any) -> None:
+    with pytest.raises(TypeError, match=r"isn't built: call model.build\(...\) before, or give the shapes"):
+        export(make(build=False))
+    assert export(make(build=False), (None, 4)) is not None
+    with pytest.raises(TypeError, match="is no entry"):
+        export(3)
+
+
+# The ways out themselves
+
+
+def test_the_ways_out_are_those_of_the_adapters() -> None:
+    assert {n for n in dir(sb) if n.startswith("to_")} == {
+        "to_equinox", "to_haiku", "to_keras", "to_linen", "to_nnx", "to_pure", "to_stax", "to_toy",
+    }  # fmt: skip
+    assert sb.to_linen is sb.to_linen
+    assert sb.to_linen.__name__ == "to_linen"
+    assert "*inputs: What to build it for" in (sb.to_linen.__doc__ or "")
+    assert "layer:" not in (sb.to_linen.__doc__ or "")
+    with pytest.raises(AttributeError, match="has no 'to_lienn'; did you mean 'to_linen'"):
+        sb.to_lienn  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'Sequental'"):
+        sb.Sequental  # noqa: B018
+
+
+def test_an_adapter_of_somebody_else_has_a_way_out() -> None:
+    model = make()
+    layer = sb.to_toy(model)
+    weights, memory = layer.start(KEY, 4)
+    out, after = layer.run(weights, memory, X, learning=True, noise=KEY)
+    np.testing.assert_allclose(out, model.apply(model.variables, X, rng=KEY, training=True)[0], rtol=1e-6)
+    home = sb.from_native(make(), (weights, after))
+    assert not np.array_equal(home.encoder[1]["mean_ema.average"].value, model.encoder[1]["mean_ema.average"].value)
+
+
+def test_a_library_that_is_not_there_is_named_with_the_cure() -> None:
+    code = """
+import sys
+sys.modules["equinox"] = None
+import seqbridge as sb
+try:
+    sb.to_equinox
+except ImportError as error:
+    print(error.__notes__)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "seqbridge[equinox]"' in run.stdout
+
+
+# linen
+
+
+class Twice(nn.Module):
+    """Uses one exported module at two places, and one that it makes in its call."""
+
+    encoder: nn.Module
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = self.encoder(x, training=train) + self.encoder(2 * x, training=train)
+        return sb.to_linen(functools.partial(hk.Linear, 2), name="haiku_head")(y)
+
+
+def test_linen_modules_hold_it_and_share_it() -> None:
+    model = make()
+    module = Twice(sb.to_linen(model))
+    variables = module.init({"params": KEY, "dropout": KEY}, X, train=True)
+    assert variables["params"].keys() == {"encoder", "haiku_head"}
+    assert names(variables["params"]["encoder"]) == PARAMS
+    out, state = module.apply(variables, X, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"])
+    assert out.shape == (6, 2)
+    assert state["batch_stats"].keys() == {"encoder"}
+    sb.from_native(model, variables["params"]["encoder"])
+    with pytest.raises(Exception, match=r"batch_stats.*immutable"):
+        module.apply(variables, X, train=True, rngs={"dropout": KEY})
+    with pytest.raises(Exception, match='needs PRNG for "dropout"'):
+        module.apply(variables, X, train=True, mutable=["batch_stats"])
+    bound = sb.to_linen(model).bind({c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree})
+    np.testing.assert_allclose(bound(X, training=False), model(X, training=False), rtol=1e-6)
+
+
+def test_linen_shows_it_and_lifts_it() -> None:
+    model = make(build=False)
+    table = nn.tabulate(  # pyright: ignore[reportPrivateImportUsage]
+        sb.to_linen(model), KEY, console_kwargs={"width": 200}
+    )(X, training=False)
+    assert re.search(r"Dense_0:[\s\S]*kernel:[\s\S]*Total Parameters: [1-9]", table)
+    ensemble = nn.vmap(
+        type(sb.to_linen(make(build=False))),
+        in_axes=None,  # pyright: ignore[reportArgumentType]
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+        axis_size=3,
+    )(layer=sb.to_linen(model).layer)
+    variables = ensemble.init(KEY, X)
+    assert variables["params"]["head"]["weight"].shape == (3, 3, 5)
+    assert len(np.unique(variables["params"]["head"]["weight"])) == 45
+
+
+# NNX
+
+
+def test_nnx_modules_hold_it_and_their_transforms_see_its_state() -> None:
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.encoder = sb.to_nnx(make(), rngs=rngs)
+            self.out = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.out(self.encoder(x))
+
+    net, twin = Net(nnx.Rngs(4)), Net(nnx.Rngs(4))
+    call = nnx.jit(lambda net, x: net(x))
+    before = nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+    first, second = call(net, X), call(net, X)
+    assert not np.array_equal(first, second)
+    np.testing.assert_allclose(twin(X), first, rtol=1e-6)
+    assert not np.array_equal(
+        net.encoder.encoder.BatchNorm_1.mean_ema.average[...],
+        before["encoder"]["encoder"]["BatchNorm_1"]["mean_ema"]["average"][...],
+    )
+    net.eval()
+    np.testing.assert_array_equal(call(net, X), call(net, X))
+    graph, state = nnx.split(net)
+    np.testing.assert_array_equal(nnx.merge(graph, state)(X), net(X))
+    train = nnx.view(net, deterministic=False, use_running_average=False)
+    assert not np.array_equal(train(X), train(X))
+    assert net.encoder.deterministic
+    assert sb.to_nnx(make(), training=False).deterministic
+    np.testing.assert_array_equal(
+        net.encoder(X, training=True, rngs=nnx.Rngs(1)), net.encoder(X, training=True, rngs=nnx.Rngs(1))
+    )
+
+
+def test_a_name_that_nnx_needs_is_refused() -> None:
+    with pytest.raises(ValueError, match="'train' is an attribute of every NNX module"):
+        sb.to_nnx(sb.Sequential({"train": nn.Dense(2)}), (None, 3))
+
+
+# Haiku
+
+
+def test_haiku_functions_hold_it_and_share_it() -> None:
+    model = make()
+
+    def net(x: jax.Array, is_training: bool) -> jax.Array:
+        encoder = sb.to_haiku(model, name="shared")
+        y = encoder(x, is_training=is_training) + encoder(2 * x, is_training=is_training)
+        return hk.Linear(2)(y)
+
+    pair = hk.transform_with_state(net)
+    params, state = pair.init(KEY, X, True)
+    assert {name.partition("/")[0] for name in params} == {"shared", "linear"}
+    out, after = pair.apply(params, state, KEY, X, True)
+    assert out.shape == (6, 2)
+    counters = [tree["counter"] for tree in after.values()]
+    assert all(counter == 2 for counter in counters)
+    assert isinstance(hk.transform(lambda: sb.to_haiku(model).name).apply({}, None), str)
+    with pytest.raises(Exception, match=r"PRNG|rng"):
+        pair.apply(params, state, None, X, True)
+    exported = sb.to_haiku(model)
+    signature = str(inspect.signature(hk.transform_with_state(exported).init))
+    assert "training" in signature
+    assert "factor" in signature
+
+
+# Equinox
+
+
+def test_equinox_modules_hold_it_and_hand_its_state_on() -> None:
+    first, second = sb.to_equinox(make()), sb.to_equinox(nn.Dense(2), (None, 3))
+    chain: Any
+    chain, state = eqx.nn.make_with_state(lambda: eqx.nn.Sequential([first, eqx.nn.Lambda(jnp.tanh), second]))()
+    out, after = eqx.filter_jit(chain)(X, state, key=KEY)
+    assert out.shape == (6, 2)
+    assert not np.array_equal(after.get(chain[0].index)["encoder"]["BatchNorm_1"]["mean_ema"]["average"], 0)
+    quiet = eqx.nn.inference_mode(chain)
+    np.testing.assert_array_equal(quiet(X, after)[0], second(jnp.tanh(chain[0](X, after, inference=True)[0])))
+    assert not second.is_stateful()
+    np.testing.assert_array_equal(second(out @ jnp.ones((2, 3))), second(out @ jnp.ones((2, 3)), key=KEY))
+
+
+def test_equinox_state_and_key_are_asked_for() -> None:
+    module = sb.to_equinox(make())
+    with pytest.raises(TypeError, match=r"has a state: module, state = eqx.nn.make_with_state"):
+        module(X)
+    module, state = eqx.nn.make_with_state(lambda: module)()
+    with pytest.raises(TypeError, match="draws random numbers"):
+        module(X, state)
+
+
+def test_an_equinox_module_that_takes_one_example_computes_the_batch() -> None:
+    model = make()
+    module, state = eqx.nn.make_with_state(lambda: sb.to_equinox(model, axis_name="batch"))()
+    keys = jnp.broadcast_to(KEY, len(X))
+
+    def batched(module: Any, state: Any) -> Any:
+        call = jax.vmap(lambda x, s, k: module(x, s, key=k), (0, None, 0), (0, None), axis_name="batch")
+        return call(X, state, keys)
+
+    def loss(module: Any) -> jax.Array:
+        clone = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(state))
+        return batched(module, clone)[0].sum()
+
+    grads = eqx.filter_grad(loss)(module)
+    out, after = batched(module, state)
+    expected, variables = model.apply(model.variables, X, rng=KEY, training=True)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    home = sb.from_native(make(), (module, after))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), home.variables, variables)
+    by_hand = jax.grad(lambda p: model.apply({**model.variables, "params": p}, X, rng=KEY, training=True)[0].sum())
+    sb.from_native(home, grads.params)
+    for name, grad in by_hand(model.variables["params"]).items():
+        np.testing.assert_allclose(home.vars()[name].value, grad, rtol=1e-5, atol=1e-6)
+    again = sb.Sequential([sb.to_equinox(model, axis_name="batch")])
+    np.testing.assert_allclose(again(X, training=False), model(X, training=False), rtol=1e-6)
+
+
+# Keras
+
+
+def test_keras_models_hold_it_and_know_its_shapes() -> None:
+    layer = sb.to_keras(make(build=False), name="mixed")
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.layers.Dense(2)(layer(x)))
+    assert model.output_shape == (None, 2)
+    assert layer.name == "mixed"
+    np.testing.assert_array_equal(model(X), model(X))
+    assert not np.array_equal(model(X, training=True), model(X, training=True))
+    assert len(layer.trainable_weights) == 6
+    layer.trainable = False
+    assert not layer.trainable_weights
+    embed = sb.to_keras(sb.Sequential([nn.Embed(7, 3)]))
+    assert embed(np.array([[1, 2]])).shape == (1, 2, 3)
+    merged = sb.to_keras(lambda a, b: a + b)
+    np.testing.assert_array_equal(merged([X, X]), merged(X, X))
+    assert layer.built
+    assert sb.to_keras(make(build=False)).build((None, 4)) is None
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own way to save
+def test_keras_saves_and_loads_it(tmp_path: Path) -> None:
+    for built in (True, False):
+        source = sb.Sequential([nn.Dense(5), functools.partial(hk.Linear, 3), nn.BatchNorm(), jnp.tanh])
+        model = keras.Sequential([keras.Input((4,)), sb.to_keras(source.build((None, 4)) if built else source)])
+        file = str(tmp_path / f"{built}.keras")
+        model.save(file)
+        np.save(tmp_path / "x.npy", X)
+        code = f"""
+import os
+os.environ["KERAS_BACKEND"] = "jax"
+import keras, numpy as np, seqbridge_keras
+try:
+    keras.saving.load_model({file!r})
+except Exception as error:
+    print("safe_mode=False" in str(error))
+model = keras.saving.load_model({file!r}, safe_mode=False)
+np.save({str(tmp_path / "y.npy")!r}, model(np.load({str(tmp_path / "x.npy")!r})))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["True"]
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(X), rtol=1e-6)
+        here: Any = keras.saving.load_model(file)  # where the entries are still there
+        np.testing.assert_array_equal(here(X), model(X))
+    with pytest.raises(TypeError, match=r"can't be pickled.*save_weights"):
+        keras.Sequential([keras.Input((4,)), sb.to_keras(make())]).save(file)
+
+
+# stax
+
+
+def test_stax_combinators_hold_it() -> None:
+    init_fun, apply_fun = stax.serial(
+        stax.FanOut(2), stax.parallel(sb.to_stax(make()), stax.Dense(3)), stax.FanInSum, sb.to_stax(nn.Dense(2))
+    )
+    shape, params = init_fun(KEY, (-1, 4))
+    assert shape == (-1, 2)
+    assert apply_fun(params, X, rng=KEY, training=True).shape == (6, 2)
+    assert not np.array_equal(
+        apply_fun(params, X, rng=KEY, training=True), apply_fun(params, X, rng=KEY, training=False)
+    )
+
+
+# And back
+
+
+def test_from_native_takes_all_or_nothing() -> None:
+    model = make()
+    before = model.variables
+    tree = sb.to_linen(model).init(KEY, X)
+    params = jax.tree.map(lambda a: a + 1, tree["params"])
+    with pytest.raises(RuntimeError, match=r"call model.build\(...\) first"):
+        sb.from_native(make(build=False), tree)
+    with pytest.raises(KeyError, match="unknown: params/head/wieght; did you mean 'head/weight'"):
+        sb.from_native(model, {"params": {**params, "head": {"wieght": params["head"]["weight"], "bias": jnp.ones(3)}}})
+    with pytest.raises(KeyError, match=r"missing: \(Sequential\).head\(Linear\).weight"):
+        sb.from_native(model, {"params": {**params, "head": {"bias": jnp.ones(3)}}})
+    with pytest.raises(ValueError, match="shape"):
+        sb.from_native(model, {"params": {**params, "head": {"weight": jnp.ones((5, 3)), "bias": jnp.ones(3)}}})
+    with pytest.raises(ValueError, match="two arrays for"):
+        sb.from_native(model, {"a": params, "b": params})
+    with pytest.raises(ValueError, match="a list of 2 arrays for"):
+        sb.from_native(model, [jnp.ones(3), jnp.ones(3)])
+    with pytest.raises(KeyError, match="missing"):
+        sb.from_native(model, {})
+    jax.tree.map(np.testing.assert_array_equal, model.variables, before)
+    sb.from_native(model, {"params": {"outer": {"Sequential_0": params}}})
+    np.testing.assert_array_equal(model.head.weight.value, before["params"]["(Sequential).head(Linear).weight"] + 1)
+    jax.tree.map(np.testing.assert_array_equal, model.variables["state"], before["state"])
+
+
+def test_variables_that_are_shared_go_out_once() -> None:
+    dense = nn.Dense(4)
+    model = sb.Sequential([dense, jnp.tanh, dense]).build((None, 4))
+    variables = sb.to_linen(model).init(KEY, X)
+    assert names(variables["params"]) == {"Dense_0": {"kernel", "bias"}}
+    module = sb.to_nnx(model)
+    np.testing.assert_allclose(module(X), model(X), rtol=1e-6)
+    assert len(jax.tree.leaves(nnx.state(module))) == 2
+
+
+def test_two_variables_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"two variables would be called Dense_1/.*give their layers names"):
+        sb.to_linen([sb.Layer(nn.Dense(2), name="Dense_1"), nn.Dense(2)]).init(KEY, X)
