@@ -29,6 +29,7 @@ from seqbridge._pure import call_text as call_text
 from seqbridge._pure import training_of as training_of
 from seqbridge._registry import exports as _exports
 from seqbridge._registry import register as register
+from seqbridge._registry import register_export as register_export
 from seqbridge._sequential import Sequential as Sequential
 from seqbridge._transforms import eval_shape as eval_shape
 from seqbridge._transforms import remat as remat

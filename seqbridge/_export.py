@@ -15,7 +15,7 @@ from seqbridge._collection import check_names
 from seqbridge._functional import FLAT, Form, Parts, built_layouts
 from seqbridge._layer import Layer
 from seqbridge._neutral import Snapshot, as_model, neutral, readable
-from seqbridge._registry import exporter
+from seqbridge._registry import Export, exporter
 from seqbridge._sequential import Sequential
 from seqbridge._stateful import Locks
 from seqbridge._structure import Structure
@@ -82,7 +82,6 @@ def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
     return Pure(init, apply)
 
 
-@functools.cache
 def way_out(name: str) -> Callable[..., Any]:
     """`to_<name>`: makes an object of a library of a model, a layer or an entry.
 
@@ -90,8 +89,11 @@ def way_out(name: str) -> Callable[..., Any]:
         AttributeError: No adapter has that way out.
         ImportError: The library isn't installed.
     """
-    export = exporter(name)
+    return _way_out(name, exporter(name))
 
+
+@functools.cache
+def _way_out(name: str, export: Export) -> Callable[..., Any]:
     def way_out(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
         model, single = _built_for(x, inputs)
         return export(neutral(model, single=single, training=training), **options)

@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 from seqbridge._pure import PureLayer
 
 Adapter: TypeAlias = Callable[[Any], PureLayer | None]
+Export: TypeAlias = Callable[..., Any]
 
 GROUP = "seqbridge.adapters"
 EXPORTS = "seqbridge.exports"
 _registered: dict[str, Adapter] = {}
+_exports: dict[str, Export] = {}
 
 
 def register(name: str | type, adapt: Adapter) -> None:
@@ -101,18 +103,41 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
     return None
 
 
+def register_export(name: str, export: Export) -> None:
+    """Makes a way out known for this process, `to_<name>`; an installed package does it by an entry point instead.
+
+    Args:
+        name: The name of the library, as in `to_<name>`.
+        export: From a `PureLayer` to an object of the library. Its docstring becomes that of `to_<name>`.
+
+    Raises:
+        TypeError: Something else.
+
+    Examples:
+        >>> import seqbridge as sb
+        >>> sb.register_export("call", lambda layer: lambda *x, **kw: layer.apply(layer.ready, None, *x, **kw)[0])
+        >>> sb.to_call(lambda x, factor=2.0: x * factor, ())(3.0, factor=3.0)
+        9.0
+    """
+    if not isinstance(name, str) or not name.isidentifier() or not callable(export):
+        raise TypeError(f"register_export takes a name, as in to_<name>, and a function; got {name!r}, {export!r:.60}")
+    _exports[name] = export
+
+
 def exports() -> list[str]:
     """The names of all ways out."""
-    return sorted(entry_points(group=EXPORTS).names)
+    return sorted({*entry_points(group=EXPORTS).names, *_exports})
 
 
-def exporter(name: str) -> Callable[..., Any]:
+def exporter(name: str) -> Export:
     """The way out of an adapter: the function that makes an object of its library of a `PureLayer`.
 
     Raises:
         AttributeError: There is none of this name.
         ImportError: Its library isn't installed.
     """
+    if name in _exports:
+        return _exports[name]
     points = list(entry_points(group=EXPORTS, name=name))
     if not points:
         near = get_close_matches(name, exports(), n=1)
