@@ -79,7 +79,8 @@ class Form:
         after = {
             layer: self.layouts[layer].flatten("the state after the call", new) for layer, new in run.states.items()
         }
-        return out, self.parts(arrays | after), bool(after)
+        changed = any(a is not b for layer in after for a, b in zip(after[layer], arrays[layer], strict=True))
+        return out, self.parts(arrays | after), changed
 
 
 def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:

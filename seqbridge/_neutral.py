@@ -150,7 +150,7 @@ def neutral(model: Structure, *, single: bool = False, training: bool | None = N
         ecosystem=first.pure.ecosystem if first else "seqbridge",
         text=" ".join(repr(first or model).split()),
         takes_key=any(layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)),
-        ready=init(0) if model.built else None,
+        ready=init(None) if model.built else None,
         reduce=(_again, (shot.model, single, training)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from seqbridge import PureLayer, as_method, training_of
 
@@ -18,7 +19,7 @@ class _Exported(nn.Module):
         given = {c: self.variables.get(own, {}) for c, own in (("params", "params"), ("state", "batch_stats"))}
         first = self.is_initializing() and not any(given.values())
         if first and self.layer.init is not None:
-            given = self.layer.init(self.make_rng("params"), *args, **keywords)
+            given = self.layer.init(lambda: self.make_rng("params"), *args, **keywords)
             for name, tree in given["params"].items():
                 self.variable("params", name, lambda tree=tree: tree)
             for name, tree in given["state"].items():
@@ -28,8 +29,13 @@ class _Exported(nn.Module):
         out, state = self.layer.apply(given, lambda: self.make_rng("dropout"), *args, training=training, **keywords)
         if not self.is_initializing():
             for name, tree in state.get("state", {}).items():
-                self.put_variable("batch_stats", name, tree)
+                if not _same(tree, given["state"][name]):
+                    self.put_variable("batch_stats", name, tree)
         return out
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
