@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -106,7 +107,9 @@ def key_for(
         try:
             evaluate(layer, variables, args, keywords, mode)
         except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
-            return keys.key
+            with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
+                return keys.key
+            return None
     draws = layer._draws[signature]
     if draws.used:
         return keys.key

@@ -29,7 +29,8 @@ def check_names(what: str, got: Iterable[str], wanted: Iterable[str]) -> None:
     unknown = [n for n in got if n not in set(wanted)]
     if missing or unknown:
         lines = [f"missing: {n}" for n in missing] + [f"unknown: {n}{nearest(n, wanted)}" for n in unknown]
-        raise KeyError(f"{what}: the names don't match: " + "; ".join(lines))
+        more = f"; and {len(lines) - 12} more" if len(lines) > 12 else ""
+        raise KeyError(f"{what}: the names don't match: " + "; ".join(lines[:12]) + more)
 
 
 def predicate(which: Filter) -> Callable[[str, Variable], bool]:

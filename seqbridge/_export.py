@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from seqbridge._collection import check_names
+from seqbridge._build import check_inputs
+from seqbridge._collection import check_names, nearest
+from seqbridge._dispatch import Call, mode_of
 from seqbridge._functional import FLAT, Form, Parts, built_layouts
 from seqbridge._layer import Layer
 from seqbridge._neutral import Snapshot, as_model, neutral, readable
+from seqbridge._paths import Path
 from seqbridge._registry import Export, exporter
 from seqbridge._sequential import Sequential
 from seqbridge._stateful import Locks
@@ -27,7 +30,7 @@ _VALUES = "seqbridge_variables"  # the method by which an exported object that h
 
 _ARGS = """\
     x: A `Sequential`, a `Layer` or an entry of any library.
-    *inputs: What to build it for, if it isn't built, as for `Sequential.build`.
+    *inputs: What it is for, if it isn't built, as for `Sequential.build`; it stays as it is.
     training: The mode of calls that say none.
 """
 
@@ -53,7 +56,7 @@ def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
 
     Args:
         x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What to build it for, if it isn't built: as for `Sequential.build`.
+        *inputs: What it is for, if it isn't built, as for `Sequential.build`; without them, `init` wants to know.
         training: The mode of calls that say none.
 
     Returns:
@@ -70,8 +73,9 @@ def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
         >>> apply(variables, jnp.ones((1, 2)))[0]
         Array([[1., 1.]], dtype=float32)
     """
-    model, _ = _built_for(x, inputs)
-    shot = Snapshot(model, FLAT, training)
+    model, _ = as_model(x)
+    _check(model, inputs)
+    shot = Snapshot(model, FLAT, training, inputs)
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Parts:
         return shot.init(key, inputs, keywords)
@@ -95,20 +99,25 @@ def way_out(name: str) -> Callable[..., Any]:
 @functools.cache
 def _way_out(name: str, export: Export) -> Callable[..., Any]:
     def way_out(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
-        model, single = _built_for(x, inputs)
-        return export(neutral(model, single=single, training=training), **options)
+        model, single = as_model(x)
+        _check(model, inputs)
+        for option in options:
+            if option not in known and not any_option:
+                raise TypeError(f"to_{name} takes no {option!r}{nearest(option, known)}")
+        return export(neutral(model, single=single, training=mode_of(training), inputs=inputs), **options)
 
+    signature = inspect.signature(export)
+    known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    any_option = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     way_out.__name__ = way_out.__qualname__ = f"to_{name}"
     way_out.__doc__ = re.sub(r"    layer: .*\n", _ARGS, inspect.cleandoc(export.__doc__ or ""))
     return way_out
 
 
-def _built_for(x: Any, inputs: tuple[Any, ...]) -> tuple[Structure, bool]:
-    model, single = as_model(x)
-    if inputs:
-        assert isinstance(model, Sequential)
-        model.build(*inputs)
-    return model, single
+def _check(model: Structure, inputs: tuple[Any, ...]) -> None:
+    if inputs and isinstance(model, Sequential) and not model.built:
+        check_inputs(inputs)
+        model._check_sizes(inputs, Call())
 
 
 def from_native(model: Model, native: Any, /) -> Model:
@@ -118,8 +127,8 @@ def from_native(model: Model, native: Any, /) -> Model:
         model: What was exported, or one like it: a `Sequential` or a `Layer`, built.
         native: What the library trained: the variables of linen, `(params, state)` or `params` of Haiku, an NNX module
             or its state, an Equinox module or `(module, state)`, a Keras layer or its list of weights, the parameters
-            of stax, or what `to_pure` returns. A tree in which they stand further inside will do, and so will the
-            parameters without the state.
+            of stax, or what `to_pure` returns. A tree of a bigger model, in which they stand further inside, will do,
+            and so will the parameters without the state.
 
     Returns:
         The model.
@@ -141,49 +150,90 @@ def from_native(model: Model, native: Any, /) -> Model:
     holder, single = as_model(model)
     if not holder.built:
         raise RuntimeError("the model isn't built: call model.build(...) first, then from_native")
-    table, kinds = {}, {}
+    table: dict[Path, Variable] = {}
+    kinds: dict[Variable, str] = {}
     for naming in (readable(single), FLAT):
         form = Form(holder, built_layouts(holder), naming)
         for layer, own in form.names.items():
             for (name, kind), variable in zip(own, layer._variables, strict=True):
                 table[tuple(name.split("/")) if naming is not FLAT else (name,)] = variable
                 kinds.setdefault(variable, "params" if kind == "params" else "state")
-    found = _found(native, table, sorted(kinds, key=kinds.__getitem__))
+    # As a library has them that tells apart what is trained and what isn't.
+    in_order = sorted(kinds, key=lambda v: (kinds[v] == "state") + (not v.trainable))
+    found = _found(native, table, in_order)
     given = {kinds[variable] for variable in found}
     check_names("from_native", (v.name for v in found), (v.name for v in kinds if kinds[v] in given or not given))
     with Locks(found):
-        commit({v: cast(v.name, _whole(jnp.asarray(new), v.value), v.value) for v, new in found.items()})
+        commit({v: cast(v.name, _whole(jnp.array(new), v.value), v.value) for v, new in found.items()})
     return model
 
 
-def _found(native: Any, table: dict[tuple[str, ...], Variable], in_order: list[Variable]) -> dict[Variable, Any]:
+def _found(native: Any, table: dict[Path, Variable], in_order: list[Variable]) -> dict[Variable, Any]:
     """The arrays of a tree of another library, by the variables that they are values of.
 
     An array belongs to the variable whose name its path ends with, so that it doesn't matter what a library puts before
-    the name, and in how many parts it writes it.
+    the name, and in how many parts it writes it. A tree that has them all is the model's, and what stands beside it
+    somebody else's.
     """
-    head, *rest = native if type(native) is tuple and native and hasattr(native[0], _VALUES) else (native,)
-    if hasattr(head, _VALUES):
-        native = getattr(head, _VALUES)(*rest)
-    if type(native) is list and all(hasattr(leaf, "shape") for leaf in native):  # which has no names
-        params = [variable for variable in in_order if variable.kind == "params"]
-        if len(native) not in (len(in_order), len(params)):
+    native = _said(native)
+    if type(native) is list and native and all(hasattr(leaf, "shape") for leaf in native):  # which has no names
+        trained = [variable for variable in in_order if variable.kind == "params" and variable.trainable]
+        if len(native) not in (len(in_order), len(trained)):
             raise ValueError(f"from_native: got a list of {len(native)} arrays for {len(in_order)} variables")
         return dict(zip(in_order, native, strict=False))
-    found: dict[Variable, Any] = {}
-    unknown = []
+    homes: dict[Path, dict[Variable, Any]] = {}  # of each tree in which names of the model stand, what it has
+    unknown: list[Path] = []
     for path, leaf in _leaves(native):
         parts = path[-1:] if path[-1:] in table else tuple(part for p in path for part in re.split("[/.]", p))
-        variable = next((table[parts[n:]] for n in range(len(parts)) if parts[n:] in table), None)
-        if variable is None:
-            unknown.append("/".join(parts))
-        elif variable in found:
-            raise ValueError(f"from_native: two arrays for {variable.name}, the second at {'/'.join(path)}")
+        n = next((n for n in range(len(parts)) if parts[n:] in table), None)
+        if n is None:
+            unknown.append(parts)
         else:
-            found[variable] = leaf
+            homes.setdefault(parts[:n], {})[table[parts[n:]]] = leaf
+    found: dict[Variable, Any] = {}
+    chosen: set[Path] = set()
+    for of_params in (True, False):
+        wanted = [v for v in in_order if (v.kind == "params") is of_params]
+        whole = [home for home, values in homes.items() if wanted and values.keys() >= set(wanted)]
+        for home in whole or homes:
+            for variable in wanted:
+                if variable in homes[home]:
+                    if variable in found:
+                        raise ValueError(
+                            f"from_native: two arrays for {variable.name}, the second in {'/'.join(home)}: give the "
+                            "tree of the one model alone"
+                        )
+                    found[variable] = homes[home][variable]
+                    chosen.add(home)
+    unknown = [parts for parts in unknown if not chosen or any(parts[: len(home)] == home for home in chosen)]
     if unknown:
-        check_names("from_native", unknown, ("/".join(parts) for parts in table if len(parts) > 1))
+        names = ["/".join(parts) for parts in table]
+        lines = [f"unknown: {'/'.join(parts)}{nearest('/'.join(parts), names)}" for parts in unknown]
+        raise KeyError("from_native: " + "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else ""))
     return found
+
+
+def _said(native: Any) -> Any:
+    """What exported objects say of their values; of a pair of module and state, what the module says of both."""
+    if type(native) is tuple and native:
+        inside = jax.tree.leaves(native[0], is_leaf=_says)
+        if len(holders := [leaf for leaf in inside if _says(leaf)]) == 1:
+            return getattr(holders[0], _VALUES)(*native[1:])
+    if _says(native):
+        return getattr(native, _VALUES)()
+    if isinstance(native, list | tuple | Mapping):
+        return native
+    holders = [leaf for leaf in jax.tree.leaves(native, is_leaf=_says) if _says(leaf)]
+    if len(holders) != 1:
+        raise TypeError(
+            f"from_native takes what one exported object holds, and finds {len(holders)} of them in this "
+            f"{type(native).__name__}: give that object, or the library's tree of its values"
+        )
+    return getattr(holders[0], _VALUES)()
+
+
+def _says(node: Any) -> bool:
+    return hasattr(type(node), _VALUES)
 
 
 def _whole(new: Any, old: Any) -> Any:
@@ -193,7 +243,9 @@ def _whole(new: Any, old: Any) -> Any:
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(tree, Mapping):
+    if _says(tree):
+        yield from _leaves(getattr(tree, _VALUES)(), path)
+    elif isinstance(tree, Mapping):
         # What stands beside a PRNG key is a stream of keys, and no variable.
         if not any(hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jax.dtypes.prng_key) for v in tree.values()):
             for name, inner in tree.items():

@@ -33,7 +33,12 @@ def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signatu
 
 
 def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> Callable[..., Any]:
-    """A function that shows itself as a method which takes what a layer takes, and more keywords, None by default.
+    """A function that shows itself as a method which takes what a layer takes, and more.
+
+    Args:
+        function: The function.
+        pure: The layer.
+        *keywords: The names of more keywords, None by default; `"*rest"` are more inputs.
 
     Examples:
         >>> from seqbridge import Layer
@@ -43,7 +48,10 @@ def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> 
     """
     parameters = dict(pure.signature.parameters) if pure.signature else {}
     for name in keywords:
-        parameters.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        if not name.startswith("*"):
+            parameters.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        elif all(p.kind is not p.VAR_POSITIONAL for p in parameters.values()):
+            parameters[name] = inspect.Parameter(name[1:], inspect.Parameter.VAR_POSITIONAL)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     rest = sorted(parameters.values(), key=lambda p: p.kind)
     function.__signature__ = inspect.Signature([own, *rest])  # pyright: ignore[reportFunctionMemberAccess]

@@ -55,6 +55,12 @@ class Form:
                 places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
                 named = [(first.setdefault(tie, naming.join(prefix, slot.shown)), slot.kind) for slot, tie in places]
                 self.names[layer] = named
+        # A variable and a layer inside of one name.
+        above = {name.rpartition("/")[0] for name in first.values()}
+        above |= {"/".join(name.split("/")[:n]) for name in above for n in range(1, name.count("/") + 1)}
+        again = {name: f"{name}_" for name in first.values() if name in above}
+        first = {tie: again.get(name, name) for tie, name in first.items()}
+        self.names = {layer: [(again.get(name, name), kind) for name, kind in own] for layer, own in self.names.items()}
         if len(set(first.values())) != len(first):
             twice = next(name for name, n in Counter(first.values()).items() if n > 1)
             raise ValueError(f"two variables would be called {twice}: give their layers names")
@@ -71,6 +77,8 @@ class Form:
         self, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, keys: Keys
     ) -> tuple[Any, Parts, bool]:
         """Outputs, the variables after the call, and whether it has changed any."""
+        if not all(isinstance(part, Mapping) for part in variables.values()):
+            raise TypeError('apply takes {"params": {name: array}, "state": {name: array}}, as init returns it')
         given = {name: array for part in variables.values() for name, array in part.items()}
         check_names("apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own))
         arrays = {layer: [given[name] for name, _ in own] for layer, own in self.names.items()}
@@ -101,8 +109,6 @@ def apply(
     model: Structure, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, rng: Any
 ) -> tuple[Any, Parts]:
     """Outputs, and the variables after the call."""
-    if not all(isinstance(part, Mapping) for part in variables.values()):
-        raise TypeError('apply takes {"params": {name: array}, "state": {name: array}}, as init returns it')
     form = Form(model, layouts_of(model, args, call))
     out, after, _ = form.run(variables, args, call, Keys(no_key if rng is None else lambda: as_key(rng)))
     return out, after

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._build import Build, specs
+from seqbridge._build import Build, check_inputs, specs
 from seqbridge._dispatch import Call, mode_of
 from seqbridge._forward import traverse
 from seqbridge._functional import Form, Naming, Parts, built_layouts, layouts_of, no_key
@@ -22,6 +22,7 @@ from seqbridge._paths import nest, unnest
 from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, training_of
 from seqbridge._sequential import Sequential
 from seqbridge._structure import Structure, leaves
+from seqbridge._trace import Tracer
 
 _ANY = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
 
@@ -64,18 +65,21 @@ class Snapshot:
         model: The model.
         naming: How its variables are called.
         training: The mode of a call that says none.
+        inputs: What the model is for, if it isn't built.
     """
 
-    def __init__(self, model: Structure, naming: Naming, training: bool | None = None):
+    def __init__(self, model: Structure, naming: Naming, training: bool | None = None, inputs: tuple[Any, ...] = ()):
         kept = [layer for layer in leaves(model) if layer.built]
         streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
         # The same layers in lists of their own; those that aren't built are copies, which nobody builds.
         self.model = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
         # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
-        self._values = {layer: [jnp.copy(v.value) for v in layer._variables] for layer in kept}
+        self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
+        built_for = model._inputs if isinstance(model, Sequential) else None
+        self.inputs: tuple[Any, ...] = specs(inputs) if inputs else built_for[0] if built_for else ()
         self._naming = naming
         self._training = training
-        self._form: tuple[Form, set[str]] | None = None
+        self._form: tuple[Form, frozenset[str]] | None = None
         if self.model.built:
             self._form_of((), Call())
 
@@ -86,11 +90,18 @@ class Snapshot:
             values = {layer: [jnp.copy(a) for a in arrays] for layer, arrays in values.items()}
         if self.model.built:
             return self._form_of((), Call())[0].parts(values)
+        args = args or self.inputs
+        check_inputs(args)
         build = Build(abstract=key is None)
         call = self._call(keywords).map(specs, training=True)
         traverse(self.model, specs(args), call, build, Keys(_maker(0 if key is None else key)))
         arrays = values | {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}
-        return Form(self.model, built_layouts(self.model) | build.layouts, self._naming).parts(arrays)
+        layouts = built_layouts(self.model) | build.layouts
+        for layout in build.layouts.values():  # so that nothing of a trace stays
+            layout.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout.arrays]
+        form = Form(self.model, layouts, self._naming)
+        self._form = self._form or (form, _frozen(form))
+        return form.parts(arrays)
 
     def apply(
         self, variables: Mapping[str, Mapping[str, Any]], key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -98,12 +109,18 @@ class Snapshot:
         """Outputs, the variables after the call, and whether it has changed any."""
         call = self._call(keywords)
         form, frozen = self._form_of(args, call)
-        given = {kind: dict(part) for kind, part in variables.items()}
-        for name in frozen & given.get("params", {}).keys():
-            given["params"][name] = jax.lax.stop_gradient(given["params"][name])
-        return form.run(given, args, call, Keys(_maker(key)))
+        params = variables.get("params", {})
+        key = keywords.get("rng", key)
+        if isinstance(params, Mapping):
+            fixed = {name: jax.lax.stop_gradient(params[name]) for name in frozen & params.keys()}
+            variables = {**variables, "params": {**params, **fixed}}
+        return form.run(variables, args, call, Keys(_maker(key)))
 
-    def _form_of(self, args: tuple[Any, ...], call: Call) -> tuple[Form, set[str]]:
+    def frozen(self) -> frozenset[str]:
+        """The parameters that get no gradients, as far as they are known."""
+        return self._form[1] if self._form else frozenset()
+
+    def _form_of(self, args: tuple[Any, ...], call: Call) -> tuple[Form, frozenset[str]]:
         if self._form is None:  # of a model that isn't built, the first call says what reaches the layers
             form = Form(self.model, layouts_of(self.model, args, call), self._naming)
             self._form = form, _frozen(form)
@@ -111,7 +128,7 @@ class Snapshot:
 
     def _call(self, keywords: Mapping[str, Any]) -> Call:
         """The call that these keywords make. Without `training`, any mode flag is the mode of the whole."""
-        rest = {k: v for k, v in keywords.items() if k not in ("training", "per_layer")}
+        rest = {k: v for k, v in keywords.items() if k not in ("training", "per_layer", "rng")}
         training = keywords.get("training")
         if training is None and (training := training_of(rest)) is not None:
             rest = {k: v for k, v in rest.items() if k not in MODE_FLAGS}
@@ -119,7 +136,13 @@ class Snapshot:
         return Call(training, rest, keywords.get("per_layer") or {})
 
 
-def neutral(model: Structure, *, single: bool = False, training: bool | None = None) -> PureLayer:
+def neutral(
+    model: Structure,
+    *,
+    single: bool = False,
+    training: bool | None = None,
+    inputs: tuple[Any, ...] = (),
+) -> PureLayer:
     """A model as it is now, as one layer.
 
     Its variables are `{"params": ..., "state": ...}`, nested by readable names. `init` hands over the values of layers
@@ -130,8 +153,9 @@ def neutral(model: Structure, *, single: bool = False, training: bool | None = N
         model: The model.
         single: Whether it stands for its only layer, so that names need not say which.
         training: The mode of a call that says none.
+        inputs: What the model is for, if it isn't built: arrays, `jax.ShapeDtypeStruct`s or shapes.
     """
-    shot = Snapshot(model, readable(single), training)
+    shot = Snapshot(model, readable(single), training, inputs)
     first = next(leaves(model), None) if single else None
 
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
@@ -151,26 +175,35 @@ def neutral(model: Structure, *, single: bool = False, training: bool | None = N
         text=" ".join(repr(first or model).split()),
         takes_key=any(layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)),
         ready=init(None) if model.built else None,
-        reduce=(_again, (shot.model, single, training)),
+        reduce=(_again, (shot.model, single, training, shot.inputs)),
+        inputs=shot.inputs,
+        seed=model._seed,
+        frozen=lambda: [("params", *name.split("/")) for name in shot.frozen()],
     )
 
 
-def _again(model: Structure, single: bool, training: bool | None) -> PureLayer:
-    return neutral(model, single=single, training=training)
+def _again(model: Structure, single: bool, training: bool | None, inputs: tuple[Any, ...]) -> PureLayer:
+    return neutral(model, single=single, training=training, inputs=inputs)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tracer):
+        return value
+    with jax.ensure_compile_time_eval():  # so that nothing of a trace stays in what is made inside it
+        return jnp.copy(value)
 
 
 def _nested(parts: Variables) -> Variables:
     return {kind: nest({tuple(name.split("/")): a for name, a in arrays.items()}) for kind, arrays in parts.items()}
 
 
-def _frozen(form: Form) -> set[str]:
-    """The parameters that get no gradients."""
-    found = set()
+def _frozen(form: Form) -> frozenset[str]:
+    found: set[str] = set()
     for layer, own in form.names.items():
         flags = [v.trainable for v in layer._variables] or [s.trainable for s in form.layouts[layer].slots]
         trained = (flag and (layer.built or layer._options[2]) for flag in flags)
         found |= {name for (name, kind), flag in zip(own, trained, strict=True) if kind == "params" and not flag}
-    return found
+    return frozenset(found)
 
 
 def _maker(key: Any) -> Callable[[], jax.Array]:
@@ -186,13 +219,14 @@ def _signature(model: Structure, training: bool | None) -> inspect.Signature:
     for layer in layers:
         parameters = dict(layer.pure.signature.parameters) if layer.pure.signature else {}
         for name, p in list(parameters.items())[1:]:
-            if name in layer.parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}:
+            lifted = isinstance(p.default, jax.Array)  # a variable, and no value to repeat at every call
+            if name in layer.parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name} and not lifted:
                 default = None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
                 found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
     undecided = any(layer.parameters.flags for layer in layers)
     if undecided or not model.built or any(v.kind == "state" for v in model._boxes()):
         # Where no layer knows a mode, it still says whether state may change.
-        default = inspect.Parameter.empty if undecided and training is None else training is not False
+        default = None if undecided and training is None else training is not False
         found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
     if any(layer.parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)

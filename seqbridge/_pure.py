@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -105,6 +105,9 @@ class PureLayer:
             can be made again. None: such a function is refused.
         held: Functions that the entry calls and its library takes for constants, so that no module may hide there.
         reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
+        inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as they are known.
+        seed: On the way out, what initial values start from where nobody says.
+        frozen: On the way out, the parameters that get no gradients, by collection and path, once `init` was called.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -143,6 +146,12 @@ class PureLayer:
     remake: Callable[[Variables], Any] | None = None
     held: tuple[Any, ...] = ()
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+    inputs: tuple[Any, ...] = ()
+    seed: Any = 0
+    frozen: Callable[[], Collection[Path]] = frozenset
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PureLayer:
+        return self  # it can't be changed, and a copy of a module that holds it must be the same kind of tree
 
     def __repr__(self) -> str:
         return f"PureLayer({self.ecosystem} {self.text or self.label})"

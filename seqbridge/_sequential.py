@@ -152,15 +152,16 @@ class Sequential(LayerList):
         call = call_of(keywords).map(specs, training=True)
         check_keywords(self, inputs, call)
         with self._lock:
-            if has_open_sizes(inputs) and (deciding := self._decided_by_size(inputs, call)):
-                raise ValueError(f"a size given as None decides the shape of {deciding}: give that size")
+            self._check_sizes(inputs, call)
             self._build(specs(inputs), call)
         return self
 
-    def _decided_by_size(self, inputs: tuple[Any, ...], call: Call) -> str | None:
-        """The first variable whose shape depends on what stands for None."""
-        one, two = (_functional.shapes(self, specs(inputs, size), call) for size in (1, 2))
-        return next((name for name, shape in one.items() if shape != two.get(name, shape)), None)
+    def _check_sizes(self, inputs: tuple[Any, ...], call: Call) -> None:
+        """Raises if the shape of a variable depends on what stands for None."""
+        if has_open_sizes(inputs):
+            one, two = (_functional.shapes(self, specs(inputs, size), call) for size in (1, 2))
+            if deciding := next((name for name, shape in one.items() if shape != two.get(name, shape)), None):
+                raise ValueError(f"a size given as None decides the shape of {deciding}: give that size")
 
     def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
         """Builds all or nothing; after an edit, as far as shapes are known."""

@@ -164,14 +164,13 @@ class Keras:
         return sb.to_keras(x, *inputs, **options)
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
-        made(*self._given(made, inputs), **keywords)
+        made(*self._given(made, inputs), **self._mode(made, False), **keywords)
         return [weight.value for weight in made.weights]
 
     def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
         made.set_weights(tree)
         self._seed(made, key)
-        mode = {"training": training} if "training" in inspect.signature(made.call).parameters else {}
-        out = made(*self._given(made, inputs), **mode, **keywords)
+        out = made(*self._given(made, inputs), **self._mode(made, training), **keywords)
         return out, [jnp.copy(weight.value) for weight in made.weights]
 
     def grads(self, made: Any, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
@@ -184,6 +183,9 @@ class Keras:
             return made.stateless_call(trained, fixed, *inputs, training=True, **keywords)[0].sum()
 
         return jax.grad(loss)(trained)
+
+    def _mode(self, made: Any, training: bool) -> dict[str, bool]:
+        return {"training": training} if "training" in inspect.signature(made.call).parameters else {}
 
     def _given(self, made: Any, inputs: Any) -> Any:
         """Several inputs by position, or else as one list, as the layer has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.example_libraries import stax
@@ -126,10 +128,15 @@ def test_what_is_frozen_gets_no_gradients(target: Target) -> None:
     model = make()
     model.encoder[0].kernel.trainable = False
     made = target.make(model)
+    grads = target.grads(made, target.start(made, (X,), {}), KEY, (X,), {})
+    zeros = [not leaf.any() for leaf in jax.tree.leaves(grads) if getattr(leaf, "shape", None) == (4, 5)]
+    trained = target in (TARGETS["nnx"], TARGETS["keras"])  # which know what isn't to be trained
+    assert zeros == ([] if trained else [True])
+    assert any(leaf.any() for leaf in jax.tree.leaves(grads) if getattr(leaf, "shape", None) == (3, 5))
     home = make()
-    sb.from_native(home, target.grads(made, target.start(made, (X,), {}), KEY, (X,), {}))
-    assert not home.encoder[0].kernel.value.any()
-    assert home.head.weight.value.any()
+    home.encoder[0].kernel.trainable = False
+    sb.from_native(home, target.start(made, (X,), {}))
+    jax.tree.map(np.testing.assert_array_equal, home.variables, model.variables)
 
 
 def test_later_edits_and_values_do_not_show(target: Target) -> None:
@@ -227,7 +234,7 @@ def test_the_ways_out_are_those_of_the_adapters() -> None:
     }  # fmt: skip
     assert sb.to_linen is sb.to_linen
     assert sb.to_linen.__name__ == "to_linen"
-    assert "*inputs: What to build it for" in (sb.to_linen.__doc__ or "")
+    assert "*inputs: What it is for" in (sb.to_linen.__doc__ or "")
     assert "layer:" not in (sb.to_linen.__doc__ or "")
     with pytest.raises(AttributeError, match="has no 'to_lienn'; did you mean 'to_linen'"):
         sb.to_lienn  # noqa: B018
@@ -298,12 +305,12 @@ def test_linen_shows_it_and_lifts_it() -> None:
     )(X, training=False)
     assert re.search(r"Dense_0:[\s\S]*kernel:[\s\S]*Total Parameters: [1-9]", table)
     ensemble = nn.vmap(
-        type(sb.to_linen(make(build=False))),
+        type(sb.to_linen(model)),
         in_axes=None,  # pyright: ignore[reportArgumentType]
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         axis_size=3,
-    )(layer=sb.to_linen(model).layer)
+    )()
     variables = ensemble.init(KEY, X)
     assert variables["params"]["head"]["weight"].shape == (3, 3, 5)
     assert len(np.unique(variables["params"]["head"]["weight"])) == 45
@@ -325,7 +332,85 @@ def test_a_linen_model_of_linen_layers_is_the_same_program() -> None:
     assert program(sb.to_linen(model)) == program(nn.Sequential(layers()))
 
 
+class Compact(nn.Module):
+    """Makes its entries where linen's people make them."""
+
+    def setup(self) -> None:
+        self.first = sb.to_linen([nn.Dense(3), nn.BatchNorm(), functools.partial(hk.Linear, 2)])
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x, training=False)
+        x = sb.to_linen(sb.Sequential({"a": nn.Dense(3), "b": nn.Sequential([nn.Dense(4)])}), name="second")(x)
+        return nn.jit(lambda module, x: module(x))(sb.to_linen(nn.Dense(2), name="third"), x)
+
+
+def test_linen_entries_are_made_where_linen_modules_are() -> None:
+    variables = Compact().init(KEY, X)
+    assert variables["params"].keys() == {"first", "second", "third"}
+    assert names(variables["params"]["second"]) == {"a": {"kernel", "bias"}, "b": {"layers_0": {"kernel", "bias"}}}
+    assert jax.jit(Compact().apply)(variables, X).shape == (6, 2)
+
+
+def test_what_is_wrong_is_said_and_not_that_a_key_is_missing(target: Target) -> None:
+    made = target.make([nn.Dense(3), functools.partial(hk.Linear, 2)], (None, 4))
+    tree = target.start(made, (X,), {})
+    bad = jnp.ones((6, 7))
+    calls: dict[str, Any] = {
+        "linen": lambda: made.apply(tree, bad),
+        "nnx": lambda: made(bad),
+        "haiku": lambda: made.apply(*tree, None, bad),
+        "equinox": lambda: made(bad),
+        "keras": lambda: made(bad),
+        "stax": lambda: made[1](tree, bad),
+        "pure": lambda: made.apply(tree, bad),
+    }
+    name = next(name for name, known in TARGETS.items() if known is target)
+    with pytest.raises(Exception, match=r"shape") as error:
+        calls[name]()
+    assert "PRNG" not in str(error.value)
+
+
+def test_a_key_can_be_given_by_the_name_that_it_has_here() -> None:
+    model = make()
+    module = sb.to_linen(model)
+    variables = module.init(KEY, X)
+    out, _ = module.apply(variables, X, training=True, rng=KEY, mutable=["batch_stats"])
+    np.testing.assert_allclose(out, model.apply(model.variables, X, training=True, rng=KEY)[0], rtol=1e-6)
+
+
 # NNX
+
+
+def test_nnx_modules_are_made_inside_transforms() -> None:
+    def create(rngs: nnx.Rngs) -> nnx.Module:
+        return sb.to_nnx(make(build=False), (None, 4), rngs=rngs)
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def ensemble(rngs: nnx.Rngs) -> Any:
+        return create(rngs)
+
+    weights = ensemble(nnx.Rngs(0)).head.weight[...]
+    assert weights.shape == (3, 3, 5)
+    assert len(np.unique(weights)) == 45
+    abstract: Any = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
+    assert abstract.head.weight.shape == (3, 5)
+    first, second, other = (create(nnx.Rngs(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(first, nnx.Param), nnx.state(second, nnx.Param))
+    assert not np.array_equal(first.head.weight[...], other.head.weight[...])  # pyright: ignore
+
+
+def test_what_is_frozen_stays_in_nnx_and_what_is_added_is_left_alone() -> None:
+    model = make()
+    model.encoder[0].kernel.trainable = False
+    module: Any = sb.to_nnx(model)
+    module.extra = nnx.Param(jnp.ones(3))
+    optimizer = nnx.Optimizer(module, optax.adamw(0.1, weight_decay=0.1), wrt=nnx.Param)
+    grads = nnx.grad(lambda module: module(X).sum())(module)
+    optimizer.update(module, grads)
+    np.testing.assert_array_equal(module.encoder.Dense_0.kernel[...], model.encoder[0].kernel.value)
+    assert not np.array_equal(module.head.weight[...], model.head.weight.value)
 
 
 def test_nnx_modules_hold_it_and_their_transforms_see_its_state() -> None:
@@ -393,7 +478,39 @@ def test_haiku_functions_hold_it_and_share_it() -> None:
     assert "factor" in signature
 
 
+def test_haiku_state_that_is_forgotten_is_missed() -> None:
+    pair = hk.transform_with_state(sb.to_haiku(make()))
+    params, _ = pair.init(KEY, X)
+    with pytest.raises(ValueError, match="No value for"):
+        pair.apply(params, {}, None, X, training=False)
+
+
 # Equinox
+
+
+def test_equinox_jits_maps_copies_and_prints_it() -> None:
+    model = make()
+    module, state = eqx.nn.make_with_state(lambda: sb.to_equinox(model))()
+    out, _ = eqx.filter_jit(module)(X, state, key=KEY)
+    np.testing.assert_allclose(out, model.apply(model.variables, X, rng=KEY, training=True)[0], rtol=1e-5)
+    assert jax.tree.structure(copy.deepcopy(module)) == jax.tree.structure(module)
+    assert len(repr(module)) < 700
+    keys = jax.random.split(KEY, 3)
+    ensemble = eqx.filter_vmap(lambda key: sb.to_equinox(sb.Sequential([nn.Dense(3)]), (None, 4), key=key))(keys)
+    assert ensemble.params["Dense_0"]["kernel"].shape == (3, 4, 3)
+    outs = eqx.filter_vmap(lambda module: module(X))(ensemble)
+    np.testing.assert_allclose(outs[1], X @ ensemble.params["Dense_0"]["kernel"][1], rtol=1e-5)
+    alone = sb.to_equinox(model, axis_name="batch")
+    alone, state = eqx.nn.make_with_state(lambda: alone)()
+    quiet = eqx.nn.inference_mode(alone)
+    expected = model(X, training=False)
+    np.testing.assert_allclose(quiet(X[0], state)[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(quiet, (0, None), (0, None))(X, state)[0], expected, rtol=1e-5)
+    with pytest.raises(NameError, match=r"looks at the whole batch: map it by jax\.vmap"):
+        alone(X[0], state, key=KEY)
+
+
+# Equinox' errors
 
 
 def test_equinox_modules_hold_it_and_hand_its_state_on() -> None:
@@ -468,7 +585,7 @@ def test_keras_models_hold_it_and_know_its_shapes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own way to save
-def test_keras_saves_and_loads_it(tmp_path: Path) -> None:
+def test_keras_saves_and_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for built in (True, False):
         source = sb.Sequential([nn.Dense(5), functools.partial(hk.Linear, 3), nn.BatchNorm(), jnp.tanh])
         model = keras.Sequential([keras.Input((4,)), sb.to_keras(source.build((None, 4)) if built else source)])
@@ -491,11 +608,56 @@ np.save({str(tmp_path / "y.npy")!r}, model(np.load({str(tmp_path / "x.npy")!r}))
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(X), rtol=1e-6)
         here: Any = keras.saving.load_model(file)  # where the entries are still there
         np.testing.assert_array_equal(here(X), model(X))
+    model = keras.Sequential([keras.Input((4,)), sb.to_keras(make())])
+    model.save(file)  # with lambdas, by cloudpickle
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    twin: Any = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    np.testing.assert_array_equal(twin(X), model(X))
     with pytest.raises(TypeError, match=r"can't be pickled.*save_weights"):
-        keras.Sequential([keras.Input((4,)), sb.to_keras(make())]).save(file)
+        model.save(file)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own arrays
+def test_keras_freezes_it_casts_it_and_shapes_it() -> None:
+    model = make()
+    layer = sb.to_keras(model)
+    layer.trainable = False
+    before = layer.get_weights()
+    np.testing.assert_allclose(layer(X, training=True), model(X, training=False), rtol=1e-6)
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for variable in model.encoder[0].vars().values():
+        variable.trainable = False
+    assert len(sb.to_keras(model).trainable_weights) == 4
+    np.testing.assert_array_equal(layer(X, training=None), layer(X))
+    drops = sb.to_keras(nn.Dropout(0.5), training=True)
+    assert not np.array_equal(drops(X), X)
+    half = sb.to_keras(nn.Dense(3), dtype="mixed_bfloat16")
+    assert half(X).dtype == "bfloat16"
+    assert half.weights[0].dtype == "float32"
+    assert sb.to_keras(nn.Dense(3), (None, 4), dtype="bfloat16").weights[0].dtype == "bfloat16"
+    timed: Any = keras.layers.TimeDistributed(sb.to_keras(nn.Dense(3)))
+    assert timed(jnp.ones((2, 5, 4))).shape == (2, 5, 3)
+    embed = keras.Sequential([sb.to_keras(nn.Embed(7, 3), jnp.zeros((1, 2), jnp.int32))])
+    assert embed(np.array([[1.0, 2.0]])).shape == (1, 2, 3)
+    both = sb.to_keras([lambda d: jnp.concatenate([d["a"], d["b"]], -1), nn.Dense(2)])
+    assert both({"a": X, "b": X}).shape == (6, 2)
 
 
 # stax
+
+
+def test_stax_knows_what_a_model_was_built_for() -> None:
+    model = sb.Sequential([nn.Embed(7, 3), nn.Dense(2)]).build(jax.ShapeDtypeStruct((1, 5), jnp.int32))
+    init_fun, apply_fun = sb.to_stax(model)
+    shape, params = init_fun(KEY, (-1, 5))
+    assert shape == (-1, 5, 2)
+    ids = jnp.ones((3, 5), jnp.int32)
+    np.testing.assert_array_equal(apply_fun(params, ids), model(ids))
+    noisy = sb.to_stax(nn.Dropout(0.5))
+    with pytest.raises(TypeError, match=r"give a key, apply_fun\(params, x, rng=key\)"):
+        noisy[1](noisy[0](KEY, (-1, 4))[1], X, training=True)
 
 
 def test_stax_combinators_hold_it() -> None:
@@ -536,6 +698,71 @@ def test_from_native_takes_all_or_nothing() -> None:
     sb.from_native(model, {"params": {"outer": {"Sequential_0": params}}})
     np.testing.assert_array_equal(model.head.weight.value, before["params"]["(Sequential).head(Linear).weight"] + 1)
     jax.tree.map(np.testing.assert_array_equal, model.variables["state"], before["state"])
+
+
+def test_from_native_finds_a_model_inside_a_bigger_one() -> None:
+    model = make()
+    start = jax.tree.map(lambda a: a + 1, model.variables)
+    model.assign(start)
+    module = sb.to_linen(model)
+    own = module.init(KEY, X)
+    dense = {"Dense_9": {"kernel": jnp.ones((3, 2))}}
+    outer = {"params": {"body": own["params"], **dense}, "batch_stats": {"body": own["batch_stats"]}}
+
+    class Net(eqx.Module):
+        body: Any
+        head: Any
+
+    class Holder(nnx.Module):
+        def __init__(self) -> None:
+            self.body = sb.to_nnx(model)
+            self.head = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+    net, state = eqx.nn.make_with_state(lambda: Net(sb.to_equinox(model), eqx.nn.Linear(3, 2, key=KEY)))()
+    trees = [outer, (net, state), Holder(), nnx.state(Holder()), [sb.to_nnx(model)], {"a": sb.to_keras(model)}]
+    for tree in trees:
+        home = sb.from_native(make(), tree)
+        jax.tree.map(np.testing.assert_array_equal, home.variables, start)
+    encoder = make().encoder
+    sb.from_native(encoder, own)
+    np.testing.assert_array_equal(encoder[0].kernel.value, model.encoder[0].kernel.value)
+    for wrong in (3, None, eqx.nn.Linear(2, 2, key=KEY)):
+        with pytest.raises(TypeError, match="from_native takes what one exported object holds, and finds 0"):
+            sb.from_native(model, wrong)
+
+
+def test_values_that_come_home_are_copies() -> None:
+    model = make()
+    variables = sb.to_linen(model).init(KEY, X)
+    sb.from_native(model, variables)
+    jax.tree.map(lambda a: a.delete(), variables)
+    assert model(X, training=False).shape == (6, 3)
+
+
+def test_a_variable_and_a_module_of_one_name_are_told_apart() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        return hk.Linear(4, name="w")(x) * hk.get_parameter("w", (1, 4), init=jnp.ones)
+
+    class Both(hk.Module):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return net(x)
+
+    model = sb.Sequential([functools.partial(Both)]).build((None, 4))
+    variables = sb.to_linen(model).init(KEY, X)
+    assert names(variables["params"]["Both_0"]["w"]) == {"w", "b"}
+    np.testing.assert_allclose(sb.to_nnx(model)(X), model(X), rtol=1e-6)
+    sb.from_native(model, variables)
+
+
+def test_an_option_that_is_misspelt_is_named() -> None:
+    with pytest.raises(TypeError, match="to_equinox takes no 'axisname'; did you mean 'axis_name'"):
+        sb.to_equinox(make(), axisname="b")
+    with pytest.raises(TypeError, match="training= is True, False or None"):
+        sb.to_linen(make(), training="yes")
+    with pytest.raises(TypeError, match="got nothing"):
+        sb.to_pure(make(build=False)).init(KEY)
+    with pytest.raises(TypeError, match="apply takes"):
+        sb.to_pure(make()).apply(make().variables["params"], X)
 
 
 def test_variables_that_are_shared_go_out_once() -> None:

@@ -46,7 +46,8 @@ def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keyword
 
         def read(path: Path, name: str, kind: str = kind, get: Any = get, likes: Any = likes) -> None:
             like = likes[path]
-            given[(kind, *path)] = get(name, like.shape, like.dtype, init=lambda shape, dtype: like)
+            initial = (lambda shape, dtype: like) if starting else None  # what nobody handed over is missed
+            given[(kind, *path)] = get(name, like.shape, like.dtype, init=initial)
 
         _each(read, known[kind], scopes)
     variables = {"params": {}, "state": {}, **nest(given)}
@@ -64,6 +65,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
     module, it is a function that makes the module and calls it: give it to `hk.transform_with_state`, or call it in the
     function that you transform. Parameters and state stand under the module's name, `"sequential/Conv_0"`; random
     numbers come from `hk.next_rng_key`. What was built hands over its values: `init` returns them, whatever the key.
+    Haiku hands its custom getters to the transforms inside, too, so that they see variables of Haiku's own layers twice.
 
     Args:
         layer: The neutral form of what goes out.

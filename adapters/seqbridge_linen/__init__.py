@@ -29,6 +29,8 @@ def adapt(entry: Any) -> PureLayer | None:
     if not isinstance(module, nn.Module):
         return None
     name = type(module).__name__
+    if isinstance(module.parent, nn.Module) and not _has_variables(module):
+        module = module.clone(parent=None, name=None)  # made in a method of another module, as linen's modules are
     if module.scope is not None:
         raise TypeError(
             f"this {name} is bound to variables: give the unbound module, {name}(...), and hand over the variables by "
@@ -76,6 +78,10 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
         held=tuple(_functions(module)),
         reduce=(_make, (type(module), _given_fields(module))),
     )
+
+
+def _has_variables(module: nn.Module) -> bool:
+    return module.scope is not None and any(module.variables.values())
 
 
 def _signature(module: nn.Module, method: str | Callable[..., Any]) -> inspect.Signature | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,9 +11,9 @@ from seqbridge import PureLayer, as_method, training_of
 
 
 class _Exported(nn.Module):
-    """A layer of other libraries."""
+    """A layer of other libraries, which each class derived from this has one of: to linen, fields are there to copy."""
 
-    layer: PureLayer
+    layer: ClassVar[PureLayer]
 
     def _run(self, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
         given = {c: self.variables.get(own, {}) for c, own in (("params", "params"), ("state", "batch_stats"))}
@@ -61,5 +61,6 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
         return self._run(args, training, keywords)
 
     call.__name__ = "__call__"
-    cls: Any = type(layer.label, (_Exported,), {"__call__": as_method(call, layer), "__module__": __name__})
-    return cls(layer=layer, name=name)
+    own = {"__call__": as_method(call, layer), "__module__": __name__, "layer": layer}
+    cls: Any = type(layer.label, (_Exported,), own)
+    return cls(name=name)

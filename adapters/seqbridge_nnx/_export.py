@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 from flax import nnx
@@ -10,19 +12,22 @@ from flax import nnx
 from seqbridge import PureLayer, Variables, as_method, nest, training_of, unnest
 
 _BOXES = {"params": nnx.Param, "state": nnx.BatchStat}
+Path: TypeAlias = tuple[str, ...]
 
 
 class _Exported(nnx.Module):
     """A layer of other libraries. Its variables are attributes of it, `module.Conv_0.kernel`."""
 
-    def __init__(self, layer: PureLayer, rngs: nnx.Rngs):
-        mode = layer.signature and layer.signature.parameters.get("training")
-        self._layer = layer
+    layer: ClassVar[PureLayer]
+    places: ClassVar[Mapping[Path, type[nnx.Variable]]]
+
+    def __init__(self, values: Variables, rngs: nnx.Rngs):
+        mode = self.layer.signature and self.layer.signature.parameters.get("training")
         self.deterministic = mode is not None and mode.default is False
-        if layer.takes_key:
+        if self.layer.takes_key:
             self.rngs = rngs.fork()
-        boxes = {p[1:]: _BOXES[p[0]](array) for p, array in unnest(layer.ready or {}).items()}
-        for name, tree in nest(boxes).items():
+        given = unnest(values)
+        for name, tree in nest({place[1:]: box(given[place]) for place, box in self.places.items()}).items():
             if hasattr(self, name):
                 raise ValueError(f"{name!r} is an attribute of every NNX module: give the layer another name")
             setattr(self, name, _dicts(tree))
@@ -34,7 +39,7 @@ class _Exported(nnx.Module):
 
         if training is None and training_of(keywords) is None:
             training = not self.deterministic
-        out, new = self._layer.apply(self.seqbridge_variables(), key, *args, training=training, **keywords)
+        out, new = self.layer.apply(self.seqbridge_variables(), key, *args, training=training, **keywords)
         nnx.update(self, new.get("state", {}))
         return out
 
@@ -45,27 +50,26 @@ class _Exported(nnx.Module):
 
     def seqbridge_variables(self) -> Variables:
         """The arrays now, for `seqbridge.from_native`."""
-        found: Variables = {"params": {}, "state": {}}
-        for kind, box in _BOXES.items():
-            leaves = nnx.to_flat_state(nnx.state(self, box))
-            found[kind] = nest({tuple(map(str, path)): variable[...] for path, variable in leaves})
-        return found
+        found = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(self))}
+        return {"params": {}, "state": {}, **nest({place: found[place[1:]][...] for place in self.places})}
 
 
 def _dicts(tree: Any) -> Any:
     return nnx.Dict({name: _dicts(inner) for name, inner in tree.items()}) if isinstance(tree, dict) else tree
 
 
-def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
+def export(layer: PureLayer, *, rngs: nnx.Rngs | int | None = None) -> nnx.Module:
     """A model, a layer or an entry of any library as a Flax NNX module.
 
     It is a module like any other, for `nnx.jit`, `nnx.grad`, `nnx.Optimizer`, `nnx.split`, and as an attribute of other
-    modules. Parameters are `nnx.Param`, state is `nnx.BatchStat`, each under its readable name: `module.Conv_0.kernel`.
-    `train()` and `eval()` switch the mode; it starts in training. Random numbers come from the stream `dropout`.
+    modules. Parameters are `nnx.Param`, frozen ones plain `nnx.Variable`s, state is `nnx.BatchStat`, each under its
+    readable name: `module.Conv_0.kernel`. `train()` and `eval()` switch the mode; it starts in training. Random numbers
+    come from the stream `dropout`.
 
     Args:
         layer: The neutral form of what goes out.
-        rngs: Where its streams of keys are forked from, an `nnx.Rngs` or a seed. At a call, `rngs=` is a keyword.
+        rngs: Where its streams of keys are forked from, an `nnx.Rngs` or a seed. The stream `params` draws the values
+            of a model that isn't built. At a call, `rngs=` is a keyword.
 
     Returns:
         A `flax.nnx.Module`.
@@ -74,7 +78,7 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
         TypeError: `x` is no entry, or isn't built.
         ValueError: A layer has a name that is taken in every NNX module.
     """
-    if layer.ready is None:
+    if layer.init is None or not (layer.ready or layer.inputs):
         raise TypeError(
             f"an NNX module has values from the start, and this {layer.label} isn't built: call model.build(...) "
             "before, or give the shapes, sb.to_nnx(x, (None, 28, 28, 1))"
@@ -84,5 +88,10 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int = 0) -> nnx.Module:
         return self._run(args, training, rngs, keywords)
 
     as_method(call, layer, *(["rngs"] if layer.takes_key else []))
-    cls: Any = type(layer.label, (_Exported,), {"__call__": call, "__module__": __name__})
-    return cls(layer, nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
+    streams = nnx.Rngs(rngs or 0) if isinstance(rngs, int | None) else rngs
+    values = layer.ready or layer.init(layer.seed if rngs is None else streams.params)
+    places = {p: nnx.Variable if p in layer.frozen() else _BOXES[p[0]] for p in unnest(values)}
+    layer = dataclasses.replace(layer, ready=None)  # which the module has
+    own = {"__call__": call, "__module__": __name__, "layer": layer, "places": places}
+    cls: Any = type(layer.label, (_Exported,), own)
+    return cls(values, streams)

@@ -39,16 +39,25 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     flags = layer.signature is not None and "training" in layer.signature.parameters
 
     def init_fun(rng: Any, input_shape: Any, **keywords: Any) -> tuple[Any, Any]:
-        params = _params(init(rng, *_specs(input_shape, 1), **keywords))
+        params = _params(init(rng, *specs(input_shape, 1), **keywords))
         given = {**keywords, **({"training": False} if flags else {})}
 
         def outputs(size: int) -> Any:
-            args = _packed(_specs(input_shape, size))
+            args = _packed(specs(input_shape, size))
             return jax.eval_shape(lambda p, x: apply_fun(p, x, jax.random.key(0), **given), params, args)
 
         one, two = outputs(1), outputs(2)
         open_ = any(size == -1 for size in jax.tree.leaves(input_shape))
         return jax.tree.map(lambda a, b: _shape(a.shape, b.shape if open_ else a.shape), one, two), params
+
+    def specs(input_shape: Any, size: int) -> tuple[Any, ...]:
+        """Inputs of a shape, or of a tuple of shapes, with a size for what may be any."""
+        several = any(isinstance(part, list | tuple) for part in input_shape)
+        shapes = input_shape if several else (input_shape,)
+        known = [spec.dtype for spec in jax.tree.leaves(layer.inputs)]
+        dtypes = known if len(known) == len(shapes) else [jnp.float32] * len(shapes)
+        sizes = [tuple(size if n in (-1, None) else n for n in shape) for shape in shapes]
+        return tuple(map(jax.ShapeDtypeStruct, sizes, dtypes))
 
     def with_state(params: Any, inputs: Any, rng: Any = None, **keywords: Any) -> tuple[Any, Any]:
         args = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
@@ -57,8 +66,11 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
             like = init(None, *args, **keywords)["state"]
             state = jax.tree.map(lambda s, a: jax.lax.stop_gradient(s).astype(a.dtype), state, like)
         before: Variables = {"params": params, "state": state}
-        out, new = layer.apply(before, rng, *args, **keywords)
+        out, new = layer.apply(before, missing if rng is None else rng, *args, **keywords)
         return out, _params({**before, **new})
+
+    def missing() -> Any:
+        raise TypeError("a layer draws random numbers: give a key, apply_fun(params, x, rng=key)")
 
     def apply_fun(params: Any, inputs: Any, rng: Any = None, **keywords: Any) -> Any:
         return with_state(params, inputs, rng, **keywords)[0]
@@ -79,16 +91,6 @@ def _params(variables: Variables) -> Any:
 
 def _float(array: Any) -> Any:
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.float32)
-
-
-def _specs(input_shape: Any, size: int) -> tuple[Any, ...]:
-    """Float inputs of a shape, or of a tuple of shapes, with a size for what may be any."""
-
-    def spec(shape: Any) -> Any:
-        return jax.ShapeDtypeStruct(tuple(size if n in (-1, None) else n for n in shape), jnp.float32)
-
-    several = any(isinstance(part, list | tuple) for part in input_shape)
-    return tuple(map(spec, input_shape)) if several else (spec(input_shape),)
 
 
 def _packed(args: tuple[Any, ...]) -> Any:
