@@ -65,7 +65,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
     module, it is a function that makes the module and calls it: give it to `hk.transform_with_state`, or call it in the
     function that you transform. Parameters and state stand under the module's name, `"sequential/Conv_0"`; random
     numbers come from `hk.next_rng_key`. What was built hands over its values: `init` returns them, whatever the key.
-    Haiku hands its custom getters to the transforms inside, too, so that they see variables of Haiku's own layers twice.
+    Haiku hands its custom getters to the transforms inside, too, so variables of Haiku's own layers are seen twice.
 
     Args:
         layer: The neutral form of what goes out.
