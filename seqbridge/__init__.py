@@ -8,13 +8,13 @@ pure functions.
 from typing import Any as _Any
 
 from seqbridge._collection import VarCollection as VarCollection
-from seqbridge._export import from_native as from_native
 from seqbridge._export import to_pure as to_pure
 from seqbridge._export import way_out as _way_out
 from seqbridge._function import as_method as as_method
 from seqbridge._function import signature_of as signature_of
 from seqbridge._grad import grad as grad
 from seqbridge._grad import value_and_grad as value_and_grad
+from seqbridge._home import from_native as from_native
 from seqbridge._jit import jit as jit
 from seqbridge._layer import Layer as Layer
 from seqbridge._optimizer import Optimizer as Optimizer

@@ -27,10 +27,17 @@ Arrays: TypeAlias = Mapping[Layer, list[Any]]
 
 
 class Naming(NamedTuple):
-    """How the variables of a model are called: each place of the tree, and the name of a variable at that place."""
+    """How the variables of a model are called.
+
+    Attributes:
+        places: Each place of the tree that holds a layer.
+        join: The name of a variable at a place.
+        apart: Other names for some, where not all of them can stand in one tree.
+    """
 
     places: Callable[[Structure], Iterable[tuple[str, Layer]]]
     join: Callable[[str, str], str]
+    apart: Callable[[Iterable[str]], Mapping[str, str]] | None = None
 
 
 FLAT = Naming(walk, full_name)
@@ -55,12 +62,10 @@ class Form:
                 places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
                 named = [(first.setdefault(tie, naming.join(prefix, slot.shown)), slot.kind) for slot, tie in places]
                 self.names[layer] = named
-        # A variable and a layer inside of one name.
-        above = {name.rpartition("/")[0] for name in first.values()}
-        above |= {"/".join(name.split("/")[:n]) for name in above for n in range(1, name.count("/") + 1)}
-        again = {name: f"{name}_" for name in first.values() if name in above}
-        first = {tie: again.get(name, name) for tie, name in first.items()}
-        self.names = {layer: [(again.get(name, name), kind) for name, kind in own] for layer, own in self.names.items()}
+        if naming.apart is not None:
+            again = naming.apart(first.values())
+            first = {tie: again.get(name, name) for tie, name in first.items()}
+            self.names = {at: [(again.get(name, name), kind) for name, kind in own] for at, own in self.names.items()}
         if len(set(first.values())) != len(first):
             twice = next(name for name, n in Counter(first.values()).items() if n > 1)
             raise ValueError(f"two variables would be called {twice}: give their layers names")

@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +41,17 @@ def readable(single: bool) -> Naming:
     def places(model: Structure) -> Iterator[tuple[str, Layer]]:
         return iter([("", next(leaves(model)))]) if single else _places(model)
 
-    return Naming(places, lambda place, shown: "/".join(filter(None, [place, *map(_identifier, shown.split("."))])))
+    def join(place: str, shown: str) -> str:
+        return "/".join(filter(None, [place, *map(_identifier, shown.split("."))]))
+
+    return Naming(places, join, _apart)
+
+
+def _apart(names: Iterable[str]) -> dict[str, str]:
+    """Other names for variables that are called like a module beside them."""
+    paths = [name.split("/") for name in names]
+    modules = {"/".join(path[:n]) for path in paths for n in range(1, len(path))}
+    return {name: f"{name}_" for name in modules.intersection("/".join(path) for path in paths)}
 
 
 def _places(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:
