@@ -778,3 +778,17 @@ def test_variables_that_are_shared_go_out_once() -> None:
 def test_two_variables_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"two variables would be called Dense_1/.*give their layers names"):
         sb.to_linen([sb.Layer(nn.Dense(2), name="Dense_1"), nn.Dense(2)]).init(KEY, X)
+
+
+def test_what_drew_nothing_when_it_was_built_may_still_draw() -> None:
+    def noise(x: jax.Array, rng: Any, *, noisy: bool = False) -> jax.Array:
+        return x + jax.random.normal(rng, x.shape) if noisy else x
+
+    model = sb.Sequential([noise]).build((None, 4))
+    module = sb.to_nnx(model)
+    np.testing.assert_array_equal(module(X), X)
+    assert not np.array_equal(module(X, noisy=True, rngs=nnx.Rngs(0)), X)
+    with pytest.raises(TypeError, match=r"give the call rngs=nnx\.Rngs"):
+        module(X, noisy=True)
+    with pytest.raises(TypeError, match="drew none when the model was built"):
+        sb.to_keras(sb.Sequential([noise]).build((None, 4)))(X, noisy=True)

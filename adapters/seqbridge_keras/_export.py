@@ -43,8 +43,7 @@ class SeqbridgeLayer(keras.Layer):
         _alive[self.key] = layer
         self._own: dict[Path, Any] = {}  # its weights
         self._inputs: Any = None
-        if layer.takes_key:
-            self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self._seeds = keras.random.SeedGenerator(self.seed) if layer.takes_key else None
         if layer.ready is not None or layer.inputs:
             self._make(layer.inputs, {})
             self.built = True
@@ -116,7 +115,9 @@ class SeqbridgeLayer(keras.Layer):
             keywords = {**keywords, "training": False}
 
         def key() -> jax.Array:
-            return self.seed_generator.next()
+            if self._seeds is None:  # whatever was known of the model, it drew nothing
+                raise TypeError("a layer draws random numbers here, but drew none when the model was built")
+            return self._seeds.next()
 
         args = _as_built_for(self.layer, _spread(self.layer, args))
         given = {path: weight.value for path, weight in self._own.items()}

@@ -34,7 +34,9 @@ class _Exported(nnx.Module):
 
     def _run(self, args: tuple[Any, ...], training: bool | None, rngs: Any, keywords: dict[str, Any]) -> Any:
         def key() -> jax.Array:
-            stream = rngs or self.rngs
+            stream = rngs or getattr(self, "rngs", None)
+            if stream is None:  # whatever was known of the model, it drew nothing
+                raise TypeError("a layer draws random numbers: give the call rngs=nnx.Rngs(...)")
             return stream() if isinstance(stream, nnx.RngStream) else stream.dropout()
 
         if training is None and training_of(keywords) is None:
