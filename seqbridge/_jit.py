@@ -1,196 +1,76 @@
-"""`jit`: one compiled program for a function of stateful arguments.
-
-A call reads the values of a flat list of variables, makes one call of one function that `jax.jit` compiled, and
-writes back what changed. What changes is found while the function is traced.
-"""
+"""`jit`: a function of stateful objects, compiled, on one device or on a mesh of them."""
 
 from __future__ import annotations
 
 import functools
-import threading
-import types
-import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
-from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
-from seqbridge._function import signature_of
-from seqbridge._stateful import Locks, Stateful
-from seqbridge._trace import Frame, commit, in_frame, read, tracing
-from seqbridge._variable import Variable
+from seqbridge._mesh import Spread
+from seqbridge._program import Bound, Jitted, Program
+from seqbridge._trace import tracing
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MOST_PROGRAMS = 64  # kept of one function; the oldest goes first
 
+class Spreading(Jitted[P, R]):
+    """What `jit` returns for a mesh: puts arrays and variables in place, and then does the same."""
 
-class _Now(threading.local):
-    """What a program is being traced for. Programs hold neither models nor arrays alive."""
-
-    call: tuple[Sequence[Stateful], tuple[Variable, ...]] = (), ()
-
-
-class _Bound(NamedTuple):
-    """The flat list of a program's variables."""
-
-    boxes: tuple[Variable, ...]
-    lock: Locks | threading.RLock
-
-
-class _Program:
-    """A compiled function of `(values of donated variables, values of the others, arrays)`."""
-
-    def __init__(self, function: Callable[..., Any], signature: Hashable, n_closed: int, now: _Now):
-        self._function = function
-        self._signature = signature
-        self._n_closed = n_closed
-        self._now = now
-        self.donated: tuple[int, ...] | None = None  # not known yet
-        self.compiled = jax.jit(self._traced)
-        self.bound: _Bound | None = None
-
-    def bind(self, holders: list[Stateful]) -> _Bound:
-        """Finds the variables, and keeps them for as long as their holders live."""
-        boxes = boxes_of(holders)
-        locks = Locks(boxes)
-        bound = self.bound = _Bound(boxes, locks[0] if len(locks) == 1 else locks)
-        me: Any = weakref.ref(self)
-        for holder in holders:
-            weakref.finalize(holder, _forget, me).atexit = False
-        return bound
-
-    def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-        holders, boxes = self._now.call
-        values = iter(kept)
-        given = dict(zip(self.donated or (), donated, strict=True))
-        start = {box: given[i] if i in given else next(values) for i, box in enumerate(boxes)}
-        with Frame(start, compiled=True) as frame:
-            args, keywords = rebuild(self._signature, arrays, holders[self._n_closed :])
-            out = self._function(*args, **keywords)
-        changes = frame.changes()
-        # A donated variable comes back in any case: its old array is gone.
-        return out, {i: frame.values[b] for i, b in enumerate(boxes) if b in changes or i in given}
-
-    def donate(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> None:
-        """From now on gives the arrays of the variables that change to the program."""
-        _, changed = jax.eval_shape(self._traced, [], [read(b) for b in boxes], arrays)
-        self.donated = tuple(changed)
-        self.compiled = jax.jit(self._traced, donate_argnums=0)
-
-    def values(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The values of donated and of other variables, checked: a donated buffer that is used twice kills JAX."""
-        indices = self.donated or ()
-        donated, kept = [boxes[i]._value for i in indices], []
-        chosen = set(indices)
-        seen = {id(a) for a in jax.tree.leaves(arrays)}
-        for i, box in enumerate(boxes):
-            if i not in chosen:
-                kept.append(box._value)
-                seen.add(id(box._value))
-        for n, value in enumerate(donated):
-            name = boxes[indices[n]].name
-            if value.is_deleted():
-                raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
-            if id(value) in seen:
-                donated[n] = jax.numpy.copy(value)
-            seen.add(id(value))
-        return donated, kept
-
-
-def _forget(program: weakref.ref[_Program]) -> None:
-    if (found := program()) is not None:
-        found.bound = None
-
-
-class Jitted(Generic[P, R]):
-    """What `jit` returns: calls like the function that it was made from."""
-
-    def __init__(self, function: Callable[P, R], vars: Any, static_argnames: Iterable[str], donate: bool):
-        functools.update_wrapper(self, function, updated=())
-        self._function = function
-        self._closed = holders_of(function, vars)
-        names = {static_argnames} if isinstance(static_argnames, str) else set(static_argnames)
-        signature = signature_of(function) if names else None
-        positions = enumerate(signature.parameters) if signature is not None else ()
-        self._static: frozenset[str | int] = frozenset(names | {i for i, name in positions if name in names})
-        self._donate = donate
-        self._programs: dict[Hashable, _Program] = {}
-        self._now = _Now()
+    def __init__(self, spread: Spread, *options: Any):
+        super().__init__(*options)
+        self._spread = spread
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, (boxes, lock), arrays = self._prepare(args, keywords)
-        try:
-            if in_frame():
-                out, changed = program.compiled([], [read(box) for box in boxes], arrays)
-                commit({boxes[i]: new for i, new in changed.items()})
-                return out
-            with lock:
-                if self._donate:
-                    if program.donated is None:
-                        program.donate(boxes, arrays)
-                    out, changed = program.compiled(*program.values(boxes, arrays), arrays)
-                else:
-                    out, changed = program.compiled([], [box._value for box in boxes], arrays)
-                if changed and tracing():
-                    commit({boxes[i]: new for i, new in changed.items()})
-                else:
-                    for i, new in changed.items():
-                        boxes[i]._value = new
-            return out
-        finally:
-            self._now.call = (), ()
+        return self._placed(super().__call__, args, keywords)
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
-        """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
-        program, (boxes, _), arrays = self._prepare(args, keywords)
-        return program.compiled.lower([], [read(box) for box in boxes], arrays)
+        """The program for these arguments, as they are spread over the mesh."""
+        return self._placed(super().lower, args, keywords)
 
-    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[_Program, _Bound, list[Any]]:
-        signature, arrays, holders = sort(args, keywords, self._static)
-        key: Hashable = signature
-        if self._closed:
-            holders = self._closed + holders
-            key = (signature, *[holder._token() for holder in self._closed])
-        try:
-            program = self._programs.get(key)
-        except TypeError as error:
-            named = {n: value for n, value in keywords.items() if n in self._static}
-            bad = next((n for n, value in named.items() if not _hashable(value)), "a static argument")
-            raise TypeError(f"{bad!r} is static, and a static argument must be hashable: {error}") from error
-        if program is None:
-            program = _Program(self._function, signature, len(self._closed), self._now)
-            self._programs[key] = program
-            if len(self._programs) > _MOST_PROGRAMS:
-                del self._programs[next(iter(self._programs))]
-        bound = program.bound or program.bind(holders)
-        self._now.call = holders, bound.boxes
+    def _placed(self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        assert self._spread is not None
+        if tracing():  # the program around this one has its arrays in place
+            self._now.batch = 0
+            return call(*args, **keywords)
+        with jax.set_mesh(self._spread.mesh):  # whatever mesh the caller has set
+            args, keywords, self._now.batch = self._spread.inputs(args, keywords)
+            return call(*args, **keywords)
+
+    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
+        program, bound, arrays = super()._prepare(args, keywords)
+        if self._spread is not None and not tracing():
+            self._spread.variables(bound.boxes)
         return program, bound, arrays
-
-    def __get__(self, owner: Any, cls: type | None = None) -> Any:
-        return self if owner is None else types.MethodType(self, owner)
-
-    def __repr__(self) -> str:
-        return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 @overload
 def jit(
-    function: Callable[P, R], /, *, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...
+    function: Callable[P, R],
+    /,
+    *,
+    vars: Any = ...,
+    static_argnames: Iterable[str] = ...,
+    donate: bool = ...,
+    mesh: Any = ...,
+    batch_axis: str | tuple[str, ...] = ...,
+    batch_kwargs: Iterable[str] = ...,
+    replicated_kwargs: Iterable[str] = ...,
+    uneven: str = ...,
 ) -> Jitted[P, R]: ...
 @overload
 def jit(
-    *, vars: Any = ..., static_argnames: Iterable[str] = ..., donate: bool = ...
+    *,
+    vars: Any = ...,
+    static_argnames: Iterable[str] = ...,
+    donate: bool = ...,
+    mesh: Any = ...,
+    batch_axis: str | tuple[str, ...] = ...,
+    batch_kwargs: Iterable[str] = ...,
+    replicated_kwargs: Iterable[str] = ...,
+    uneven: str = ...,
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     function: Callable[..., Any] | None = None,
@@ -199,11 +79,20 @@ def jit(
     vars: Any = None,
     static_argnames: Iterable[str] = (),
     donate: bool = False,
+    mesh: Any = None,
+    batch_axis: str | tuple[str, ...] = "data",
+    batch_kwargs: Iterable[str] = (),
+    replicated_kwargs: Iterable[str] = (),
+    uneven: str = "auto",
 ) -> Any:
     """Compiles a function of models, layers, collections, optimizers and arrays.
 
     What the function does to their variables comes back out. Arrays, floats and ints are traced; bools, strings,
     None, enums and callables are static, so a new value of them is a new program, as is an edit of a model.
+
+    With a mesh the program runs on all of its devices and means the same: arrays whose first dimension is the batch,
+    that of the first array given, are split over `batch_axis`, others are replicated, and variables lie as
+    `model.shard` laid them. Statistics and gradients are those of the whole batch.
 
     Args:
         function: The function, or a model itself.
@@ -211,17 +100,24 @@ def jit(
         static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
         donate: Whether the arrays of the variables that change are given to the program, which saves memory and
             time. Whoever else holds such an array loses it.
+        mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ("data",))`.
+        batch_axis: The axis of the mesh, or axes, over which the batch is split.
+        batch_kwargs: Keywords whose arrays are split though they are shorter or longer than the batch.
+        replicated_kwargs: Keywords whose arrays are replicated though they are as long as the batch.
+        uneven: A batch that the devices can't divide is computed all the same, `"auto"`, or an `"error"`.
 
     Returns:
         A callable with the signature of `function`, and `lower` as `jax.jit` has it.
 
     Raises:
         TypeError: A static argument that can't be hashed.
+        ValueError: The mesh has no such axis; a variable lies on another mesh; an uneven batch is an error.
         RuntimeError: The function reads a variable that is neither an argument nor in `vars`.
         Exception: What the function raises; then every variable has the value from before.
 
     Examples:
         >>> import jax.numpy as jnp
+        >>> from seqbridge import Variable
         >>> counter = Variable(jnp.zeros(()), kind="state", name="counter")
         >>> @jit
         ... def count(counter, x, double=False):
@@ -231,7 +127,11 @@ def jit(
         (6.0, 1.0)
     """
     if function is None:
-        return functools.partial(jit, vars=vars, static_argnames=static_argnames, donate=donate)
+        given = {k: v for k, v in locals().items() if k != "function"}
+        return functools.partial(jit, **given)
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
-    return Jitted(function, vars, static_argnames, donate)
+    if mesh is None:
+        return Jitted(function, vars, static_argnames, donate)
+    spread = Spread(mesh, batch_axis, batch_kwargs, replicated_kwargs, uneven)
+    return Spreading(spread, function, vars, static_argnames, donate)

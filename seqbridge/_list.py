@@ -222,7 +222,7 @@ class LayerList(Structure, MutableSequence[Any]):
         Structure.__init__(made, self._seed)
         made._check_names(names)
         made._layers, made._labels = layers, names
-        made._lock, made._stream = self._lock, self._stream
+        made._lock, made._stream, made._placement = self._lock, self._stream, self._placement
         made._adopt()
         return made
 

@@ -185,6 +185,9 @@ class Sequential(LayerList):
         for model, given in inputs.items():
             model._inputs = given
         edits.count += 1
+        for root in self._roots():
+            if root._placement is not None:
+                root._place(root._placement, new=True)
 
     def _after_edit(self) -> None:
         if self._inputs is not None:

@@ -13,7 +13,9 @@ import jax
 from seqbridge._collection import VarCollection, nearest
 from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
+from seqbridge._mesh import Placement, Rules, put
 from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
 Item: TypeAlias = "Layer | Structure"
@@ -40,6 +42,7 @@ class Structure(Stateful):
         self._labels: list[str | None] = []
         self._lock = threading.RLock()
         self._stream: Variable | None = None
+        self._placement: Placement | None = None
         self._parents: weakref.WeakSet[Structure] = weakref.WeakSet()
         self._cache = _Facts()
 
@@ -111,6 +114,47 @@ class Structure(Stateful):
                 token=Token(self._parts()),
             )
         return self._cache
+
+    def shard(self, mesh: Any, rules: Rules = ()) -> Self:
+        """Lays the variables out on a mesh of devices. Calls mean what they did before.
+
+        Layers that come later are laid out by the same rules. An assignment keeps the layout.
+
+        Args:
+            mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((4, 2), ("data", "model"))`.
+            rules: From a regular expression over names to a `jax.sharding.PartitionSpec`, in order: the first that is
+                found in a variable's name holds. Without any the variable is replicated, which is all that data
+                parallelism needs. An axis of the batch may stand in a rule: the variable is stored in parts, and put
+                together where it is used.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: The model isn't built, or this is a JAX transform.
+            TypeError, ValueError: What is wrong with a rule, with its variable; then nothing has moved.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp
+            >>> from seqbridge import Sequential
+            >>> model = Sequential([lambda x, w=jnp.ones((4, 8)): x @ w])
+            >>> mesh = jax.make_mesh((1,), ("data",))
+            >>> tuple(model.shard(mesh, {"w$": jax.sharding.PartitionSpec(None, "data")})[0].w.value.sharding.spec)
+            (None, 'data')
+        """
+        refuse_in_trace("laying a model out")
+        if not self.built:
+            raise RuntimeError("the model isn't built: call model.build(...) first, then model.shard(mesh, rules)")
+        placement = Placement(mesh, rules)
+        self._place(placement)
+        self._placement = placement
+        return self
+
+    def _place(self, placement: Placement, *, new: bool = False) -> None:
+        """Lays the variables out, all of them or none."""
+        with self._locks():
+            shardings = placement.shardings(self._by_name(), new=new)
+            commit({variable: put(variable.value, sharding) for variable, sharding in shardings.items()})
 
     def _make_stream(self) -> None:
         with jax.ensure_compile_time_eval():  # a value, even if this is asked for first inside a trace

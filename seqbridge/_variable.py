@@ -54,6 +54,9 @@ def cast(name: str, value: Any, like: Any) -> Any:
             array = jax.lax.convert_element_type(array, like.dtype)
     if array.shape != like.shape:
         raise ValueError(f"{name} has shape {like.shape}: can't assign shape {array.shape}")
+    layout = None if isinstance(like, Tracer) else getattr(like, "sharding", None)
+    if isinstance(layout, jax.sharding.NamedSharding) and not isinstance(array, Tracer) and array.sharding != layout:
+        array = jax.device_put(array, layout)
     return array
 
 

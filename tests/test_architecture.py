@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 ECOSYSTEMS = {"flax", "linen", "nnx", "haiku", "equinox", "keras", "objax", "stax", "optax", "chex"}
 ORDER = [  # each module imports only from those before it
     "_trace", "_keys", "_stateful", "_operators", "_variable", "_collection", "_paths", "_pure", "_registry",
-    "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer", "_apply", "_structure",
-    "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_neutral", "_export", "_home",
-    "_arguments", "_jit", "_grad", "_transforms", "_optimizer", "__init__",
+    "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer", "_apply", "_mesh",
+    "_structure", "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_neutral", "_export",
+    "_home", "_arguments", "_program", "_jit", "_grad", "_transforms", "_optimizer", "__init__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,225 @@
+"""Where arrays live: a mesh of devices, rules for variables, the batch axis of inputs. Placement changes no value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seqbridge._collection import nearest
+from seqbridge._stateful import Stateful
+from seqbridge._trace import Tracer
+from seqbridge._variable import Variable
+
+Rules: TypeAlias = "Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]]"
+
+
+def as_auto(mesh: Mesh) -> Mesh:
+    """The mesh with axes along which the compiler decides, as code that knows of no mesh needs them."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f'mesh= takes a jax.sharding.Mesh, jax.make_mesh((8,), ("data",)), not {type(mesh).__name__}')
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+class Placement:
+    """A mesh, and ordered rules that say how variables are laid out on it.
+
+    Args:
+        mesh: The mesh.
+        rules: From a regular expression over names to a `PartitionSpec`. The first that is found in a name holds;
+            without any, the variable is replicated.
+
+    Raises:
+        TypeError: A rule is no pair of a regular expression and a `PartitionSpec`.
+        ValueError: A rule names an axis that the mesh hasn't got.
+    """
+
+    def __init__(self, mesh: Mesh, rules: Rules = ()):
+        self.mesh = as_auto(mesh)
+        self.rules: list[tuple[str, PartitionSpec]] = []
+        for rule in rules.items() if isinstance(rules, Mapping) else rules:
+            if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)):
+                raise TypeError(f"a rule is a regular expression and a PartitionSpec, got {rule!r:.80}")
+            pattern, spec = rule
+            re.compile(pattern)
+            for axis in axes_of(spec):
+                if axis not in self.mesh.axis_names:
+                    raise ValueError(
+                        f"the rule {pattern!r}: {spec} names the axis {axis!r}, and the mesh has "
+                        f"{', '.join(map(repr, self.mesh.axis_names))}"
+                    )
+            self.rules.append((pattern, spec))
+
+    def shardings(self, table: Mapping[str, Variable], *, new: bool = False) -> dict[Variable, NamedSharding]:
+        """How the variables of a model are laid out, by its rules.
+
+        Args:
+            table: The variables by name; one with several names has the rule of any.
+            new: Whether these came to a model that is placed already, so that a rule needn't match any of them.
+
+        Raises:
+            ValueError: A rule matches no variable, doesn't fit one, or two rules hold for two names of one.
+        """
+        found: dict[Variable, tuple[str, PartitionSpec]] = {}
+        unused = dict.fromkeys(pattern for pattern, _ in self.rules)
+        for name, variable in table.items():
+            rule = next((rule for rule in self.rules if re.search(rule[0], name)), None)
+            for pattern in [p for p in unused if re.search(p, name)]:
+                del unused[pattern]
+            if rule is None:
+                continue
+            if variable in found and found[variable][1] != rule[1]:
+                raise ValueError(f"{name} is shared, and two rules hold for it: {found[variable]} and {rule}")
+            self._check(rule, name, variable)
+            found[variable] = rule
+        if unused and not new:
+            pattern = next(iter(unused))
+            raise ValueError(f"the rule {pattern!r} matches no variable{nearest(pattern, table)}; see model.vars()")
+        specs = {v: found[v][1] if v in found else PartitionSpec() for v in table.values()}
+        return {variable: NamedSharding(self.mesh, spec) for variable, spec in specs.items()}
+
+    def _check(self, rule: tuple[str, PartitionSpec], name: str, variable: Variable) -> None:
+        pattern, spec = rule
+        shape = variable.value.shape
+        says = f"the rule {pattern!r}: {spec}"
+        if len(spec) > len(shape):
+            raise ValueError(f"{says} has {len(spec)} dimensions, and {name} has shape {shape}")
+        for dimension, part in enumerate(spec):
+            n = int(np.prod([self.mesh.shape[axis] for axis in axes_of([part])]))
+            if shape[dimension] % n:
+                raise ValueError(
+                    f"{says} splits dimension {dimension} of {name} into {n}, which doesn't divide its shape {shape}"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Placement:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nowhere, ()  # another process has other devices
+
+
+def _nowhere() -> None:
+    return None
+
+
+def axes_of(spec: Iterable[Any]) -> Iterator[str]:
+    """The mesh axes that a `PartitionSpec` names."""
+    for part in spec:
+        yield from part if isinstance(part, tuple) else () if part is None else (part,)
+
+
+def put(value: Any, sharding: NamedSharding) -> Any:
+    """`value` laid out as `sharding` says."""
+    return value if getattr(value, "sharding", None) == sharding else jax.device_put(value, sharding)
+
+
+class Spread:
+    """How the inputs and outputs of a compiled function are spread over a mesh.
+
+    Args:
+        mesh: The mesh.
+        batch_axis: The axis, or axes, over which the batch is split.
+        batched: Keywords whose arrays are split along their first dimension whatever it is.
+        replicated: Keywords whose arrays are not, even if they are as long as the batch.
+        uneven: What happens to a batch that the devices can't divide: `"auto"`, it is computed all the same; or
+            `"error"`.
+
+    Raises:
+        ValueError: The mesh has no such axis, or there is no such way to treat an uneven batch.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        batch_axis: str | tuple[str, ...],
+        batched: Iterable[str],
+        replicated: Iterable[str],
+        uneven: str,
+    ):
+        self.mesh = as_auto(mesh)
+        self.axes = (batch_axis,) if isinstance(batch_axis, str) else tuple(batch_axis)
+        for axis in self.axes:
+            if axis not in self.mesh.axis_names:
+                raise ValueError(f"batch_axis={axis!r}: the mesh has {', '.join(map(repr, self.mesh.axis_names))}")
+        if uneven not in ("auto", "error"):
+            raise ValueError(f"uneven= is 'auto' or 'error', not {uneven!r}")
+        self._batched, self._replicated, self._uneven = frozenset(batched), frozenset(replicated), uneven
+        self._parts = int(np.prod([self.mesh.shape[axis] for axis in self.axes]))
+        self._rows = NamedSharding(self.mesh, PartitionSpec(self.axes))
+        self._whole = NamedSharding(self.mesh, PartitionSpec())
+
+    def inputs(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+        """The arguments with their arrays in place, and the size of the batch, which is the first array's.
+
+        Raises:
+            ValueError: The batch isn't even, and is to be.
+        """
+        leaves = jax.tree.leaves((args, list(keywords.values())), is_leaf=_is_stateful)
+        batch = next((x.shape[0] for x in leaves if _is_array(x) and x.ndim), 0)
+        if batch % self._parts and self._uneven == "error":
+            raise ValueError(f"a batch of {batch} can't be split evenly over {self._parts} devices")
+
+        def place(value: Any, name: str | None) -> Any:
+            return jax.tree.map(lambda x: self._place(x, name, batch), value, is_leaf=_is_stateful)
+
+        placed = tuple(place(arg, None) for arg in args)
+        return placed, {name: place(value, name) for name, value in keywords.items()}, batch
+
+    def _place(self, value: Any, name: str | None, batch: int) -> Any:
+        if not _is_array(value) or isinstance(value, Tracer):
+            return value
+        split = value.ndim and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and name not in self._replicated
+        split = split and (value.shape[0] == batch or name in self._batched)
+        return put(value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole)
+
+    def variables(self, boxes: Iterable[Variable]) -> None:
+        """Puts variables that lie on a device of their own onto the mesh.
+
+        Raises:
+            ValueError: One lies on another mesh.
+        """
+        for box in boxes:
+            sharding = box._value.sharding
+            if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+                if sharding.device_set != self._whole.device_set:
+                    raise ValueError(f"{box.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
+            elif self.mesh.size > 1 or not isinstance(sharding, NamedSharding):
+                box._value = put(box._value, self._whole)
+
+    def used(self, box: Variable, value: Any) -> Any:
+        """A parameter where it is used: whole along the axes of the batch, which are for the batch then."""
+        spec = self._spec(box)
+        if box.kind != "params" or not set(axes_of(spec)) & set(self.axes):
+            return value
+        kept = [tuple(axis for axis in axes_of([part]) if axis not in self.axes) or None for part in spec]
+        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, PartitionSpec(*kept)))
+
+    def stored(self, box: Variable, value: Any) -> Any:
+        """A variable's new value as it is kept: laid out as the old one."""
+        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, self._spec(box)))
+
+    def split(self, tree: Any, batch: int) -> Any:
+        """Inputs or outputs of a program, split where they are as long as the batch."""
+
+        def constrain(x: Any) -> Any:
+            rows = isinstance(x, jax.Array) and x.ndim and x.shape[0] == batch
+            return jax.lax.with_sharding_constraint(x, self._rows) if rows else x
+
+        return jax.tree.map(constrain, tree)
+
+    def _spec(self, box: Variable) -> PartitionSpec:
+        sharding = box._value.sharding
+        return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+
+
+def _is_stateful(value: Any) -> bool:
+    return isinstance(value, Stateful)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)

@@ -1,0 +1,283 @@
+"""One call on any number of devices: the same values, the same programs, no more traffic than by hand."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import re
+from collections import Counter
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import seqbridge as sb
+
+X = np.asarray(jax.random.normal(jax.random.key(0), (32, 6, 6, 1)))
+LABELS = np.arange(32) % 4
+KEEP = (np.arange(32) % 3 > 0).astype("float32")
+ROWS = np.asarray(jax.random.normal(jax.random.key(1), (16, 4)))
+
+
+def mesh_of(*sizes: int) -> Mesh:
+    return jax.make_mesh(sizes, ("data", "model")[: len(sizes)])
+
+
+LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, P]]] = {
+    "data": ((8,), {}),
+    "one device": ((1,), {}),
+    "fully sharded": ((8,), {r"\[4\].*w$": P("data"), r"\[9\].*kernel$": P(None, "data")}),
+    "tensors": ((4, 2), {r"\[4\].*w$": P(None, "model"), r"\[8\].*weight$": P(None, "model")}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_haiku_needs_it() -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def mixed() -> sb.Sequential:
+    return sb.Sequential([
+        nn.Conv(8, (3, 3), use_bias=False), nn.BatchNorm(momentum=0.9), nn.relu, lambda x: x.reshape(x.shape[0], -1),
+        functools.partial(hk.Linear, 16, with_bias=False), functools.partial(hk.BatchNorm, True, True, 0.9),
+        nn.Dropout(0.5), functools.partial(nn.leaky_relu, negative_slope=0.1),
+        functools.partial(eqx.nn.Linear, 16, 8), functools.partial(nnx.Linear, 8, 8), nn.Dense(4),
+        lambda x, keep=None: x if keep is None else x * keep[:, None],
+    ], seed=3).build((None, 6, 6, 1))  # fmt: skip
+
+
+def train(layout: str | None, steps: int = 20, **options: Any) -> Any:
+    model = mixed()
+    if layout is not None:
+        sizes, rules = LAYOUTS[layout]
+        options["mesh"] = mesh_of(*sizes)
+        model.shard(options["mesh"], rules)
+    optimizer = sb.Optimizer(model, optax.sgd(0.05, momentum=0.9))
+
+    @sb.jit(**options)
+    def step(model: Any, optimizer: Any, x: Any, labels: Any, keep: Any = None, negative_slope: float = 0.1) -> Any:
+        def loss_fn(model: Any) -> Any:
+            logits = model(x, training=True, keep=keep, negative_slope=negative_slope)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        loss, grads = sb.value_and_grad(loss_fn)(model)
+        optimizer.update(grads)
+        return loss
+
+    call = functools.partial(step, model, optimizer, X, LABELS, keep=KEEP, negative_slope=0.2)
+    losses = [float(call()) for _ in range(steps)]
+    lowered = step.lower(model, optimizer, X, LABELS, keep=KEEP, negative_slope=0.2)
+    return losses, model, lowered
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        losses, model, _ = train(None)
+    assert losses[-1] < losses[0]
+    return losses, model.variables
+
+
+def traffic(lowered: Any) -> Counter[str]:
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    return Counter(re.findall(rf"({kinds})(?:-start)?\(", lowered.compile().as_text()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_is_the_same_on_any_mesh(layout: str, alone: Any) -> None:
+    losses, model, lowered = train(layout)
+    np.testing.assert_allclose(losses, alone[0], atol=2e-6)
+    for kind, arrays in alone[1].items():
+        for name, array in arrays.items():
+            np.testing.assert_allclose(model.variables[kind][name], array, atol=2e-6, err_msg=name)
+    _, rules = LAYOUTS[layout]
+    for pattern, spec in rules.items():
+        (variable,) = model.vars().subset(pattern).values()
+        assert variable.value.sharding.spec == spec  # it is where it was
+    if layout == "data":  # of two BatchNorms forwards and backwards, and of all gradients
+        assert traffic(lowered) == {"all-reduce": 5}
+    if layout == "fully sharded":
+        assert traffic(lowered)["all-gather"] == len(rules)
+    if layout == "one device":
+        assert not traffic(lowered)
+
+
+def test_the_traffic_is_that_of_a_program_by_hand() -> None:
+    mesh = Mesh(mesh_of(8).devices, ("data",), axis_types=(AxisType.Auto,))
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    model = sb.Sequential([nn.Dense(8), nn.BatchNorm(), nn.relu, nn.Dense(2)]).build((None, 4))
+    variables = jax.device_put(model.variables, whole)
+
+    @jax.jit
+    def by_hand(variables: Any, x: Any) -> Any:
+        def loss_fn(params: Any) -> Any:
+            out, after = model.apply({**variables, "params": params}, x, training=True)
+            return (out**2).mean(), after["state"]
+
+        grads, state = jax.grad(loss_fn, has_aux=True)(variables["params"])
+        return jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], grads), state
+
+    @sb.jit(mesh=mesh)
+    def here(model: Any, x: Any) -> None:
+        grads = sb.grad(lambda model: (model(x, training=True) ** 2).mean())(model)
+        for name, variable in model.vars().subset("params").items():
+            variable.assign(variable - 0.1 * grads[name])
+
+    expected = traffic(by_hand.lower(variables, jax.device_put(ROWS, rows)))
+    assert traffic(here.lower(model.shard(mesh), ROWS)) == expected
+    assert expected["all-reduce"] == 3
+
+
+def test_dropout_masks_do_not_depend_on_devices() -> None:
+    masks = []
+    for mesh in (None, mesh_of(8), mesh_of(4, 2)):
+        model = sb.Sequential([nn.Dropout(0.5), eqx.nn.Dropout(0.5)]).build((None, 4))
+        masks.append([np.asarray(sb.jit(model, mesh=mesh)(ROWS, training=True)) for _ in range(2)])
+    for other in masks[1:]:
+        np.testing.assert_array_equal(other, masks[0])
+    assert not np.array_equal(*masks[0])
+
+
+def where(array: Any) -> Any:
+    return tuple(array.sharding.spec)
+
+
+def test_keywords_mean_the_same_everywhere_and_make_as_many_programs() -> None:
+    weights = np.linspace(0, 1, 16, dtype="float32")  # as long as the batch
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        (ROWS, {"mask": KEEP[:16], "scale": 0.5}),
+        (ROWS, {"mask": KEEP[:16], "scale": 0.7}),
+        (ROWS, {"mask": weights, "scale": 0.7, "mode": "sum"}),
+        (ROWS, {"table": np.ones((3, 4), "float32")}),
+        (ROWS[:10], {"mask": KEEP[:10]}),
+        (ROWS, {"per_layer": {0: {"mask": KEEP[:16]}}}),
+    ]
+    results, traces = [], []
+    for mesh in (None, mesh_of(8), mesh_of(4, 2)):
+        count = []
+
+        def layer(x: Any, mask: Any = None, scale: float = 1.0, mode: str = "mean", table: Any = None) -> Any:
+            count.append(1)  # noqa: B023
+            x = x if mask is None else x * mask[:, None]
+            x = x if table is None else x + table.sum(0, keepdims=True)
+            return (x * scale).sum(1) if mode == "sum" else (x * scale).mean(1)
+
+        model = sb.Sequential([nn.Dense(4), layer], seed=1).build((None, 4))
+        count.clear()
+        jitted = sb.jit(lambda x, model=model, **keywords: model(x, **keywords), vars=model, mesh=mesh)
+        results.append([np.asarray(jitted(x, **{k: v for k, v in kw.items() if k != "per_layer"})) for x, kw in calls])
+        traces.append(len(count))
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    assert len(set(traces)) == 1
+
+
+def test_arrays_lie_where_they_are_said_to() -> None:
+    def mix(x: Any, mask: Any, *, other: Any, pairs: Any, table: Any) -> Any:
+        return x * mask[:, None] + table.sum() + other.sum() + pairs.sum()
+
+    given = ROWS, np.ones(16, "float32")
+    keywords = {"other": np.ones(16), "pairs": np.ones((8, 2)), "table": np.ones((5, 4))}
+    jitted = sb.jit(mix, mesh=mesh_of(8), replicated_kwargs=["other"], batch_kwargs=["pairs"])
+    compiled = jitted.lower(*given, **keywords).compile()
+    (_, _, arrays), _ = compiled.input_shardings
+    assert [s.is_fully_replicated for s in arrays] == [False, False, True, False, True]
+    out = jitted(*given, **keywords)
+    np.testing.assert_allclose(out, mix(*map(jnp.asarray, given), **keywords), rtol=1e-5)
+    assert not out.sharding.is_fully_replicated
+
+
+def test_an_uneven_batch_has_the_same_values_or_is_refused() -> None:
+    model = sb.Sequential([nn.Dense(3), nn.BatchNorm()], seed=1).build((None, 4))
+    twin = copy.deepcopy(model)
+    out = sb.jit(model, mesh=mesh_of(8))(ROWS[:11], training=True)
+    np.testing.assert_allclose(out, twin(ROWS[:11], training=True), atol=1e-6)
+    for name, array in twin.variables["state"].items():
+        np.testing.assert_allclose(model.variables["state"][name], array, atol=1e-6)
+    strict = sb.jit(model, mesh=mesh_of(8), uneven="error")
+    with pytest.raises(ValueError, match="a batch of 11 can't be split evenly over 8 devices"):
+        strict(ROWS[:11], training=True)
+    strict(ROWS, training=True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"kernle": P("data")}, "the rule 'kernle' matches no variable"),
+        ({"kernel": P("modle")}, "the rule 'kernel'.* names the axis 'modle', and the mesh has 'data', 'model'"),
+        ({"bias": P(None, "data")}, r"the rule 'bias'.* has 2 dimensions, and \(Sequential\)\[0\]\(Dense\).bias has"),
+        ({"kernel": P(None, "model")}, r"splits dimension 1 of \(Sequential\)\[0\]\(Dense\).kernel into 2.*\(4, 3\)"),
+        ({"kernel": ("data",)}, "a rule is a regular expression and a PartitionSpec"),
+    ],
+)
+def test_a_rule_that_is_wrong_is_named_and_nothing_moves(rules: Any, message: str) -> None:
+    model = sb.Sequential([nn.Dense(3)]).build((None, 4))
+    before = [v.value.sharding for v in model.vars().values()]
+    with pytest.raises((ValueError, TypeError), match=message):
+        model.shard(mesh_of(4, 2), rules)
+    assert [v.value.sharding for v in model.vars().values()] == before
+
+
+def test_layouts_are_kept_by_edits_assignments_and_copies() -> None:
+    model = sb.Sequential([nn.Dense(8), jnp.tanh, nn.Dense(8)]).build((None, 4))
+    with pytest.raises(RuntimeError, match="isn't built"):
+        sb.Sequential([nn.Dense(3)]).shard(mesh_of(8))
+    assert model.shard(mesh_of(8), [(r"\[0\].*kernel", P()), ("kernel", P(None, "data"))]) is model
+    assert [where(v.value) for v in model.vars().subset("kernel").values()] == [(), (None, "data")]
+    model.append(nn.Dense(16))
+    assert where(model[3].kernel.value) == (None, "data")
+    model[2].kernel.assign(np.ones((8, 8), "float32"))
+    model[2].load_native({"params": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}})
+    assert where(model[2].kernel.value) == (None, "data")
+    assert where(copy.deepcopy(model)[2].kernel.value) == (None, "data")
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(again(ROWS), model(ROWS), atol=1e-6)
+    part = model[:3]
+    part.append(nn.Dense(24))
+    assert where(part[3].kernel.value) == (None, "data")
+    model.shard(mesh_of(4, 2), {"kernel": P("model")})
+    assert where(model[3].kernel.value) == ("model",)
+
+
+def test_another_mesh_is_refused_before_anything_changes() -> None:
+    model = sb.Sequential([nn.Dense(3), nn.BatchNorm()]).build((None, 4))
+    few = Mesh(np.array(jax.devices()[:4]), ("data",))
+    model.shard(few)
+    before = model.variables
+    with pytest.raises(ValueError, match=r"\(Dense\).* lies on another mesh.*model.shard\(mesh\) moves it"):
+        sb.jit(model, mesh=mesh_of(8))(ROWS, training=True)
+    jax.tree.map(np.testing.assert_array_equal, model.variables, before)
+    model.shard(mesh_of(8))
+    sb.jit(model, mesh=mesh_of(8))(ROWS, training=True)
+    with pytest.raises(ValueError, match="batch_axis='batch': the mesh has 'data'"):
+        sb.jit(model, mesh=mesh_of(8), batch_axis="batch")
+    with pytest.raises(TypeError, match=r"takes a jax\.sharding\.Mesh"):
+        sb.jit(model, mesh=8)
+
+
+def test_a_mesh_of_the_users_own_does_not_disturb() -> None:
+    model = sb.Sequential([nn.Dense(3), functools.partial(hk.Linear, 2)]).build((None, 4))
+    expected = model(ROWS)
+    explicit = jax.make_mesh((8,), ("data",))
+    with jax.set_mesh(explicit):
+        out = sb.jit(model.shard(explicit), mesh=explicit)(ROWS)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_donation_works_on_a_mesh() -> None:
+    _, kept, _ = train("fully sharded", steps=3)
+    _, donated, _ = train("fully sharded", steps=3, donate=True)
+    for name, array in kept.variables["params"].items():
+        np.testing.assert_allclose(donated.variables["params"][name], array, atol=1e-6)
