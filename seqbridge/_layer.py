@@ -153,6 +153,7 @@ class Layer(Stateful):
                 name=f"({self.pure.label}).{slot.shown}",
                 trainable=None if self._options[2] and slot.trainable else False,
                 metadata=slot.note,
+                axes=slot.axes,
             )
             box._namer = self._name_of
             box._lock = lock or box._lock
@@ -279,7 +280,7 @@ class Layer(Stateful):
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        notes = self._layout and self._layout.annotated(list(range(len(self._variables))))
+        notes = self._layout and self._layout.described(list(range(len(self._variables))))
         rest = self._variables, self._draws, self._origin
         return _remake, (portable(self.entry), self.name, self._options, notes, *rest)
 

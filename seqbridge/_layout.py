@@ -23,6 +23,7 @@ class Slot(NamedTuple):
     shown: str
     note: Any
     trainable: bool
+    axes: tuple[Any, ...]
 
 
 class Layout:
@@ -49,6 +50,7 @@ class Layout:
                 shown=name if often[name] == 1 or path[0] == "params" else ".".join(path),
                 note=leaf.note if _is_annotated(leaf) else None,
                 trainable=not _is_annotated(leaf) or leaf.trainable,
+                axes=leaf.axes if _is_annotated(leaf) else (),
             )
             for (_, leaf), path, name in zip(leaves, paths, shown, strict=True)
         )
@@ -70,6 +72,11 @@ class Layout:
     def annotated(self, arrays: list[Any]) -> Variables:
         pairs = zip(self.slots, arrays, strict=True)
         return self.tree([a if s.trainable and s.note is None else Annotated(a, s.note, s.trainable) for s, a in pairs])
+
+    def described(self, arrays: list[Any]) -> Variables:
+        """The tree with all that was said of the arrays, from which a layout can be made again."""
+        pairs = zip(self.slots, arrays, strict=True)
+        return self.tree([Annotated(a, s.note, s.trainable, s.axes) for s, a in pairs])
 
     def flatten(self, what: str, variables: Variables) -> list[Any]:
         """The arrays of a tree of this structure.

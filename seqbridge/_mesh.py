@@ -32,15 +32,22 @@ class Placement:
     Args:
         mesh: The mesh.
         rules: From a regular expression over names to a `PartitionSpec`. The first that is found in a name holds;
-            without any, the variable is replicated.
+            without any, the variable is laid out as its own library says, or else replicated.
+        logical: From the names that libraries give to dimensions to axes of the mesh. What is no axis and isn't named
+            here is replicated.
 
     Raises:
         TypeError: A rule is no pair of a regular expression and a `PartitionSpec`.
         ValueError: A rule names an axis that the mesh hasn't got.
     """
 
-    def __init__(self, mesh: Mesh, rules: Rules = ()):
+    def __init__(self, mesh: Mesh, rules: Rules = (), logical: Mapping[str, Any] | None = None):
         self.mesh = as_auto(mesh)
+        self.logical = dict(logical or {})
+        for name, axes in self.logical.items():
+            for axis in axes_of([axes]):
+                if axis not in self.mesh.axis_names:
+                    raise ValueError(f"logical={{{name!r}: {axes!r}}}: the mesh has {', '.join(self.mesh.axis_names)}")
         self.rules: list[tuple[str, PartitionSpec]] = []
         for rule in rules.items() if isinstance(rules, Mapping) else rules:
             if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)):
@@ -71,6 +78,8 @@ class Placement:
             rule = next((rule for rule in self.rules if re.search(rule[0], name)), None)
             for pattern in [p for p in unused if re.search(p, name)]:
                 del unused[pattern]
+            if rule is None and variable.axes:
+                rule = "its own axes", self._own(variable.axes)
             if rule is None:
                 continue
             if variable in found and found[variable][1] != rule[1]:
@@ -82,6 +91,16 @@ class Placement:
             raise ValueError(f"the rule {pattern!r} matches no variable{nearest(pattern, table)}; see model.vars()")
         specs = {v: found[v][1] if v in found else PartitionSpec() for v in table.values()}
         return {variable: NamedSharding(self.mesh, spec) for variable, spec in specs.items()}
+
+    def _own(self, axes: tuple[Any, ...]) -> PartitionSpec:
+        """What a library says, in terms of the mesh."""
+
+        def known(name: Any) -> tuple[str, ...]:
+            found = self.logical.get(name, name)
+            return tuple(axis for axis in axes_of([found]) if axis in self.mesh.axis_names)
+
+        parts = (tuple(axis for name in axes_of([part]) for axis in known(name)) for part in axes)
+        return PartitionSpec(*(part[0] if len(part) == 1 else part or None for part in parts))
 
     def _check(self, rule: tuple[str, PartitionSpec], name: str, variable: Variable) -> None:
         pattern, spec = rule

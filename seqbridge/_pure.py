@@ -49,11 +49,14 @@ class Annotated:
         value: The array.
         note: Anything that can be compared and hashed.
         trainable: False: a parameter that its library has frozen.
+        axes: For each dimension the axis, or axes, of a mesh along which it is to be split, or a name that stands for
+            them; None: it isn't. Empty: nothing is said.
     """
 
     value: Any
     note: Any = dataclasses.field(default=None, metadata={"static": True})
     trainable: bool = dataclasses.field(default=True, metadata={"static": True})
+    axes: tuple[Any, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
 def training_of(keywords: Mapping[str, Any]) -> bool | None:

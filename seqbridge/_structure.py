@@ -115,7 +115,7 @@ class Structure(Stateful):
             )
         return self._cache
 
-    def shard(self, mesh: Any, rules: Rules = ()) -> Self:
+    def shard(self, mesh: Any, rules: Rules = (), *, logical: Mapping[str, Any] | None = None) -> Self:
         """Lays the variables out on a mesh of devices. Calls mean what they did before.
 
         Layers that come later are laid out by the same rules. An assignment keeps the layout.
@@ -123,9 +123,11 @@ class Structure(Stateful):
         Args:
             mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((4, 2), ("data", "model"))`.
             rules: From a regular expression over names to a `jax.sharding.PartitionSpec`, in order: the first that is
-                found in a variable's name holds. Without any the variable is replicated, which is all that data
-                parallelism needs. An axis of the batch may stand in a rule: the variable is stored in parts, and put
-                together where it is used.
+                found in a variable's name holds. Without any the variable is laid out as its own library says, or else
+                replicated, which is all that data parallelism needs. An axis of the batch may stand in a rule: the
+                variable is stored in parts, and put together where it is used.
+            logical: From the names that libraries give to dimensions to axes of the mesh: `{"embed": None, "mlp":
+                "model"}`. What is no axis of the mesh and isn't named here is replicated.
 
         Returns:
             The model.
@@ -145,7 +147,7 @@ class Structure(Stateful):
         refuse_in_trace("laying a model out")
         if not self.built:
             raise RuntimeError("the model isn't built: call model.build(...) first, then model.shard(mesh, rules)")
-        placement = Placement(mesh, rules)
+        placement = Placement(mesh, rules, logical)
         self._place(placement)
         self._placement = placement
         return self

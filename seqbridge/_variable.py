@@ -85,7 +85,8 @@ class Variable(Operators, Stateful):
         path: The keys that lead to the array inside that collection.
         name: What the variable is called while no model names it.
         trainable: Whether gradients and optimizers see it. By default the kind decides.
-        metadata: What the entry's own library says of the array, such as how it is to be sharded.
+        metadata: What the entry's own library says of the array.
+        axes: How it says the array is to be split over a mesh; see `Annotated`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -100,8 +101,8 @@ class Variable(Operators, Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_label", "_lock", "_namer", "_serial", "_trainable", "_value", "collection", "kind", "metadata",
-        "path",
+        "__weakref__", "_label", "_lock", "_namer", "_serial", "_trainable", "_value", "axes", "collection", "kind",
+        "metadata", "path",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +115,7 @@ class Variable(Operators, Stateful):
         name: str = "",
         trainable: bool | None = None,
         metadata: Any = None,
+        axes: tuple[Any, ...] = (),
     ):
         self._value = strong(value)
         born(self)
@@ -121,6 +123,7 @@ class Variable(Operators, Stateful):
         self.collection = collection
         self.path = path
         self.metadata = metadata
+        self.axes = axes
         self._label = name or ".".join(path) or "variable"
         self._namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
@@ -243,14 +246,15 @@ class Variable(Operators, Stateful):
         return value
 
     def _rest(self) -> tuple[Any, ...]:
-        return self.kind, self.collection, self.path, self._label, self._trainable, self.metadata
+        return self.kind, self.collection, self.path, self._label, self._trainable, self.metadata, self.axes
 
 
-def _restore(saved: Any, kind: Kind, collection: str, path: Any, name: str, trainable: Any, metadata: Any) -> Variable:
+def _restore(saved: Any, kind: Kind, collection: str, path: Any, name: str, trainable: Any, *said: Any) -> Variable:
     if isinstance(saved, tuple):
         saved = jax.random.wrap_key_data(jnp.array(saved[0]), impl=saved[1])
+    metadata, axes = said
     return Variable(
-        saved, kind=kind, collection=collection, path=path, name=name, trainable=trainable, metadata=metadata
+        saved, kind=kind, collection=collection, path=path, name=name, trainable=trainable, metadata=metadata, axes=axes
     )
 
 

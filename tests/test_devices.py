@@ -281,3 +281,32 @@ def test_donation_works_on_a_mesh() -> None:
     _, donated, _ = train("fully sharded", steps=3, donate=True)
     for name, array in kept.variables["params"].items():
         np.testing.assert_allclose(donated.variables["params"][name], array, atol=1e-6)
+
+
+def test_what_a_library_says_of_layouts_holds_where_rules_are_silent() -> None:
+    def init(*names: str | None, logical: bool = False) -> Any:
+        wrap = nn.with_logical_partitioning if logical else nn.with_partitioning
+        return wrap(nn.initializers.lecun_normal(), names)
+
+    auto = (AxisType.Auto,) * 2
+    with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), axis_types=auto)):
+        names = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+        linear = nnx.Linear(4, 4, rngs=nnx.Rngs(0), kernel_init=names)
+    model = sb.Sequential([
+        nn.Dense(4, kernel_init=init(None, "model")), nn.Dense(4, kernel_init=init("embed", "mlp", logical=True)),
+        nn.Dense(4, kernel_init=init("elsewhere", None)), linear, nn.Dense(4, kernel_init=init(None, "model")),
+    ]).build((None, 4))  # fmt: skip
+    expected = model(ROWS)
+
+    def specs() -> list[Any]:
+        return [where(v.value) for v in model.vars().subset("kernel").values()]
+
+    model.shard(mesh_of(4, 2), {r"\[4\]": P()}, logical={"embed": None, "mlp": "model"})
+    assert specs() == [(None, "model"), (None, "model"), (None, None), (None, "model"), ()]
+    np.testing.assert_allclose(sb.jit(model, mesh=mesh_of(4, 2))(ROWS), expected, atol=1e-5)
+    copy.deepcopy(model).shard(mesh_of(4, 2), logical={"mlp": "model"})
+    with pytest.raises(ValueError, match=r"logical={'mlp': 'modle'}: the mesh has data, model"):
+        model.shard(mesh_of(4, 2), logical={"mlp": "modle"})
+    odd = sb.Sequential([nn.Dense(3, kernel_init=init(None, "model"))]).build((None, 4))
+    with pytest.raises(ValueError, match=r"'its own axes'.* splits dimension 1"):
+        odd.shard(mesh_of(4, 2))

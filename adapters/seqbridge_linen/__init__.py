@@ -126,7 +126,9 @@ def _is_box(leaf: Any) -> bool:
 
 
 def _annotate(leaf: Any) -> Any:
-    return Annotated(leaf.unbox(), leaf.replace_boxed(None)) if _is_box(leaf) else leaf
+    if not _is_box(leaf):
+        return leaf
+    return Annotated(leaf.unbox(), leaf.replace_boxed(None), axes=tuple(leaf.get_partition_spec()))
 
 
 def _box(leaf: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqbridge import Variables, nest, unnest
+from seqbridge import Annotated, Variables, nest, unnest
 
 _COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
 _PASSING = (nnx.Intermediate, nnx.Perturbation)  # what a call may leave in a module without its being state
@@ -27,6 +27,7 @@ class Structure:
         _, state = nnx.split(module)
         self.arrays, self._treedef = jax.tree.flatten(state)
         self.kinds: dict[str, Any] = {}
+        self._axes: dict[tuple[str, ...], tuple[Any, ...]] = {}
         self._places: dict[tuple[str, ...], int] = {}
         self._keys: dict[tuple[str, ...], int] = {}
         self._counts: dict[tuple[str, ...], int] = {}
@@ -39,6 +40,11 @@ class Structure:
                 collection = _COLLECTIONS.get(kind, kind.__name__)
                 self.kinds[collection] = "params" if issubclass(kind, nnx.Param) else "state"
                 self._places[(collection, *path)] = i
+        for path, node in nnx.to_flat_state(state):
+            if isinstance(node, nnx.Variable):  # which calls it by another name in each version
+                told = node.get_metadata()
+                axes = next((told[n] for n in ("out_sharding", "sharding_names", "sharding") if told.get(n)), ())
+                self._axes[tuple(map(str, path))] = tuple(axes)
         self.draws = bool(self._keys)
         for stream, i in self._keys.items():  # in a module of shapes, keys that hold a place
             if isinstance(self.arrays[i], jax.ShapeDtypeStruct):
@@ -47,7 +53,13 @@ class Structure:
                 self.arrays[self._counts[stream]] = jnp.zeros(shape, "uint32")
 
     def variables(self, arrays: list[Any]) -> Variables:
-        return nest({place: jnp.asarray(arrays[i]) for place, i in self._places.items()})
+        """The arrays, with what NNX says of how they are to be split."""
+
+        def said(place: tuple[str, ...], array: jax.Array) -> Any:
+            axes = self._axes.get(place[1:])
+            return Annotated(array, axes=axes) if axes else array
+
+        return nest({place: said(place, jnp.asarray(arrays[i])) for place, i in self._places.items()})
 
     def sources(self, module: nnx.Module) -> dict[tuple[str, ...], Any]:
         """The `nnx.Variable`s of a module, by the places of their arrays."""
