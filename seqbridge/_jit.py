@@ -8,8 +8,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
-from seqbridge._mesh import Spread
+from seqbridge._mesh import Spread, check_agreement
 from seqbridge._program import Bound, Jitted, Program
+from seqbridge._stateful import Stateful
 from seqbridge._trace import tracing
 
 P = ParamSpec("P")
@@ -19,9 +20,10 @@ R = TypeVar("R")
 class Spreading(Jitted[P, R]):
     """What `jit` returns for a mesh: puts arrays and variables in place, and then does the same."""
 
-    def __init__(self, spread: Spread, *options: Any):
+    def __init__(self, spread: Spread, check_processes: bool, *options: Any):
         super().__init__(*options)
         self._spread = spread
+        self._check = check_processes
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
         return self._placed(super().__call__, args, keywords)
@@ -42,8 +44,24 @@ class Spreading(Jitted[P, R]):
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
         program, bound, arrays = super()._prepare(args, keywords)
         if self._spread is not None and not tracing():
+            if self._check:
+                self._agree(args, keywords, bound)
             self._spread.variables(bound.boxes)
         return program, bound, arrays
+
+    def _agree(self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound) -> None:
+        """Raises in every process if they don't call the same."""
+        leaves, treedef = jax.tree.flatten((args, keywords), is_leaf=lambda leaf: isinstance(leaf, Stateful))
+        leaves = [leaf for leaf in leaves if not isinstance(leaf, Stateful)]
+        arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
+        streams = [box._value for box in bound.boxes if box.kind == "rng"]
+        check_agreement({
+            "values that aren't arrays": [leaf for leaf in leaves if not hasattr(leaf, "dtype")],
+            "structure": str(treedef),
+            "shapes": [(leaf.shape, str(leaf.dtype)) for leaf in arrays],
+            "variables": [(box.name, box._value.shape, str(box._value.dtype)) for box in bound.boxes],
+            "random keys": [jax.device_get(jax.random.key_data(stream)).tolist() for stream in streams],
+        })  # fmt: skip
 
 
 @overload
@@ -59,6 +77,7 @@ def jit(
     batch_kwargs: Iterable[str] = ...,
     replicated_kwargs: Iterable[str] = ...,
     uneven: str = ...,
+    check_processes: bool = ...,
 ) -> Jitted[P, R]: ...
 @overload
 def jit(
@@ -71,6 +90,7 @@ def jit(
     batch_kwargs: Iterable[str] = ...,
     replicated_kwargs: Iterable[str] = ...,
     uneven: str = ...,
+    check_processes: bool = ...,
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     function: Callable[..., Any] | None = None,
@@ -84,6 +104,7 @@ def jit(
     batch_kwargs: Iterable[str] = (),
     replicated_kwargs: Iterable[str] = (),
     uneven: str = "auto",
+    check_processes: bool = False,
 ) -> Any:
     """Compiles a function of models, layers, collections, optimizers and arrays.
 
@@ -105,6 +126,8 @@ def jit(
         batch_kwargs: Keywords whose arrays are split though they are shorter or longer than the batch.
         replicated_kwargs: Keywords whose arrays are replicated though they are as long as the batch.
         uneven: A batch that the devices can't divide is computed all the same, `"auto"`, or an `"error"`.
+        check_processes: Whether several processes make sure, at each call, that they call the same. They hang, or
+            compute garbage, where they don't; so it is worth its milliseconds while a program is new.
 
     Returns:
         A callable with the signature of `function`, and `lower` as `jax.jit` has it.
@@ -112,7 +135,7 @@ def jit(
     Raises:
         TypeError: A static argument that can't be hashed.
         ValueError: The mesh has no such axis; a variable lies on another mesh; an uneven batch is an error.
-        RuntimeError: The function reads a variable that is neither an argument nor in `vars`.
+        RuntimeError: The function reads a variable that is neither an argument nor in `vars`; processes disagree.
         Exception: What the function raises; then every variable has the value from before.
 
     Examples:
@@ -134,4 +157,4 @@ def jit(
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate)
     spread = Spread(mesh, batch_axis, batch_kwargs, replicated_kwargs, uneven)
-    return Spreading(spread, function, vars, static_argnames, donate)
+    return Spreading(spread, check_processes, function, vars, static_argnames, donate)

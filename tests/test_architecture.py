@@ -164,7 +164,7 @@ def test_the_public_names_are_these() -> None:
 
     assert {name for name in vars(seqbridge) if not name.startswith("_")} == {
         "MODE_FLAGS", "Annotated", "Layer", "Optimizer", "PureLayer", "Sequential", "VarCollection", "Variable",
-        "Variables", "as_method", "call_text", "eval_shape", "from_native", "grad", "jit", "nest", "path_text",
+        "Variables", "as_method", "call_text", "eval_shape", "feed", "from_native", "grad", "jit", "nest", "path_text",
         "register", "register_export", "remat", "scan", "signature_of", "to_pure", "training_of", "unnest",
         "value_and_grad", "vmap",
     }  # fmt: skip
