@@ -242,6 +242,7 @@ class Spread:
         self._parts = int(np.prod([self.mesh.shape[axis] for axis in self.axes]))
         self._rows = NamedSharding(self.mesh, PartitionSpec(self.axes))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
+        self.many = self.mesh.size > 1
 
     def inputs(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], int]:
         """The arguments with their arrays in place, and the size of the batch, which is the first array's.
@@ -249,12 +250,13 @@ class Spread:
         Raises:
             ValueError: The batch isn't even, and is to be.
         """
-        leaves = jax.tree.leaves((args, list(keywords.values())), is_leaf=_is_stateful)
-        batch = next((x.shape[0] for x in leaves if _is_array(x) and x.ndim), 0)
+        batch = next((x.shape[0] for x in _arrays((*args, *keywords.values())) if x.ndim), 0)
         if batch % self._parts and self._uneven == "error":
             raise ValueError(f"a batch of {batch} can't be split evenly over {self._parts} devices")
 
         def place(value: Any, name: str | None) -> Any:
+            if _is_stateful(value) or _is_array(value):  # as nearly everything is, and `jax.tree` takes its time
+                return self._place(value, name, batch)
             return jax.tree.map(lambda x: self._place(x, name, batch), value, is_leaf=_is_stateful)
 
         placed = tuple(place(arg, None) for arg in args)
@@ -275,10 +277,12 @@ class Spread:
         """
         for box in boxes:
             sharding = box._value.sharding
+            if sharding is self._whole:
+                continue
             if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-                if sharding.device_set != self._whole.device_set:
+                if sharding.mesh is not self.mesh and sharding.device_set != self._whole.device_set:
                     raise ValueError(f"{box.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
-            elif self.mesh.size > 1 or not isinstance(sharding, NamedSharding):
+            elif self.many or not isinstance(sharding, NamedSharding):
                 box._value = put(box._value, self._whole)
 
     def used(self, box: Variable, value: Any) -> Any:
@@ -309,6 +313,14 @@ class Spread:
 
 def _is_stateful(value: Any) -> bool:
     return isinstance(value, Stateful)
+
+
+def _arrays(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if _is_array(value):
+            yield value
+        elif not _is_stateful(value):
+            yield from filter(_is_array, jax.tree.leaves(value, is_leaf=_is_stateful))
 
 
 def _is_array(value: Any) -> bool:

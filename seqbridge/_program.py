@@ -73,6 +73,7 @@ class Program:
         given = dict(zip(self.donated or (), donated, strict=True))
         start = {box: given[i] if i in given else next(values) for i, box in enumerate(boxes)}
         spread, batch = self._spread, self._now.batch
+        spread = spread if spread is not None and spread.many else None
         if spread is not None:
             start = {box: spread.used(box, value) for box, value in start.items()}
             arrays = spread.split(arrays, batch)
