@@ -17,11 +17,11 @@ from seqbridge._grad import value_and_grad as value_and_grad
 from seqbridge._home import from_native as from_native
 from seqbridge._jit import jit as jit
 from seqbridge._layer import Layer as Layer
-from seqbridge._mesh import feed as feed
 from seqbridge._optimizer import Optimizer as Optimizer
 from seqbridge._paths import nest as nest
 from seqbridge._paths import path_text as path_text
 from seqbridge._paths import unnest as unnest
+from seqbridge._processes import feed as feed
 from seqbridge._pure import MODE_FLAGS as MODE_FLAGS
 from seqbridge._pure import Annotated as Annotated
 from seqbridge._pure import PureLayer as PureLayer

@@ -8,8 +8,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
-from seqbridge._mesh import Spread, check_agreement
+from seqbridge._processes import check_agreement
 from seqbridge._program import Bound, Jitted, Program
+from seqbridge._spread import Spread
 from seqbridge._stateful import Stateful
 from seqbridge._trace import tracing
 

@@ -17,7 +17,7 @@ import jax
 
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
 from seqbridge._function import signature_of
-from seqbridge._mesh import Spread
+from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
 from seqbridge._variable import Variable
@@ -84,7 +84,7 @@ class Program:
         # A donated variable comes back in any case: its old array is gone.
         changed = {i: frame.values[b] for i, b in enumerate(boxes) if b in changes or i in given}
         if spread is not None:
-            out = spread.split(out, batch)
+            out = spread.split(out, batch, outputs=True)
             changed = {i: spread.stored(boxes[i], value) for i, value in changed.items()}
         return out, changed
 

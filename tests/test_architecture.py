@@ -15,7 +15,8 @@ ORDER = [  # each module imports only from those before it
     "_trace", "_keys", "_stateful", "_operators", "_variable", "_collection", "_paths", "_pure", "_registry",
     "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer", "_apply", "_mesh",
     "_structure", "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_neutral", "_export",
-    "_home", "_arguments", "_program", "_jit", "_grad", "_transforms", "_optimizer", "__init__",
+    "_home", "_processes", "_spread", "_arguments", "_program", "_jit", "_grad", "_transforms", "_optimizer",
+    "__init__",
 ]  # fmt: skip
 
 
