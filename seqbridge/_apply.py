@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Hashable, Mapping
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,10 +66,33 @@ def _call(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], k
     name = layer.pure.key_name
     if name is not None and name not in keywords and name not in layer.parameters.positional[: len(args)]:
         keywords = {**keywords, name: key}
-    result = layer.pure.apply(variables, key, *args, **keywords)
+    result = binding(lambda: layer.pure.apply(variables, key, *args, **keywords))
     if type(result) is not tuple or len(result) != 2:
         raise TypeError(f"apply of the adapter of {layer.pure.ecosystem} must return (outputs, new_state)")
     return result
+
+
+def binding(function: Callable[[], Any]) -> Any:
+    """`function()`, with every axis bound that it asks for, by name, and nobody has bound.
+
+    A layer that averages over the devices of an axis gets the whole batch here, so there is one of them.
+    """
+    names: list[str] = []
+    while True:
+        try:
+            return _under(names, function)
+        except NameError as error:
+            found = re.search(r"unbound axis name: ([\w.-]+)", str(error))
+            if found is None or found[1] in names:
+                raise
+            names.append(found[1].rstrip("."))
+
+
+def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:
+    if not names:
+        return function()
+    first, *rest = names
+    return jax.vmap(lambda _: _under(rest, function), axis_name=first, out_axes=None)(jnp.zeros(1))
 
 
 def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Any:

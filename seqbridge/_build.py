@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._apply import evaluate, key_for, unused_key
+from seqbridge._apply import binding, evaluate, key_for, unused_key
 from seqbridge._dispatch import Call
 from seqbridge._forward import Run
 from seqbridge._keys import Keys
@@ -116,17 +116,17 @@ def initial(
     A module computes its outputs while it makes its parameters. Here that part is traced and dropped; the rest runs
     operation by operation, as it does natively, so that the values are the same to the last bit.
     """
-    assert layer.pure.init is not None
+    make = layer.pure.init
+    assert make is not None
     if layer.pure.per_example:
         args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args)
 
     def init(key: Any) -> Variables:
         inputs, options = jax.tree.map(_zeros, (args, keywords))
-        assert layer.pure.init is not None
-        return layer.pure.init(key, *inputs, **options)
+        return binding(lambda: make(key, *inputs, **options))
 
     if not layer.pure.traceable:
-        return layer.pure.init(_outside(layer, keys, abstract), *args, **keywords)
+        return make(_outside(layer, keys, abstract), *args, **keywords)
     if abstract:
         return jax.eval_shape(init, keys.key)
     if tracing() or isinstance(keys.key, Tracer):

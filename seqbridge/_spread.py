@@ -73,6 +73,9 @@ class Spread:
     def _place(self, value: Any, name: str | None, batch: int) -> Any:
         if not _is_array(value) or isinstance(value, Tracer):
             return value
+        lies = getattr(value, "sharding", None)
+        if isinstance(lies, NamedSharding) and lies.mesh.size > 1 and lies.device_set != self._whole.device_set:
+            raise ValueError(f"{name or 'an input'} lies on another mesh, {lies.mesh}, than mesh=, {self.mesh}")
         split = value.ndim and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and name not in self._replicated
         split = split and (value.shape[0] == batch or name in self._batched)
         return put(value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole)

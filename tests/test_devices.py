@@ -6,7 +6,10 @@ import copy
 import functools
 import pickle
 import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -161,7 +165,7 @@ def test_keywords_mean_the_same_everywhere_and_make_as_many_programs() -> None:
         (ROWS, {"mask": weights, "scale": 0.7, "mode": "sum"}),
         (ROWS, {"table": np.ones((3, 4), "float32")}),
         (ROWS[:10], {"mask": KEEP[:10]}),
-        (ROWS, {"per_layer": {0: {"mask": KEEP[:16]}}}),
+        (ROWS, {"per_layer": {1: {"mask": KEEP[:16], "mode": "sum"}}}),
     ]
     results, traces = [], []
     for mesh in (None, mesh_of(8), mesh_of(4, 2)):
@@ -176,7 +180,7 @@ def test_keywords_mean_the_same_everywhere_and_make_as_many_programs() -> None:
         model = sb.Sequential([nn.Dense(4), layer], seed=1).build((None, 4))
         count.clear()
         jitted = sb.jit(lambda x, model=model, **keywords: model(x, **keywords), vars=model, mesh=mesh)
-        results.append([np.asarray(jitted(x, **{k: v for k, v in kw.items() if k != "per_layer"})) for x, kw in calls])
+        results.append([np.asarray(jitted(x, **keywords)) for x, keywords in calls])
         traces.append(len(count))
     for other in results[1:]:
         for a, b in zip(other, results[0], strict=True):
@@ -260,6 +264,10 @@ def test_another_mesh_is_refused_before_anything_changes() -> None:
         sb.jit(model, mesh=mesh_of(8))(ROWS, training=True)
     jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     model.shard(mesh_of(8))
+    elsewhere = jax.device_put(ROWS, NamedSharding(few, P("data")))
+    with pytest.raises(ValueError, match="an input lies on another mesh"):
+        sb.jit(model, mesh=mesh_of(8))(elsewhere, training=True)
+    jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     sb.jit(model, mesh=mesh_of(8))(ROWS, training=True)
     with pytest.raises(ValueError, match="batch_axis='batch': the mesh has 'data'"):
         sb.jit(model, mesh=mesh_of(8), batch_axis="batch")
@@ -310,3 +318,52 @@ def test_what_a_library_says_of_layouts_holds_where_rules_are_silent() -> None:
     odd = sb.Sequential([nn.Dense(3, kernel_init=init(None, "model"))]).build((None, 4))
     with pytest.raises(ValueError, match=r"'its own axes'.* splits dimension 1"):
         odd.shard(mesh_of(4, 2))
+
+
+def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
+    def norms(axis: str | None) -> sb.Sequential:
+        names: dict[str, Any] = {} if axis is None else {"axis_name": axis}
+        crossing = {} if axis is None else {"cross_replica_axis": axis}
+        return sb.Sequential([
+            nn.BatchNorm(momentum=0.9, **names), functools.partial(hk.BatchNorm, True, True, 0.9, **crossing),
+            functools.partial(nnx.BatchNorm, 4, **names),
+        ]).build((None, 4))  # fmt: skip
+
+    plain, named = norms(None), norms("batch")
+    expected = plain(ROWS, training=True)
+    np.testing.assert_allclose(named(ROWS, training=True), expected, atol=1e-6)
+    spread = norms("batch")
+    np.testing.assert_allclose(sb.jit(spread, mesh=mesh_of(8))(ROWS, training=True), expected, atol=1e-6)
+    for model in (named, spread):
+        for name, array in plain.variables["state"].items():
+            np.testing.assert_allclose(model.variables["state"][name], array, atol=1e-6)
+    with pytest.raises(NameError, match="nowhere"):
+        sb.Sequential([lambda x: nowhere * x])(ROWS)  # noqa: F821  # pyright: ignore
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, threading
+import flax.linen as nn, jax.numpy as jnp
+import orbax.checkpoint as ocp
+import seqbridge as sb
+model = sb.Sequential([nn.Dense(2000)]).build((None, 2000))
+manager = ocp.CheckpointManager({str(tmp_path)!r})
+model[0].bias.assign(jnp.full(2000, 1.0))
+manager.save(1, args=ocp.args.StandardSave(model.variables))
+manager.wait_until_finished()
+model[0].bias.assign(jnp.full(2000, 2.0))
+threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+for step in range(2, 100):
+    manager.save(step, args=ocp.args.StandardSave(model.variables))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    model = sb.Sequential([nn.Dense(2000)], seed=5).build((None, 2000)).shard(mesh_of(8), {"kernel": P("data")})
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), model.variables)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        step = manager.latest_step()
+        model.assign(manager.restore(step, args=ocp.args.StandardRestore(like)))
+    assert step is not None
+    np.testing.assert_array_equal(model[0].bias.value, 1.0 if step == 1 else 2.0)
+    assert bool(model[0].kernel.value.any())
