@@ -81,20 +81,27 @@ class Spread:
         return put(value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole)
 
     def variables(self, boxes: Iterable[Variable]) -> None:
-        """Puts variables that lie on a device of their own onto the mesh.
+        """Puts variables that don't lie on the mesh there: the state of an optimizer beside its parameter.
 
         Raises:
-            ValueError: One lies on another mesh.
+            ValueError: One that isn't an optimizer's lies on another mesh.
         """
+        moving = []
         for box in boxes:
             sharding = box._value.sharding
-            if sharding is self._whole:
+            if sharding is self._whole or (isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh):
                 continue
-            if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-                if sharding.mesh is not self.mesh and sharding.device_set != self._whole.device_set:
-                    raise ValueError(f"{box.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
-            elif self.many or not isinstance(sharding, NamedSharding):
-                box._value = put(box._value, self._whole)
+            if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and box.collection != "optimizer":
+                raise ValueError(f"{box.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
+            moving.append(box)
+        if moving:
+            named = {box.name: box for box in boxes}
+            for box in sorted(moving, key=lambda box: box.collection == "optimizer"):  # after the parameters
+                beside = next((named[part] for part in box.path if part in named), None)
+                lies: Any = self._whole
+                if beside is not None and beside is not box and beside._value.shape == box._value.shape:
+                    lies = beside._value.sharding
+                box._value = put(box._value, lies)
 
     def used(self, box: Variable, value: Any) -> Any:
         """A parameter where it is used: whole along the axes of the batch, which are for the batch then."""

@@ -275,6 +275,22 @@ def test_another_mesh_is_refused_before_anything_changes() -> None:
         sb.jit(model, mesh=8)
 
 
+def test_the_state_of_an_optimizer_lies_beside_its_parameters() -> None:
+    model = sb.Sequential([nn.Dense(8), nn.Dense(8)]).build((None, 4))
+    optimizer = sb.Optimizer(model, optax.adam(1e-3))  # made before anything is laid out
+
+    def step(model: Any, optimizer: Any, x: Any) -> None:
+        optimizer.update(sb.grad(lambda model: (model(x) ** 2).mean())(model))
+
+    for sizes, rules in (((8,), {"kernel": P(None, "data")}), ((4, 2), {"kernel": P("model")})):
+        mesh = mesh_of(*sizes)
+        sb.jit(step, mesh=mesh)(model.shard(mesh, rules), optimizer, ROWS)
+        for name, variable in optimizer.vars().items():
+            assert where(variable.value) == (tuple(rules["kernel"]) if "kernel" in name else ()), name
+    with pytest.raises(ValueError, match="lies on another mesh"):
+        sb.jit(step, mesh=mesh_of(8))(model, optimizer, ROWS)
+
+
 def test_a_mesh_of_the_users_own_does_not_disturb() -> None:
     model = sb.Sequential([nn.Dense(3), functools.partial(hk.Linear, 2)]).build((None, 4))
     expected = model(ROWS)
