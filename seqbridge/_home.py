@@ -28,10 +28,10 @@ def from_native(model: Model, native: Any, /) -> Model:
 
     Args:
         model: What was exported, or one like it: a `Sequential` or a `Layer`, built.
-        native: What the library trained: the variables of linen, `(params, state)` or `params` of Haiku, an NNX module
-            or its state, an Equinox module or `(module, state)`, a Keras layer or its list of weights, the parameters
-            of stax, or what `to_pure` returns. A tree of a bigger model, in which they stand further inside, will do,
-            and so will the parameters without the state.
+        native: What the library trained: an object that a `to_...` made, or its values as the library has them, by
+            name in nested dicts, lists and tuples, or a list of all arrays in the library's order; or what `to_pure`
+            returns. A tree of a bigger model, in which they stand further inside, will do, and so will the parameters
+            without the state.
 
     Returns:
         The model.
