@@ -32,7 +32,7 @@ settings.register_profile("seqbridge", deadline=None, derandomize=True, max_exam
 settings.load_profile("seqbridge")
 
 pytest_collect_file = (
-    Sybil(parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py"])
+    Sybil(parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py", "adapters/*/*.py"])
     + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "adapters/README.md", "docs/devices.md"])
 ).pytest()
 

@@ -55,7 +55,7 @@ def _find(entry: Any) -> PureLayer:
         return function_layer(entry)
     raise TypeError(
         f"{entry!r:.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give a module, a transform "
-        f"or a callable. {_known()}"
+        f"or a callable; {_known()}"
     )
 
 

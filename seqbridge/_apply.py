@@ -75,17 +75,18 @@ def _call(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], k
 def binding(function: Callable[[], Any]) -> Any:
     """`function()`, with every axis bound that it asks for, by name, and nobody has bound.
 
-    A layer that averages over the devices of an axis gets the whole batch here, so there is one of them.
+    A layer that averages over the devices of an axis gets the whole batch here, so there is one of them. Inside
+    `jax.shard_map` it doesn't, and a name that isn't bound there is a mistake.
     """
     names: list[str] = []
     while True:
         try:
             return _under(names, function)
         except NameError as error:
-            found = re.search(r"unbound axis name: ([\w.-]+)", str(error))
-            if found is None or found[1] in names:
+            found = re.search(r"unbound axis name: (\w+)", str(error))
+            if found is None or found[1] in names or jax.sharding.get_abstract_mesh().manual_axes:
                 raise
-            names.append(found[1].rstrip("."))
+            names.append(found[1])
 
 
 def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:

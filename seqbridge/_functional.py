@@ -115,12 +115,19 @@ def apply(
 ) -> tuple[Any, Parts]:
     """Outputs, and the variables after the call."""
     form = Form(model, layouts_of(model, args, call))
-    out, after, _ = form.run(variables, args, call, Keys(no_key if rng is None else lambda: as_key(rng)))
+    out, after, _ = form.run(variables, args, call, Keys(maker(rng)))
     return out, after
 
 
-def no_key() -> jax.Array:
-    raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
+def maker(key: Any) -> Callable[[], jax.Array]:
+    """What makes the key of a call, of a key, of a function that makes one, or of None."""
+
+    def make() -> jax.Array:
+        if key is None:
+            raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
+        return as_key(key() if callable(key) else key)
+
+    return make
 
 
 def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tuple[int, ...]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
+import jax.numpy as jnp
 
+from seqbridge._collection import nearest
+from seqbridge._function import signature_of
 from seqbridge._processes import check_agreement
-from seqbridge._program import Bound, Jitted, Program
+from seqbridge._program import Bound, Jitted, Program, places_of
 from seqbridge._spread import Spread
 from seqbridge._stateful import Stateful
 from seqbridge._trace import tracing
@@ -47,7 +50,8 @@ class Spreading(Jitted[P, R]):
         if self._spread is not None and not tracing():
             if self._check:
                 self._agree(args, keywords, bound)
-            self._spread.variables(bound.boxes)
+            with bound.lock:
+                self._spread.variables(bound.boxes)
         return program, bound, arrays
 
     def _agree(self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound) -> None:
@@ -55,44 +59,43 @@ class Spreading(Jitted[P, R]):
         leaves, treedef = jax.tree.flatten((args, keywords), is_leaf=lambda leaf: isinstance(leaf, Stateful))
         leaves = [leaf for leaf in leaves if not isinstance(leaf, Stateful)]
         arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
-        streams = [box._value for box in bound.boxes if box.kind == "rng"]
+        keys = [box._value for box in bound.boxes if box.kind == "rng"]
+        keys += [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
         check_agreement({
             "values that aren't arrays": [leaf for leaf in leaves if not hasattr(leaf, "dtype")],
             "structure": str(treedef),
             "shapes": [(leaf.shape, str(leaf.dtype)) for leaf in arrays],
             "variables": [(box.name, box._value.shape, str(box._value.dtype)) for box in bound.boxes],
-            "random keys": [jax.device_get(jax.random.key_data(stream)).tolist() for stream in streams],
+            "random keys": [jax.device_get(jax.random.key_data(key)).tolist() for key in keys],
         })  # fmt: skip
 
 
+class _Options(TypedDict, total=False):
+    vars: Any
+    static_argnames: Iterable[str]
+    donate: bool
+    mesh: Any
+    batch_axis: str | tuple[str, ...]
+    batch_kwargs: Iterable[str]
+    replicated_kwargs: Iterable[str]
+    uneven: str
+    check_processes: bool
+
+
+def _check_known(function: Callable[..., Any], places: Iterable[str | int]) -> None:
+    """Raises a `TypeError` if an option names what the function can't take."""
+    signature = signature_of(function)
+    if signature is None or any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return
+    for name in places:
+        if isinstance(name, str) and name not in signature.parameters:
+            raise TypeError(f"the function takes no {name!r}{nearest(name, signature.parameters)}")
+
+
 @overload
-def jit(
-    function: Callable[P, R],
-    /,
-    *,
-    vars: Any = ...,
-    static_argnames: Iterable[str] = ...,
-    donate: bool = ...,
-    mesh: Any = ...,
-    batch_axis: str | tuple[str, ...] = ...,
-    batch_kwargs: Iterable[str] = ...,
-    replicated_kwargs: Iterable[str] = ...,
-    uneven: str = ...,
-    check_processes: bool = ...,
-) -> Jitted[P, R]: ...
+def jit(function: Callable[P, R], /, **options: Unpack[_Options]) -> Jitted[P, R]: ...
 @overload
-def jit(
-    *,
-    vars: Any = ...,
-    static_argnames: Iterable[str] = ...,
-    donate: bool = ...,
-    mesh: Any = ...,
-    batch_axis: str | tuple[str, ...] = ...,
-    batch_kwargs: Iterable[str] = ...,
-    replicated_kwargs: Iterable[str] = ...,
-    uneven: str = ...,
-    check_processes: bool = ...,
-) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+def jit(**options: Unpack[_Options]) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     function: Callable[..., Any] | None = None,
     /,
@@ -124,8 +127,8 @@ def jit(
             time. Whoever else holds such an array loses it.
         mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ("data",))`.
         batch_axis: The axis of the mesh, or axes, over which the batch is split.
-        batch_kwargs: Keywords whose arrays are split though they are shorter or longer than the batch.
-        replicated_kwargs: Keywords whose arrays are replicated though they are as long as the batch.
+        batch_kwargs: Arguments whose arrays are split though they are shorter or longer than the batch.
+        replicated_kwargs: Arguments whose arrays are replicated though they are as long as the batch.
         uneven: A batch that the devices can't divide is computed all the same, `"auto"`, or an `"error"`.
         check_processes: Whether several processes make sure, at each call, that they call the same. They hang, or
             compute garbage, where they don't; so it is worth its milliseconds while a program is new.
@@ -134,7 +137,7 @@ def jit(
         A callable with the signature of `function`, and `lower` as `jax.jit` has it.
 
     Raises:
-        TypeError: A static argument that can't be hashed.
+        TypeError: A static argument that can't be hashed; an option names what the function doesn't take.
         ValueError: The mesh has no such axis; a variable lies on another mesh; an uneven batch is an error.
         RuntimeError: The function reads a variable that is neither an argument nor in `vars`; processes disagree.
         Exception: What the function raises; then every variable has the value from before.
@@ -157,5 +160,7 @@ def jit(
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate)
-    spread = Spread(mesh, batch_axis, batch_kwargs, replicated_kwargs, uneven)
+    batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)
+    _check_known(function, batched | replicated)
+    spread = Spread(mesh, batch_axis, batched, replicated, uneven)
     return Spreading(spread, check_processes, function, vars, static_argnames, donate)

@@ -67,6 +67,7 @@ class LayerList(Structure, MutableSequence[Any]):
             except BaseException:
                 self._layers, self._labels = before
                 undo()
+                edits.count += 1  # a build may have looked at the list meanwhile
                 raise
             edits.count += 1
             self._adopt()

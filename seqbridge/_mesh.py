@@ -130,6 +130,19 @@ def axes_of(spec: Iterable[Any]) -> Iterator[str]:
         yield from part if isinstance(part, tuple) else () if part is None else (part,)
 
 
+def batch_sharding(mesh: Mesh, batch_axis: str | tuple[str, ...]) -> tuple[NamedSharding, int]:
+    """How a batch lies on a mesh, and in how many parts.
+
+    Raises:
+        ValueError: The mesh has no such axis.
+    """
+    axes = (batch_axis,) if isinstance(batch_axis, str) else tuple(batch_axis)
+    for axis in axes:
+        if axis not in mesh.axis_names:
+            raise ValueError(f"batch_axis={axis!r}: the mesh has {', '.join(map(repr, mesh.axis_names))}")
+    return NamedSharding(mesh, PartitionSpec(axes)), int(np.prod([mesh.shape[axis] for axis in axes]))
+
+
 def put(value: Any, sharding: NamedSharding) -> Any:
     """`value` laid out as `sharding` says. What isn't spread over several processes yet is the same in each."""
     if getattr(value, "sharding", None) == sharding:

@@ -6,17 +6,17 @@ import copy
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqbridge._build import Build, check_inputs, specs
-from seqbridge._dispatch import Call, mode_of
+from seqbridge._dispatch import Call, call_of
 from seqbridge._forward import traverse
-from seqbridge._functional import Form, Naming, Parts, built_layouts, layouts_of, no_key
-from seqbridge._keys import Keys, as_key
+from seqbridge._functional import Form, Naming, Parts, built_layouts, layouts_of, maker
+from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._paths import nest, unnest
 from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, training_of
@@ -104,7 +104,7 @@ class Snapshot:
         check_inputs(args)
         build = Build(abstract=key is None)
         call = self._call(keywords).map(specs, training=True)
-        traverse(self.model, specs(args), call, build, Keys(_maker(0 if key is None else key)))
+        traverse(self.model, specs(args), call, build, Keys(maker(0 if key is None else key)))
         arrays = values | {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}
         layouts = built_layouts(self.model) | build.layouts
         for layout in build.layouts.values():  # so that nothing of a trace stays
@@ -124,7 +124,7 @@ class Snapshot:
         if isinstance(params, Mapping):
             fixed = {name: jax.lax.stop_gradient(params[name]) for name in frozen & params.keys()}
             variables = {**variables, "params": {**params, **fixed}}
-        return form.run(variables, args, call, Keys(_maker(key)))
+        return form.run(variables, args, call, Keys(maker(key)))
 
     def frozen(self) -> frozenset[str]:
         """The parameters that get no gradients, as far as they are known."""
@@ -138,12 +138,11 @@ class Snapshot:
 
     def _call(self, keywords: Mapping[str, Any]) -> Call:
         """The call that these keywords make. Without `training`, any mode flag is the mode of the whole."""
-        rest = {k: v for k, v in keywords.items() if k not in ("training", "per_layer", "rng")}
+        rest = {k: v for k, v in keywords.items() if k not in ("training", "rng")}
         training = keywords.get("training")
         if training is None and (training := training_of(rest)) is not None:
             rest = {k: v for k, v in rest.items() if k not in MODE_FLAGS}
-        training = mode_of(self._training if training is None else training)
-        return Call(training, rest, keywords.get("per_layer") or {})
+        return call_of({**rest, "training": self._training if training is None else training})
 
 
 def neutral(
@@ -214,12 +213,6 @@ def _frozen(form: Form) -> frozenset[str]:
         trained = (flag and (layer.built or layer._options[2]) for flag in flags)
         found |= {name for (name, kind), flag in zip(own, trained, strict=True) if kind == "params" and not flag}
     return frozenset(found)
-
-
-def _maker(key: Any) -> Callable[[], jax.Array]:
-    if key is None:
-        return no_key
-    return lambda: as_key(key() if callable(key) else key)
 
 
 def _signature(model: Structure, training: bool | None) -> inspect.Signature:

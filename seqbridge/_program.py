@@ -119,6 +119,14 @@ def _forget(program: weakref.ref[Program]) -> None:
         found.bound = None
 
 
+def places_of(function: Callable[..., Any], names: Iterable[str]) -> frozenset[str | int]:
+    """Arguments by their names, and by the positions at which a call may give them."""
+    chosen = {names} if isinstance(names, str) else set(names)
+    signature = signature_of(function) if chosen else None
+    positions = enumerate(signature.parameters) if signature is not None else ()
+    return frozenset(chosen | {i for i, name in positions if name in chosen})
+
+
 class Jitted(Generic[P, R]):
     """What `jit` returns: calls like the function that it was made from."""
 
@@ -128,10 +136,7 @@ class Jitted(Generic[P, R]):
         functools.update_wrapper(self, function, updated=())
         self._function = function
         self._closed = holders_of(function, vars)
-        names = {static_argnames} if isinstance(static_argnames, str) else set(static_argnames)
-        signature = signature_of(function) if names else None
-        positions = enumerate(signature.parameters) if signature is not None else ()
-        self._static: frozenset[str | int] = frozenset(names | {i for i, name in positions if name in names})
+        self._static = places_of(function, static_argnames)
         self._donate = donate
         self._programs: dict[Hashable, Program] = {}
         self._now = _Now()

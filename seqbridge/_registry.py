@@ -141,8 +141,9 @@ def exporter(name: str) -> Export:
     points = list(entry_points(group=EXPORTS, name=name))
     if not points:
         near = get_close_matches(name, exports(), n=1)
-        guess = f"; did you mean 'to_{near[0]}'?" if near else ""
-        raise AttributeError(f"seqbridge has no 'to_{name}'{guess} There are {', '.join(f'to_{n}' for n in exports())}")
+        guess = f"; did you mean 'to_{near[0]}'?" if near else "."
+        known = ", ".join(f"to_{n}" for n in exports())
+        raise AttributeError(f"seqbridge has no 'to_{name}'{guess} There are {known} and to_pure")
     try:
         return points[0].load()
     except ImportError as error:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seqbridge._mesh import as_auto, axes_of, put
+from seqbridge._mesh import as_auto, axes_of, batch_sharding, put
 from seqbridge._stateful import Stateful
 from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
@@ -22,8 +22,8 @@ class Spread:
     Args:
         mesh: The mesh.
         batch_axis: The axis, or axes, over which the batch is split.
-        batched: Keywords whose arrays are split along their first dimension whatever it is.
-        replicated: Keywords whose arrays are not, even if they are as long as the batch.
+        batched: Arguments, by name or position, whose arrays are split along their first dimension whatever it is.
+        replicated: Those whose arrays are not, even if they are as long as the batch.
         uneven: What happens to a batch that the devices can't divide: `"auto"`, it is computed all the same; or
             `"error"`.
 
@@ -35,20 +35,16 @@ class Spread:
         self,
         mesh: Mesh,
         batch_axis: str | tuple[str, ...],
-        batched: Iterable[str],
-        replicated: Iterable[str],
+        batched: Iterable[str | int],
+        replicated: Iterable[str | int],
         uneven: str,
     ):
         self.mesh = as_auto(mesh)
-        self.axes = (batch_axis,) if isinstance(batch_axis, str) else tuple(batch_axis)
-        for axis in self.axes:
-            if axis not in self.mesh.axis_names:
-                raise ValueError(f"batch_axis={axis!r}: the mesh has {', '.join(map(repr, self.mesh.axis_names))}")
+        self._rows, self._parts = batch_sharding(self.mesh, batch_axis)
+        self.axes = tuple(axes_of(self._rows.spec))
         if uneven not in ("auto", "error"):
             raise ValueError(f"uneven= is 'auto' or 'error', not {uneven!r}")
         self._batched, self._replicated, self._uneven = frozenset(batched), frozenset(replicated), uneven
-        self._parts = int(np.prod([self.mesh.shape[axis] for axis in self.axes]))
-        self._rows = NamedSharding(self.mesh, PartitionSpec(self.axes))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self.many = self.mesh.size > 1
 
@@ -62,20 +58,20 @@ class Spread:
         if batch % self._parts and self._uneven == "error":
             raise ValueError(f"a batch of {batch} can't be split evenly over {self._parts} devices")
 
-        def place(value: Any, name: str | None) -> Any:
+        def place(value: Any, name: str | int) -> Any:
             if _is_stateful(value) or _is_array(value):  # as nearly everything is, and `jax.tree` takes its time
                 return self._place(value, name, batch)
             return jax.tree.map(lambda x: self._place(x, name, batch), value, is_leaf=_is_stateful)
 
-        placed = tuple(place(arg, None) for arg in args)
+        placed = tuple(place(arg, i) for i, arg in enumerate(args))
         return placed, {name: place(value, name) for name, value in keywords.items()}, batch
 
-    def _place(self, value: Any, name: str | None, batch: int) -> Any:
+    def _place(self, value: Any, name: str | int, batch: int) -> Any:
         if not _is_array(value) or isinstance(value, Tracer):
             return value
         lies = getattr(value, "sharding", None)
         if isinstance(lies, NamedSharding) and lies.mesh.size > 1 and lies.device_set != self._whole.device_set:
-            raise ValueError(f"{name or 'an input'} lies on another mesh, {lies.mesh}, than mesh=, {self.mesh}")
+            raise ValueError(f"input {name!r} lies on another mesh, {lies.mesh}, than mesh=, {self.mesh}")
         split = value.ndim and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and name not in self._replicated
         split = split and (value.shape[0] == batch or name in self._batched)
         return put(value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole)
@@ -147,4 +143,4 @@ def _arrays(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic)
+    return isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.bool_)  # that is static

@@ -194,13 +194,30 @@ def test_arrays_lie_where_they_are_said_to() -> None:
 
     given = ROWS, np.ones(16, "float32")
     keywords = {"other": np.ones(16), "pairs": np.ones((8, 2)), "table": np.ones((5, 4))}
-    jitted = sb.jit(mix, mesh=mesh_of(8), replicated_kwargs=["other"], batch_kwargs=["pairs"])
+    jitted = sb.jit(mix, mesh=mesh_of(8), replicated_kwargs=["other"], batch_kwargs="pairs")
     compiled = jitted.lower(*given, **keywords).compile()
     (_, _, arrays), _ = compiled.input_shardings
     assert [s.is_fully_replicated for s in arrays] == [False, False, True, False, True]
     out = jitted(*given, **keywords)
     np.testing.assert_allclose(out, mix(*map(jnp.asarray, given), **keywords), rtol=1e-5)
     assert not out.sharding.is_fully_replicated
+
+
+def test_options_hold_by_position_and_are_checked() -> None:
+    def second(x: Any, other: Any, training: bool = False) -> Any:
+        return other * 2 if training else other
+
+    jitted = sb.jit(second, mesh=mesh_of(8), replicated_kwargs=["other"])
+    (_, _, arrays), _ = jitted.lower(ROWS, np.ones(16)).compile().input_shardings
+    assert arrays[1].is_fully_replicated
+    bool_: Any = np.True_
+    np.testing.assert_array_equal(jitted(ROWS, np.ones(16), training=bool_), 2 * np.ones(16))
+    with pytest.raises(TypeError, match="the function takes no 'othre'; did you mean 'other'"):
+        sb.jit(second, mesh=mesh_of(8), batch_kwargs=["othre"])
+    with pytest.raises(ValueError, match="feed takes arrays of rows, and got a number"):
+        sb.feed({"x": ROWS, "scale": 3.0})
+    with pytest.raises(ValueError, match="batch_axis='dta': the mesh has 'data'"):
+        sb.feed(ROWS, mesh_of(8), batch_axis="dta")
 
 
 def test_an_uneven_batch_has_the_same_values_or_is_refused() -> None:
@@ -248,6 +265,11 @@ def test_layouts_are_kept_by_edits_assignments_and_copies() -> None:
     assert where(copy.deepcopy(model)[2].kernel.value) == (None, "data")
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_allclose(again(ROWS), model(ROWS), atol=1e-6)
+    names = list(model.vars())
+    with pytest.raises(ValueError, match=r"\[4\]\(Dense\).kernel into 8, which doesn't divide"):
+        model.append(nn.Dense(3))
+    assert len(model) == 4
+    assert list(model.vars()) == names
     part = model[:3]
     part.append(nn.Dense(24))
     assert where(part[3].kernel.value) == (None, "data")
@@ -265,7 +287,7 @@ def test_another_mesh_is_refused_before_anything_changes() -> None:
     jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     model.shard(mesh_of(8))
     elsewhere = jax.device_put(ROWS, NamedSharding(few, P("data")))
-    with pytest.raises(ValueError, match="an input lies on another mesh"):
+    with pytest.raises(ValueError, match="input 0 lies on another mesh"):
         sb.jit(model, mesh=mesh_of(8))(elsewhere, training=True)
     jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     sb.jit(model, mesh=mesh_of(8))(ROWS, training=True)
@@ -302,7 +324,8 @@ def test_a_mesh_of_the_users_own_does_not_disturb() -> None:
 
 def test_donation_works_on_a_mesh() -> None:
     _, kept, _ = train("fully sharded", steps=3)
-    _, donated, _ = train("fully sharded", steps=3, donate=True)
+    _, donated, lowered = train("fully sharded", steps=3, donate=True)
+    assert "donor" in lowered.as_text() or "aliasing" in lowered.as_text()
     for name, array in kept.variables["params"].items():
         np.testing.assert_allclose(donated.variables["params"][name], array, atol=1e-6)
 
@@ -355,6 +378,16 @@ def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
             np.testing.assert_allclose(model.variables["state"][name], array, atol=1e-6)
     with pytest.raises(NameError, match="nowhere"):
         sb.Sequential([lambda x: nowhere * x])(ROWS)  # noqa: F821  # pyright: ignore
+    auto = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    def centered(axis: str) -> Any:  # where devices have a name, another one is a mistake
+        model = sb.Sequential([lambda x: x - jax.lax.pmean(x.mean(), axis)])
+        body = lambda x: model.apply({"params": {}, "state": {}}, x)[0]  # noqa: E731
+        return jax.shard_map(body, mesh=auto, in_specs=P("data"), out_specs=P("data"), check_vma=False)(ROWS)
+
+    np.testing.assert_allclose(centered("data"), ROWS - ROWS.mean(), atol=1e-6)
+    with pytest.raises(NameError, match="unbound axis name: dta"):
+        centered("dta")
 
 
 def test_a_process_that_is_killed_while_it_saves_leaves_the_last_checkpoint(tmp_path: Path) -> None:

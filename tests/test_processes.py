@@ -40,6 +40,9 @@ raises(ValueError, "the processes give different numbers of rows: [[8], [4]]", l
 raises(ValueError, "this process gives 3 rows, which can't be split evenly over its 4", lambda: sb.feed(mine[:3]))
 
 call = sb.jit(lambda model, x, training: model(x, training=training), mesh=mesh, check_processes=True)
+same = sb.jit(lambda x, function: function(x), mesh=mesh, check_processes=True, static_argnames=["function"])
+same(rows, function=lambda x: 2 * x)  # a function is the same in both, at whatever address
+raises(RuntimeError, "disagree on the random keys", lambda: same(jax.random.key(rank), function=abs))
 before = [v.value for v in model.vars().values()]
 raises(RuntimeError, "disagree on the values that aren't arrays", lambda: call(model, rows, training=rank == 0))
 raises(RuntimeError, "disagree on the shapes", lambda: call(model, rows[: 16 - 8 * rank], training=True))

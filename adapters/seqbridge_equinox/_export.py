@@ -110,6 +110,12 @@ def export(layer: PureLayer, *, axis_name: Hashable = None, key: Any = None) -> 
 
     Raises:
         TypeError: `x` is no entry, or isn't built.
+
+    Examples:
+        >>> import flax.linen as nn, jax.numpy as jnp, seqbridge as sb
+        >>> module = sb.to_equinox([jnp.tanh, nn.Dense(3)], (None, 4))  # (batch, features)
+        >>> module(jnp.ones((2, 4))).shape, module.params["Dense_1"]["kernel"].shape
+        ((2, 3), (4, 3))
     """
     if layer.init is None or not (layer.ready or layer.inputs):
         raise TypeError(

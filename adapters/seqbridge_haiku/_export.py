@@ -76,6 +76,13 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
 
     Raises:
         TypeError: `x` is no entry.
+
+    Examples:
+        >>> import flax.linen as nn, haiku as hk, jax, jax.numpy as jnp, seqbridge as sb
+        >>> pair = hk.transform_with_state(sb.to_haiku([jnp.tanh, nn.Dense(3)]))
+        >>> params, state = pair.init(jax.random.key(0), jnp.ones((2, 4)))  # (batch, features)
+        >>> params["sequential/Dense_1"]["kernel"].shape
+        (4, 3)
     """
 
     def call(self: Any, *args: Any, training: bool | None = None, **keywords: Any) -> Any:

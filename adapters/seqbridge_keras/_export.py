@@ -214,6 +214,12 @@ def export(layer: PureLayer, *, seed: int | None = None, **options: Any) -> kera
 
     Raises:
         TypeError: `x` is no entry.
+
+    Examples:
+        >>> import flax.linen as nn, jax.numpy as jnp, seqbridge as sb
+        >>> layer = sb.to_keras([jnp.tanh, nn.Dense(3)])
+        >>> layer(jnp.ones((2, 4))).shape, [weight.name for weight in layer.weights]  # (batch, features)
+        ((2, 3), ['Dense_1.bias', 'Dense_1.kernel'])
     """
     return SeqbridgeLayer(layer, seed, **options)
 

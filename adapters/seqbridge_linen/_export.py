@@ -54,6 +54,13 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
 
     Raises:
         TypeError: `x` is no entry.
+
+    Examples:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, seqbridge as sb
+        >>> module = sb.to_linen([jnp.tanh, nn.Dense(3)])
+        >>> variables = module.init(jax.random.key(0), jnp.ones((2, 4)))  # (batch, features)
+        >>> module.apply(variables, jnp.ones((2, 4))).shape, variables["params"]["Dense_1"]["kernel"].shape
+        ((2, 3), (4, 3))
     """
 
     @nn.compact

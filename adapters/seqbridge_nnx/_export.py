@@ -79,6 +79,12 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int | None = None) -> nnx.Modul
     Raises:
         TypeError: `x` is no entry, or isn't built.
         ValueError: A layer has a name that is taken in every NNX module.
+
+    Examples:
+        >>> import flax.linen as nn, jax.numpy as jnp, seqbridge as sb
+        >>> module = sb.to_nnx([jnp.tanh, nn.Dense(3)], (None, 4))  # (batch, features)
+        >>> module(jnp.ones((2, 4))).shape, module.Dense_1.kernel.shape
+        ((2, 3), (4, 3))
     """
     if layer.init is None or not (layer.ready or layer.inputs):
         raise TypeError(

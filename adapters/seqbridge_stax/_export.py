@@ -33,6 +33,13 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     Raises:
         TypeError: `x` is no entry.
+
+    Examples:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, seqbridge as sb
+        >>> init_fun, apply_fun = sb.to_stax([jnp.tanh, nn.Dense(3)])
+        >>> shape, params = init_fun(jax.random.key(0), (-1, 4))  # (batch, features)
+        >>> shape, params["Dense_1"]["kernel"].shape
+        ((-1, 3), (4, 3))
     """
     init = layer.init
     assert init is not None
