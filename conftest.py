@@ -33,7 +33,7 @@ settings.load_profile("seqbridge")
 
 pytest_collect_file = (
     Sybil(parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py", "adapters/*/*.py"])
-    + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "adapters/README.md", "docs/devices.md"])
+    + Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "adapters/README.md", "docs/*.md"])
 ).pytest()
 
 ROOT = Path(__file__).parent

@@ -7,9 +7,11 @@ pure functions.
 
 from typing import Any as _Any
 
+from seqbridge._checkpoint import Checkpoint as Checkpoint
 from seqbridge._collection import VarCollection as VarCollection
 from seqbridge._export import to_pure as to_pure
 from seqbridge._export import way_out as _way_out
+from seqbridge._files import read as read
 from seqbridge._function import as_method as as_method
 from seqbridge._function import signature_of as signature_of
 from seqbridge._grad import grad as grad
@@ -18,9 +20,14 @@ from seqbridge._home import from_native as from_native
 from seqbridge._jit import jit as jit
 from seqbridge._layer import Layer as Layer
 from seqbridge._optimizer import Optimizer as Optimizer
+from seqbridge._parts import Part as Part
+from seqbridge._parts import Untyped as Untyped
+from seqbridge._parts import Weight as Weight
+from seqbridge._parts import explicit as explicit
 from seqbridge._paths import nest as nest
 from seqbridge._paths import path_text as path_text
 from seqbridge._paths import unnest as unnest
+from seqbridge._port import port as port
 from seqbridge._processes import feed as feed
 from seqbridge._pure import MODE_FLAGS as MODE_FLAGS
 from seqbridge._pure import Annotated as Annotated
@@ -31,6 +38,7 @@ from seqbridge._pure import training_of as training_of
 from seqbridge._registry import exports as _exports
 from seqbridge._registry import register as register
 from seqbridge._registry import register_export as register_export
+from seqbridge._safetensors import WeightsError as WeightsError
 from seqbridge._sequential import Sequential as Sequential
 from seqbridge._transforms import eval_shape as eval_shape
 from seqbridge._transforms import remat as remat

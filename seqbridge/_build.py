@@ -67,7 +67,7 @@ class Build:
             else:
                 keys = self._taken.unused(layer, keys)
                 variables = initial(layer, keys, args, keywords, abstract=self._abstract)
-            self.layouts[layer] = Layout(layer.pure, variables)
+            self.layouts[layer] = Layout(layer.pure, variables, (args, keywords))
             self.failed = False
         signature = _signature((args, keywords), mode)
         if signature not in layer._outputs:
@@ -96,7 +96,7 @@ class FirstRun(Run):
             assert keys.initial is not None
             shapes, training = specs(args), layer.parameters.in_training(specs(keywords))
             own = self._taken.unused(layer, keys.initial)
-            self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training))
+            self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training), (shapes, training))
             key_for(layer, keys, self._variables(layer), shapes, training, True)
         return super().__call__(layer, keys, args, keywords, mode)
 

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import jax
 
-from seqbridge._stateful import Locks, Stateful, Token, distinct, edits
+from seqbridge._names import check_names, nearest
+from seqbridge._saving import Saved
+from seqbridge._stateful import Locks, Token, distinct, edits
 from seqbridge._trace import commit
 from seqbridge._variable import Kind, Variable, cast
 
 Filter: TypeAlias = "str | re.Pattern[str] | Callable[[Variable], bool] | VarCollection"
-
-
-def nearest(name: Any, names: Iterable[Any]) -> str:
-    """`"; did you mean 'bias'?"`, or nothing if nothing is near."""
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def check_names(what: str, got: Iterable[str], wanted: Iterable[str]) -> None:
-    """Raises a `KeyError` that lists the names that are missing and those that nothing has, each with the nearest."""
-    got, wanted = list(got), list(wanted)
-    missing = [n for n in wanted if n not in set(got)]
-    unknown = [n for n in got if n not in set(wanted)]
-    if missing or unknown:
-        lines = [f"missing: {n}" for n in missing] + [f"unknown: {n}{nearest(n, wanted)}" for n in unknown]
-        more = f"; and {len(lines) - 12} more" if len(lines) > 12 else ""
-        raise KeyError(f"{what}: the names don't match: " + "; ".join(lines[:12]) + more)
 
 
 def predicate(which: Filter) -> Callable[[str, Variable], bool]:
@@ -48,7 +32,7 @@ def predicate(which: Filter) -> Callable[[str, Variable], bool]:
     raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
 
 
-class VarCollection(Stateful, Mapping[str, Variable]):
+class VarCollection(Saved, Mapping[str, Variable]):
     """Ordered names and their variables.
 
     A mapping from name to `Variable`, where one variable may stand under several names. A collection that comes from

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seqbridge._collection import nearest
+from seqbridge._names import nearest
 from seqbridge._pure import MODE_FLAGS, PureLayer
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from seqbridge._build import check_inputs
-from seqbridge._collection import nearest
 from seqbridge._dispatch import Call, mode_of
 from seqbridge._functional import FLAT, Parts
+from seqbridge._names import nearest
 from seqbridge._neutral import Snapshot, as_model, neutral
 from seqbridge._registry import Export, exporter
 from seqbridge._sequential import Sequential

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import jax
 
 from seqbridge._apply import apply, key_for
-from seqbridge._collection import nearest
 from seqbridge._dispatch import Call, check_taken
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
+from seqbridge._names import nearest
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure, walk
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from seqbridge._build import Build, specs
-from seqbridge._collection import check_names
 from seqbridge._dispatch import Call
 from seqbridge._forward import Run, traverse
 from seqbridge._keys import Keys, as_key
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
+from seqbridge._names import check_names
 from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
 from seqbridge._variable import cast

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from seqbridge._collection import check_names, nearest
 from seqbridge._functional import FLAT, Form, built_layouts
 from seqbridge._layer import Layer
+from seqbridge._names import check_names, nearest
 from seqbridge._neutral import as_model, readable
 from seqbridge._paths import Path
 from seqbridge._stateful import Locks

@@ -9,8 +9,8 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from seqbridge._collection import nearest
 from seqbridge._function import signature_of
+from seqbridge._names import nearest
 from seqbridge._processes import check_agreement
 from seqbridge._program import Bound, Jitted, Program, places_of
 from seqbridge._spread import Spread

@@ -14,16 +14,18 @@ import jax
 from seqbridge._adapt import as_pure, owner_of, with_method
 from seqbridge._collection import VarCollection
 from seqbridge._dispatch import Parameters
+from seqbridge._files import native_tree
 from seqbridge._layout import Layout, lookup
 from seqbridge._live import Draws
 from seqbridge._pickle import portable
 from seqbridge._pure import Variables
+from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit
 from seqbridge._variable import Variable, cast, strong
 
 
-class Layer(Stateful):
+class Layer(Saved):
     """An entry together with its variables.
 
     `model[i]` is a layer. Its variables are attributes and items of it: `model[0].kernel`,
@@ -99,7 +101,7 @@ class Layer(Stateful):
 
     @property
     def _key(self) -> Hashable:
-        """What makes two layers of one entry the same layer."""
+        """What makes two layers of one entry the same."""
         return id(self.entry), self._options, self._copy
 
     @staticmethod
@@ -139,7 +141,7 @@ class Layer(Stateful):
             lock: What guards the variables.
             known: Variables that the entry has already, in a layer of another method, by what ties them.
         """
-        made = []
+        made: list[Variable] = []
         for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
             if known and tie in known:
                 made.append(known[tie])
@@ -208,14 +210,16 @@ class Layer(Stateful):
     def native(self) -> Any:
         """The variables in the structure that the entry's own library uses; the arrays are the model's own."""
         if not self._layout:
-            raise AttributeError(f"{self!r} isn't built: it has variables after model.build(...) or the first call")
+            raise AttributeError(f"{self!r} isn't built: call model.build(...) first, or the model itself")
         return self.pure.to_native(self._layout.annotated([box.value for box in self._variables]))
 
-    def load_native(self, tree: Any) -> None:
+    def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
         """Takes the values of a native tree, all of them, or raises and takes none.
 
         Args:
-            tree: What `native` returns, from this or another model, or from the entry's own library.
+            tree: What `native` returns, from this or another model, or from the entry's own library; or the path of
+                a file that the library has written.
+            allow_pickle: See `read`.
 
         Raises:
             AttributeError: The layer isn't built, so nothing is known to check the tree against.
@@ -223,9 +227,9 @@ class Layer(Stateful):
             ValueError: A wrong shape.
             TypeError: A wrong dtype.
         """
-        if not self._layout:
-            raise AttributeError(f"{self!r} isn't built: call model.build(...) first, then load")
-        arrays = self._layout.flatten("load_native", self.pure.from_native(tree))
+        variables = self.pure.from_native(native_tree(self.pure, tree, self.native, allow_pickle=allow_pickle))
+        assert self._layout is not None
+        arrays = self._layout.flatten("load_native", variables)
         with Locks(self._variables):
             commit({v: cast(v.name, new, v.value) for v, new in zip(self._variables, arrays, strict=True)})
 
@@ -247,7 +251,7 @@ class Layer(Stateful):
 
     @property
     def _random(self) -> bool:
-        """Whether a call draws random numbers, or may, as none has been looked at."""
+        """Whether a call draws random numbers, or may."""
         return any(d.used for d in self._draws.values()) if self._draws else self.pure.takes_key and self.built
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -280,7 +284,8 @@ class Layer(Stateful):
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        notes = self._layout and self._layout.described(list(range(len(self._variables))))
+        layout = self._layout
+        notes = layout and (layout.described(list(range(len(self._variables)))), layout.inputs)
         rest = self._variables, self._draws, self._origin
         return _remake, (portable(self.entry), self.name, self._options, notes, *rest)
 
@@ -290,7 +295,7 @@ def _remake(entry: Any, name: str | None, options: Any, layout: Any, *rest: Any)
     method, per_example, trainable = options
     layer = Layer(entry, name=name, method=method, per_example=per_example, trainable=trainable)
     layer._variables, layer._draws, layer._origin = rest
-    layer._layout = Layout(layer.pure, layout) if isinstance(layout, dict) else layout
+    layer._layout = Layout(layer.pure, *layout) if isinstance(layout, tuple) else layout
     for box in layer._variables:
         box._namer = layer._name_of
     return layer

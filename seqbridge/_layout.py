@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from seqbridge._collection import VarCollection, check_names, nearest
+from seqbridge._collection import VarCollection
+from seqbridge._names import check_names, nearest
 from seqbridge._paths import Path, path_text
 from seqbridge._pure import Annotated, Origin, PureLayer, Variables
 from seqbridge._variable import Kind, Variable
@@ -27,9 +28,17 @@ class Slot(NamedTuple):
 
 
 class Layout:
-    """The structure of a layer's variables: the native tree without its arrays."""
+    """The structure of a layer's variables: the native tree without its arrays.
 
-    def __init__(self, pure: PureLayer, variables: Variables):
+    Args:
+        pure: The layer.
+        variables: The tree.
+        inputs: The shapes of the inputs that the variables were made for, and the keywords; None: they came with the
+            entry.
+    """
+
+    def __init__(self, pure: PureLayer, variables: Variables, inputs: tuple[Any, Mapping[str, Any]] | None = None):
+        self.inputs = inputs
         leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
         paths = [path_text(path) for path, _ in leaves]
         if any(len(path) < 2 for path in paths):

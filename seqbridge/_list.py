@@ -6,8 +6,8 @@ import keyword
 from collections.abc import Iterable, Mapping, MutableSequence
 from typing import Any, Self, TypeAlias, overload
 
-from seqbridge._collection import nearest
 from seqbridge._layer import Layer
+from seqbridge._names import nearest
 from seqbridge._registry import ask
 from seqbridge._sharing import share
 from seqbridge._stateful import edits

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seqbridge._collection import nearest
+from seqbridge._names import nearest
 from seqbridge._variable import Variable
 
 Rules: TypeAlias = "Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]]"

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from seqbridge._collection import Filter, VarCollection, check_names
+from seqbridge._collection import Filter, VarCollection
+from seqbridge._names import check_names
+from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable, cast
@@ -27,7 +29,7 @@ class Transformation(Protocol):
         """From gradients, state and parameters to updates and a new state."""
 
 
-class Optimizer(Stateful):
+class Optimizer(Saved):
     """Any optax transformation, with its state kept in variables.
 
     The state follows the model: after an edit, the layers that stayed keep their moments and new layers get fresh

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
+from seqbridge._parts import Part
 from seqbridge._paths import Path
 from seqbridge._variable import Kind
 
@@ -111,6 +112,11 @@ class PureLayer:
         inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as they are known.
         seed: On the way out, what initial values start from where nobody says.
         frozen: On the way out, the parameters that get no gradients, by collection and path, once `init` was called.
+        parts: `parts(run)` tells what the weights inside are, each `Part` once, in the order in which they are used
+            as far as that can be known. `run()` calls the layer on shapes, for whoever has to look on.
+        read: `read(path, native)`, from a file in which the entry's own library has stored its values to the native
+            tree, where the file can't be read without the tree as it is now. By default what `read` of seqbridge
+            makes of the file.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -152,6 +158,8 @@ class PureLayer:
     inputs: tuple[Any, ...] = ()
     seed: Any = 0
     frozen: Callable[[], Collection[Path]] = frozenset
+    parts: Callable[[Callable[[], Any]], Iterable[Part]] | None = None
+    read: Callable[[str, Any], Any] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PureLayer:
         return self  # it can't be changed, and a copy of a module that holds it must be the same kind of tree

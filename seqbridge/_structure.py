@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 import jax
 
-from seqbridge._collection import VarCollection, nearest
+from seqbridge._collection import VarCollection
 from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
 from seqbridge._mesh import Placement, Rules, put
-from seqbridge._stateful import Locks, Stateful, Token, edits
+from seqbridge._names import nearest
+from seqbridge._saving import Saved
+from seqbridge._stateful import Locks, Token, edits
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
@@ -33,7 +35,7 @@ class _Facts(NamedTuple):
     token: Token = Token(())
 
 
-class Structure(Stateful):
+class Structure(Saved):
     """Layers and nested models in order, with names for those that have one."""
 
     def __init__(self, seed: Any = 0) -> None:

@@ -19,7 +19,7 @@ Kind = Literal["params", "state", "rng"]
 _CATEGORIES = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
-def _category(dtype: Any) -> int:
+def category(dtype: Any) -> int:
     return next(i for i, kind in enumerate(_CATEGORIES) if jnp.issubdtype(dtype, kind))
 
 
@@ -48,7 +48,7 @@ def cast(name: str, value: Any, like: Any) -> Any:
             array = jnp.array(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name} takes an array: can't assign {_shown(value)} ({error})") from error
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or _category(array.dtype) > _category(like.dtype):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or category(array.dtype) > category(like.dtype):
             raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
         if array.dtype != like.dtype or array.weak_type:
             array = jax.lax.convert_element_type(array, like.dtype)

@@ -1,12 +1,14 @@
 """A pytest plugin: `--matrix FILE` shows what the suites have found, and writes it.
 
-One table of `test_conformance.py`, property by ecosystem, and one of `test_export.py`, source by target.
+One table of `test_conformance.py`, property by ecosystem, and one of `test_export.py`, source by target. `--ports FILE`
+does so for `test_port.py`: a row is a kind of layer and where it comes from, a column where it goes.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,31 @@ where it goes.
 """
 
 
+PORTS = """# What can be ported
+
+Each cell is the largest difference between what the two libraries compute by themselves in float64, with the weights of the
+one carried into the other. No cell above 1e-9 but where a library keeps float32 inside whatever it is asked for: statistics
+of linen, norms, recurrent layers and attention of Keras, attention of NNX. A letter: it is refused, for the reason below.
+This page is written by
+
+```bash
+python -m pytest -q -n 2 tests/test_port.py --dist=load --ports docs/ports.md
+```
+
+"""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", metavar="FILE", help="show the suites as matrices, and write them to FILE")
+    parser.addoption("--ports", metavar="FILE", help="show what can be ported, and write it to FILE")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Reads the outcomes off the reports, so that it doesn't matter which worker ran what."""
+    if ports_file := config.getoption("--ports"):
+        rows, reasons = ports(terminalreporter.stats)
+        Console(width=140).print(_table(rows))
+        Path(ports_file).write_text(PORTS + markdown(rows) + "\n" + "".join(f"{line}  \n" for line in reasons))
     file = config.getoption("--matrix")
     if not file:
         return
@@ -78,6 +99,37 @@ def ways(tests: list[tuple[str, bool]]) -> list[list[str]]:
     ]
     (_, *heading), *rows = _rows(found, _ecosystems(), list(TARGETS))
     return [["", *(f"to {target}" for target in heading)], *([f"from {row[0]}", *row[1:]] for row in rows)]
+
+
+def ports(stats: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """A row for each kind of layer and source, and the reasons for what is refused."""
+    from ports import LIBRARIES, ROWS
+
+    cells: dict[tuple[str, str, str], str] = {}
+    letters: dict[str, str] = {}
+    for outcome in ("passed", "failed"):
+        for report in stats.get(outcome, []):
+            match = re.search(r"computes_the_same_in_another\[(.*)-(\w+)-(\w+)\]", report.nodeid)
+            said = dict(report.user_properties)
+            if match is None:
+                continue
+            if outcome == "failed":
+                cell = "✗"
+            elif "refused" in said:
+                cell = letters.setdefault(said["refused"], chr(ord("a") + len(letters)))
+            else:
+                cell = f"{said['difference']:.0e}" if said["difference"] else "0"
+            cells[match[1], match[2], match[3]] = cell
+    sources = [*LIBRARIES, "torch"]
+    rows = [
+        [row, source, *(cells.get((row, source, target), "") for target in LIBRARIES)]
+        for row in ROWS
+        for source in sources
+        if any((row, source, target) in cells for target in LIBRARIES)
+    ]
+    return [["", "from", *(f"to {t}" for t in LIBRARIES)], *rows], [
+        f"{v}: {k}" for k, v in sorted(letters.items(), key=lambda i: i[1])
+    ]
 
 
 def _ecosystems() -> list[str]:

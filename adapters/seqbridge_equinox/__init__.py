@@ -13,6 +13,9 @@ import jax
 
 from seqbridge import MODE_FLAGS, PureLayer, Variables, call_text, signature_of, training_of
 from seqbridge_equinox._export import export as export
+from seqbridge_equinox._files import read_arrays as read_arrays
+from seqbridge_equinox._files import read_like
+from seqbridge_equinox._parts import parts
 from seqbridge_equinox._structure import Structure, draws, undecided, variables_of
 
 # What `eqx.filter_jit` and `eqx.filter_vmap` return.
@@ -112,6 +115,8 @@ def _layer(module: Any, structure: Structure, how: str | Callable[..., Any], **f
         takes_key=keyed and draws(module),
         per_example=not (mapped or structure.batched),
         axis_name=structure.axis_name,
+        parts=lambda run: parts(module),
+        read=read_like,
         held=tuple(leaf for leaf in jax.tree.leaves(module) if not eqx.is_array(leaf)),
         to_native=lambda variables: structure.merge(variables)[slice(None) if structure.stateful else 0],
         from_native=lambda tree: variables_of(*(tree if isinstance(tree, tuple) else _split(tree))),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import haiku as hk
 
-from seqbridge import PureLayer, Variables, call_text, signature_of
+from seqbridge import PureLayer, Variables, call_text, nest, signature_of
 from seqbridge_haiku._export import export as export
+from seqbridge_haiku._files import read_pickle as read_pickle
+from seqbridge_haiku._parts import parts
 
 
 def adapt(entry: Any) -> PureLayer | None:
@@ -120,13 +122,21 @@ def _layer(
         takes_key=takes_key,
         to_native=lambda variables: (variables["params"], variables["state"]),
         from_native=_from_native,
+        parts=parts,
         **fields,
     )
 
 
 def _from_native(tree: Any) -> Variables:
     params, state = tree if isinstance(tree, tuple) else (tree, {})
-    return {"params": params, "state": state}
+    return {"params": _by_scope(params), "state": _by_scope(state)}
+
+
+def _by_scope(tree: Any) -> Any:
+    """Nested dicts, also of a flat one whose names are `"scope//name"`, as arrays often lie in an npz."""
+    if not isinstance(tree, Mapping) or not any(isinstance(name, str) and "//" in name for name in tree):
+        return tree
+    return nest({tuple(name.rsplit("//", 1)): array for name, array in tree.items()})
 
 
 def _by_module(path: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
 import keras
 
-from seqbridge import Annotated, PureLayer, Variables, call_text, nest, signature_of
+from seqbridge import Annotated, Part, PureLayer, Variables, call_text, nest, signature_of
 from seqbridge_keras._export import export as export
+from seqbridge_keras._files import read_h5 as read_h5
+from seqbridge_keras._files import read_weights
+from seqbridge_keras._parts import parts
 from seqbridge_keras._template import Template, build, clone, sublayers
 
 # Built copies of each entry, kept so that a copy of a model needs none of its own. One for each set of shapes.
@@ -53,6 +57,7 @@ def adapt(entry: Any) -> PureLayer | None:
 
 def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
     built = layer.built and layer is entry
+    now = threading.local()  # the template that has run last
     templates = _templates.setdefault(entry, [])
     if built:
         templates[:] = templates or [Template(layer, _copy_of(layer))]
@@ -79,6 +84,7 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
     def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
         for template in templates:
             if template.fits(variables):
+                now.template = template
                 return template.call(variables, key, packed(args), keywords)
         with jax.ensure_compile_time_eval():
             init(jax.random.key(0), *_specs(args), **_specs(keywords))
@@ -96,6 +102,12 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
         wanted = list(templates[-1].shapes.values())
         raise ValueError(f"the weights have shapes {[jax.numpy.shape(w) for w in weights]}, and should have {wanted}")
 
+    def parts_of(run: Callable[[], Any]) -> Iterator[Part]:
+        if len(templates) == 1:
+            return parts(templates[0])
+        run()
+        return parts(now.template)
+
     return PureLayer(
         init=None if built else init,
         apply=apply,
@@ -109,6 +121,8 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
         method=_no_method,
         to_native=_to_native,
         from_native=from_native,
+        parts=parts_of,
+        read=lambda path, native: read_weights(path, [t.layer for t in reversed(templates)]),
         ready=templates[0].values() if built else None,
         sources=dict(zip(templates[0].places, layer.weights, strict=True)) if built else {},
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 from flax.core import meta, unfreeze
 
-from seqbridge import MODE_FLAGS, Annotated, PureLayer, Variables, call_text, signature_of
+from seqbridge import MODE_FLAGS, Annotated, PureLayer, Variables, call_text, nest, signature_of
 from seqbridge_linen._export import export as export
+from seqbridge_linen._files import read_msgpack as read_msgpack
+from seqbridge_linen._parts import parts
 
 
 def adapt(entry: Any) -> PureLayer | None:
@@ -73,10 +75,11 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
         text=call_text(type(module).__name__, (), _given_fields(module)),
         decided=_decided(module),
         to_native=lambda variables: jax.tree.map(_box, variables, is_leaf=lambda v: isinstance(v, Annotated)),
-        from_native=lambda tree: meta.unbox(unfreeze(tree)),
+        from_native=lambda tree: meta.unbox(unfreeze(_nested(tree))),
         method=lambda other: _layer(module, other),
         held=tuple(_functions(module)),
         reduce=(_make, (type(module), _given_fields(module))),
+        parts=parts,
     )
 
 
@@ -133,6 +136,14 @@ def _annotate(leaf: Any) -> Any:
 
 def _box(leaf: Any) -> Any:
     return leaf.note.replace_boxed(leaf.value) if isinstance(leaf, Annotated) else leaf
+
+
+def _nested(tree: Any) -> Any:
+    """Nested dicts, also of a flat one whose names are paths, as arrays lie in an npz or in safetensors."""
+    if not isinstance(tree, Mapping) or any(isinstance(inner, Mapping) for inner in tree.values()):
+        return tree
+    separator = next((mark for mark in "/." if any(mark in str(name) for name in tree)), None)
+    return tree if separator is None else nest({tuple(str(n).split(separator)): array for n, array in tree.items()})
 
 
 def _functions(module: nn.Module) -> Iterator[Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from seqbridge import MODE_FLAGS, PureLayer, Variables, call_text, signature_of, training_of
+from seqbridge import MODE_FLAGS, Part, PureLayer, Variables, call_text, signature_of, training_of
 from seqbridge_nnx._export import export as export
+from seqbridge_nnx._parts import parts
 from seqbridge_nnx._structure import Structure, state_paths, switched, undecided
 
 
@@ -52,6 +53,16 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
     def make(key: Any) -> nnx.Module:
         return entry(rngs=nnx.Rngs(key)) if draws else entry()
 
+    def parts_of(run: Callable[[], Any]) -> list[Part]:
+        found: list[Part] = []
+
+        def look() -> None:  # while the class makes one: in a module of shapes, NNX has sorted the attributes
+            made = make(jax.random.key(0))
+            found.extend(parts(made, Structure(made).sources(made)))
+
+        nnx.eval_shape(look)
+        return found
+
     module = nnx.eval_shape(lambda: make(jax.random.key(0)))
     structure = Structure(module)
     return _layer(
@@ -61,6 +72,7 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
         text=call_text(entry.func.__name__, entry.args, entry.keywords),
         init=lambda key, /, *args, **keywords: structure.variables(Structure(make(key)).arrays),
         method=lambda other: _from_class(entry, other),
+        parts=parts_of,
     )
 
 
@@ -108,7 +120,11 @@ def _layer(module: nnx.Module, structure: Structure, how: str | Callable[..., An
         from_native=from_native,
         held=tuple(n for _, n in nnx.iter_graph(module) if not isinstance(n, nnx.Module | nnx.Variable)),
         remake=None if structure.draws else lambda variables: structure.merge(graphs[True], variables),
-        **{"text": call_text(name, (), _options(module)), **fields},
+        **{
+            "text": call_text(name, (), _options(module)),
+            "parts": lambda run: parts(module, structure.sources(module)),
+            **fields,
+        },
     )
 
 

@@ -104,6 +104,7 @@ class Structure:
     def named(self, arrays: dict[tuple[str, ...], Any]) -> Variables:
         """Arrays by their paths, as variables; a path that the module hasn't got stands under its own name."""
         collections = {place[1:]: place for place in self._places}
+        collections |= {(*path, "value"): place for path, place in collections.items()}  # as some files have them
         return nest({collections.get(path, path): array for path, array in arrays.items()})
 
 

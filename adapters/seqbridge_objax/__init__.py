@@ -68,7 +68,7 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
         return {name: array for (_, name), array in unnest(variables).items()}
 
     def from_native(tree: Any) -> Variables:
-        tree = tree.vars() if hasattr(tree, "vars") else tree
+        tree = tree.vars() if hasattr(tree, "vars") else _by_name(tree)
         places = {name: (collection, name) for collection, name in own}
         given = {n: v.value if hasattr(v, "assign") else v for n, v in dict(tree).items()}
         return nest({places.get(n, ("params", n)): v for n, v in given.items() if places.get(n, ("",))[0] != "rng"})
@@ -89,6 +89,16 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
         ready=nest({place: value for place, value in values.items() if place[0] != "rng"}),
         sources={place: box for place, box in held.items() if place[0] != "rng"},
     )
+
+
+def _by_name(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays by name; of an npz that Objax has written, which numbers them and has a list of names."""
+    if "names" not in tree or "0" not in tree:
+        return tree
+    names = [str(name) for name in tree["names"]]
+    if len(names) != len(tree) - 1:
+        raise KeyError(f"load_native: there are {len(names)} names for {len(tree) - 1} arrays")
+    return {name: tree[str(i)] for i, name in enumerate(names)}
 
 
 def _run(module: Any, how: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

@@ -1,0 +1,112 @@
+"""The files that Keras writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import h5py
+import jax
+import keras
+import numpy as np
+
+from seqbridge import WeightsError, read, unnest
+
+# As Keras has it: what a dataset may declare, and how much more than is stored.
+_FLOOR, _EXPANSION = 64 * 2**20, 100
+
+
+def read_h5(path: str, **_: Any) -> dict[str, Any]:
+    """The arrays of a `.weights.h5`, in nested dicts as its groups are.
+
+    Raises:
+        WeightsError: Something in it lies elsewhere, or claims more than there is.
+    """
+    with h5py.File(path, "r") as file:
+        return _group(file, "", {_address(file)})
+
+
+def _group(group: Any, where: str, seen: set[Any]) -> dict[str, Any]:
+    found = {}
+    for name in group:
+        place = f"{where}/{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise WeightsError(f"{place} is a link to somewhere else, which isn't followed")
+        node = group[name]
+        if (address := _address(node)) in seen:
+            raise WeightsError(f"{place} has another name, too")
+        seen.add(address)
+        if isinstance(node, h5py.Group):
+            found[name] = _group(node, place, seen)
+        elif isinstance(node, h5py.Dataset):
+            _check(node, place)
+            if h5py.check_string_dtype(node.dtype) is None:  # texts are notes
+                found[name] = np.asarray(node[()])
+    return found
+
+
+def _address(node: Any) -> Any:
+    info = h5py.h5o.get_info(node.id)  # pyright: ignore[reportAttributeAccessIssue]
+    return info.fileno, info.addr
+
+
+def _check(node: Any, place: str) -> None:
+    if node.is_virtual or node.external:
+        raise WeightsError(f"{place} lies in another file")
+    if node.nbytes > _FLOOR and node.nbytes > _EXPANSION * node.id.get_storage_size():
+        raise WeightsError(f"{place} is to be {node.shape} of {node.dtype}, which isn't there")
+
+
+def read_weights(path: str, layers: Iterable[keras.Layer]) -> list[Any]:
+    """The weights of a layer, as Keras itself loads them.
+
+    Args:
+        path: A file of this model, or of a model that holds this layer alone.
+        layers: The layer, as it was built for inputs of several shapes. None of them is changed.
+
+    Raises:
+        WeightsError: The file is of something else.
+    """
+    arrays = [p for p in unnest(read(path, format="h5")) if p[0] != "optimizer"]
+    errors = []
+    for layer in layers:
+        for model in _models(layer):
+            try:
+                return _loaded(path, model, layer, len(arrays))
+            except Exception as error:  # which of them doesn't fit can't be told from the type
+                errors.append(error)
+    why = " ".join(str(errors[0]).split())[:500]
+    raise WeightsError(
+        f"{path} doesn't fit, be it as a file of this model or of one that holds this layer alone (save_weights writes "
+        f"such files, and they are called *.weights.h5): {why}"
+    ) from errors[0]
+
+
+def _models(layer: keras.Layer) -> Iterator[keras.Model]:
+    if isinstance(layer, keras.Model):
+        yield layer
+    yield _Alone(layer)
+
+
+class _Alone(keras.Model):
+    """A model of one layer, which need not know what it is called with."""
+
+    def __init__(self, layer: keras.Layer):
+        super().__init__()
+        self.inner = layer
+        self.built = True
+
+
+def _loaded(path: str, model: keras.Model, layer: keras.Layer, stored: int) -> list[Any]:
+    """The values that the layer would have after `model.load_weights(path)`."""
+    skipped = [o for o in (getattr(layer, "optimizer", None),) if o is not None]
+    options: dict[str, Any] = {"objects_to_skip": skipped} if skipped and path.endswith(".weights.h5") else {}
+    with jax.ensure_compile_time_eval(), keras.StatelessScope() as scope:  # in which no variable changes
+        model.load_weights(path, **options)
+    values = [scope.get_current_value(v) for v in layer.weights]
+    missing = [v.path for v, value in zip(layer.weights, values, strict=True) if value is None]
+    if missing:
+        raise WeightsError(f"it has nothing for {', '.join(missing[:5])}")
+    if stored > (taken := sum(scope.get_current_value(v) is not None for v in layer.variables)):
+        raise WeightsError(f"it has {stored} arrays, and this layer takes {taken}")
+    return values

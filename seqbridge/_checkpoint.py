@@ -1,0 +1,226 @@
+"""Checkpoints of a training: models, optimizers and their keys, written in the background, laid out on any mesh."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from seqbridge._fit import Rename, Report, fit
+from seqbridge._names import nearest
+from seqbridge._safetensors import WeightsError
+from seqbridge._saving import FORMAT, Saved, check_format, described
+from seqbridge._stateful import Locks
+from seqbridge._trace import commit, refuse_in_trace
+from seqbridge._variable import Variable
+
+
+class Checkpoint:
+    """A folder of numbered checkpoints, by Orbax, of all that a training needs to go on as if it had not stopped.
+
+    Each variable lies in the checkpoint once, in parts where it is spread over devices, and comes back laid out as the
+    variable is then: on other devices, on more or on fewer, in more processes or in one. Every array has a checksum
+    that doesn't depend on that. Several processes all make the same calls.
+
+    Args:
+        folder: Where the checkpoints are; made if it isn't there.
+        max_to_keep: How many of the latest are kept; None: all.
+        **parts: What is saved: models, layers, optimizers, collections, each with a name.
+
+    Examples:
+        >>> import tempfile, jax.numpy as jnp, optax
+        >>> from seqbridge import Optimizer, Sequential
+        >>> model = Sequential([lambda x, w=jnp.eye(2): x @ w])
+        >>> optimizer = Optimizer(model, optax.adam(1e-3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Checkpoint(folder, model=model, optimizer=optimizer) as checkpoint:
+        ...         checkpoint.restore() is None
+        ...         checkpoint.save(100)
+        ...     with Checkpoint(folder, model=model, optimizer=optimizer) as checkpoint:
+        ...         checkpoint.restore()
+        True
+        100
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], /, *, max_to_keep: int | None = None, **parts: Saved):
+        import orbax.checkpoint as ocp  # late: it takes longer to import than all of this package
+
+        for name, part in parts.items():
+            if not isinstance(part, Saved):
+                raise TypeError(
+                    f"{name}= takes a model, a layer, an optimizer or a collection, not {type(part).__name__}"
+                )
+        if not parts:
+            raise TypeError("name what is to be saved: Checkpoint(folder, model=model, optimizer=optimizer)")
+        folder = os.fspath(folder)
+        self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
+        self._parts = parts
+        self._args = ocp.args
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
+        )
+        self.reports: dict[str, Report] = {}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The numbers of the checkpoints that are there."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def save(self, step: int, /) -> None:
+        """Saves everything as it is now, under a number. Returns when it is copied; it is written in the background.
+
+        Args:
+            step: Higher than those that are there.
+
+        Raises:
+            RuntimeError: Something isn't built, or this is a JAX transform.
+            ValueError: The number isn't higher.
+        """
+        refuse_in_trace("saving")
+        if self.steps and step <= self.steps[-1]:
+            raise ValueError(f"step {step} can't be saved after step {self.steps[-1]}, which is in {self._folder}")
+        tables = {name: part._table("save") for name, part in self._parts.items()}
+        state, about = {}, {}
+        with Locks([v for table in tables.values() for v in table.values()]):
+            seen: dict[Variable, tuple[str, str]] = {}
+            for part, table in tables.items():
+                state[part], about[part] = {}, {}
+                for name, variable in table.items():
+                    if variable in seen:
+                        where, first = seen[variable]
+                        about[where][first].setdefault("also", []).append([part, name])
+                    else:
+                        seen[variable] = part, name
+                        state[part][name], about[part][name] = variable.value, described(variable)
+        sums = _digests(state)
+        for part, notes in about.items():
+            for name, note in notes.items():
+                note["sum"] = sums[part][name]
+        said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
+        args = self._args.Composite(state=self._args.StandardSave(state), about=self._args.JsonSave(said))
+        self._manager.save(step, args=args)
+
+    def restore(
+        self, step: int | None = None, /, *, strict: bool = True, rename: Rename | None = None, cast: bool = False
+    ) -> int | None:
+        """Takes the values of a checkpoint, all of them, or raises and takes none.
+
+        Args:
+            step: Its number; None: the latest.
+            strict: As for `load`; `reports` has what was loaded then, for each part.
+            rename: As for `load`, for the names of all parts.
+            cast: As for `load`.
+
+        Returns:
+            The number; None if there is no checkpoint and none was asked for.
+
+        Raises:
+            WeightsError: The checkpoint is damaged, or doesn't fit; the message is the report.
+            FileNotFoundError: There is none of this number.
+        """
+        refuse_in_trace("loading")
+        self.wait()
+        if step is None:
+            step = self._manager.latest_step()
+            if step is None:
+                return None
+        if step not in self.steps:
+            there = ", ".join(map(str, self.steps)) or "none"
+            raise FileNotFoundError(f"there is no checkpoint {step} in {self._folder}: there are {there}")
+        where = f"checkpoint {step} in {self._folder}"
+        tables = {name: part._table("load") for name, part in self._parts.items()}
+        stored, also = self._read(step, where, tables)
+        self.reports, changes = {}, {}
+        with Locks([v for table in tables.values() for v in table.values()]):
+            for name, table in tables.items():
+                if name not in stored:
+                    raise WeightsError(f"{where} has no {name}{nearest(name, stored)}; it has {', '.join(stored)}")
+                new, report = fit(table, stored[name], rename=rename, also=also[name], loose=cast)
+                if (strict and not report.whole) or (table and not new):
+                    raise WeightsError(f"{where} doesn't fit {name}, and nothing was loaded\n{report}")
+                self.reports[name] = report
+                changes |= new
+            commit(changes)
+        return step
+
+    def _read(self, step: int, where: str, tables: Mapping[str, Mapping[str, Variable]]) -> tuple[Any, Any]:
+        """The arrays of each part by name, and the other names that they had."""
+        try:
+            said = self._manager.restore(step, args=self._args.Composite(about=self._args.JsonRestore()))["about"]
+            check_format(where, said)
+            notes = said["variables"]
+            like = {p: {n: _like(note, tables.get(p, {}).get(n)) for n, note in of.items()} for p, of in notes.items()}
+            args = self._args.Composite(state=self._args.StandardRestore(like))
+            state = self._manager.restore(step, args=args)["state"]
+        except WeightsError:
+            raise
+        except Exception as error:  # a zoo, of which not all say what was read
+            raise WeightsError(f"{where} is damaged, or was written by something else: {error}") from error
+        sums = _digests(state)
+        also: dict[str, dict[str, list[str]]] = {part: {} for part in notes}
+        for part, of in notes.items():
+            for name, note in of.items():
+                if sums[part][name] != note["sum"]:
+                    raise WeightsError(f"{where} is damaged: {part} {name} has another checksum than it was saved with")
+                for other, alias in note.get("also", ()):
+                    if other == part:
+                        also[part].setdefault(name, []).append(alias)
+                    else:  # what two parts share is stored with the first
+                        state[other][alias] = state[part][name]
+        return state, also
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and gives back what writes in the background."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        steps = ", ".join(map(str, self.steps)) or "none"
+        return f"Checkpoint({self._folder!r}, {', '.join(self._parts)}; steps: {steps})"
+
+
+def _like(note: Mapping[str, Any], variable: Variable | None) -> jax.ShapeDtypeStruct:
+    """What Orbax is to restore: the stored array, laid out as the variable is that will take it."""
+    dtype = jax.random.key(0, impl=note["key"]).dtype if "key" in note else jnp.dtype(note["dtype"])
+    shape = tuple(note["shape"])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if variable is not None and variable.value.shape == shape:
+        sharding = variable.value.sharding
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """A checksum of each array, which is the same wherever its parts lie."""
+    sums = {part: {name: _digest(array) for name, array in arrays.items()} for part, arrays in state.items()}
+    return jax.tree.map(int, sums)
+
+
+@jax.jit
+def _digest(array: jax.Array) -> jax.Array:
+    """The sum of all words, each times an odd number of its own: one bit changes it, and so does a swap."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        array = jnp.stack([array.real, array.imag], axis=-1)
+    if jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 8:
+        width = min(8 * array.dtype.itemsize, 32)
+        array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))  # of 64 bits: two words
+    words = array.astype(jnp.uint32)
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return (words * (index * jnp.uint32(2) + jnp.uint32(1))).sum(dtype=jnp.uint32)

@@ -1,0 +1,291 @@
+"""Weight files of other libraries: which format a file has, and the arrays in it, as plain trees."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import pathlib
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqbridge._names import nearest
+from seqbridge._pure import PureLayer
+from seqbridge._safetensors import WeightsError, read_safetensors
+
+GROUP = "seqbridge.files"
+_SUFFIXES = {
+    ".safetensors": "safetensors", ".npz": "npz", ".npy": "eqx", ".eqx": "eqx", ".msgpack": "msgpack",
+    ".h5": "h5", ".hdf5": "h5", ".pkl": "pickle", ".pickle": "pickle",
+}  # fmt: skip
+_TO_SAFETENSORS = 'store it as safetensors there, "model.safetensors", and give that file'
+# An archive may hold this much more than it weighs: weights are next to random, but a model may be new and all zeros.
+_FLOOR, _EXPANSION = 64 * 2**20, 100
+_MOST_NODES = 2_000_000
+
+
+def read(path: str | os.PathLike[str], /, *, format: str | None = None, allow_pickle: bool = False) -> Any:
+    """The arrays of a weight file of any library, as NumPy has them.
+
+    The format is seen from the content. Nothing in a file is trusted: sizes are checked before anything is allocated,
+    and no code runs, not even with `allow_pickle`, which takes arrays and containers out of a pickle and nothing else.
+
+    Args:
+        path: The file, or the folder of an Orbax checkpoint, or of many, of which the latest is taken.
+        format: `"safetensors"`, `"npz"`, `"msgpack"`, `"eqx"` (`.npy` after `.npy`), `"h5"`, `"pickle"`, `"orbax"`.
+        allow_pickle: Whether a pickle may be looked into.
+
+    Returns:
+        Nested dicts, lists and tuples as they are in the file; from safetensors and npz, a flat dict by name.
+
+    Raises:
+        WeightsError: The file is damaged, or holds no weights; the message says what it is and what to do.
+        OSError: It isn't there, or may not be read.
+        ImportError: What reads the format isn't installed.
+
+    Examples:
+        >>> import tempfile, numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/weights.npz", kernel=np.ones((2, 3)), bias=np.zeros(3))
+        ...     {name: array.shape for name, array in read(f"{folder}/weights.npz").items()}
+        {'kernel': (2, 3), 'bias': (3,)}
+    """
+    where = _path(path)
+    with _telling(where):
+        kind = format_of(where, format)
+        return _plain(_reader(kind)(where, allow_pickle=allow_pickle))
+
+
+def native_tree(pure: PureLayer, source: Any, native: Any, **options: Any) -> Any:
+    """What `Layer.load_native` was given, or, if that is a path, the native tree in the file.
+
+    Args:
+        pure: The layer's entry.
+        source: A native tree or a path.
+        native: The native tree as it is now.
+        **options: Those of `read`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return source
+    if pure.read is None:
+        return read(source, **options)
+    where = _path(source)
+    with _telling(where):
+        format_of(where)
+        return pure.read(where, native)
+
+
+def format_of(path: str, wanted: str | None = None) -> str:
+    """What format a file has.
+
+    Raises:
+        WeightsError: None that anybody knows, or not the one that is wanted.
+    """
+    known = {*_READERS, *entry_points(group=GROUP).names}
+    if wanted is not None and wanted not in known:
+        raise ValueError(f"there is no format {wanted!r}{nearest(wanted, known)}; there are {', '.join(sorted(known))}")
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        found: str | None = "orbax"
+    elif not stat.S_ISREG(mode):  # to open a pipe might take forever
+        raise WeightsError(f"{path} is neither a file nor a folder")
+    else:
+        with open(path, "rb") as file:
+            found = _seen_in(path, file.read(4096), os.path.getsize(path))
+    found = found or wanted or _SUFFIXES.get(os.path.splitext(path)[1].lower())
+    if found is None:
+        raise WeightsError(f"{path} is of no known format: name it, format=..., if it is {', '.join(sorted(known))}")
+    if wanted not in (None, found):
+        raise WeightsError(f"{path} is in the format {found}, not {wanted}")
+    return found
+
+
+def _seen_in(path: str, head: bytes, size: int) -> str | None:
+    """The format by the first bytes; None: it can't be told from these."""
+    if not head:
+        raise WeightsError(f"{path} is empty: it was not written, or not downloaded, to the end")
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= length <= 100_000_000:
+        return "safetensors"
+    for magic, kind in ((b"\x89HDF\r\n\x1a\n", "h5"), (b"\x93NUMPY", "eqx"), (b"PK", "npz")):
+        if head.startswith(magic):
+            return kind
+    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
+        return "pickle"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    no_weights = f"{path} holds no weights: it is "
+    if text.startswith(b"version https://git-lfs"):
+        raise WeightsError(no_weights + "a pointer of git-lfs to them. Get them by: git lfs pull")
+    if text.startswith(b"<"):
+        raise WeightsError(no_weights + "a page of a web site. Download the file itself, by its raw or resolve address")
+    if text.startswith((b"{", b"[")):
+        raise WeightsError(no_weights + "JSON, the configuration of a model, say. Give the file beside it")
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
+        raise WeightsError(f"{path} is compressed: unpack it first")
+    packed_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
+    return "msgpack" if packed_map and size > 1 and not path.lower().endswith(tuple(_SUFFIXES)) else None
+
+
+def _reader(kind: str) -> Callable[..., Any]:
+    if kind in _READERS:
+        return _READERS[kind]
+    points = list(entry_points(group=GROUP, name=kind))
+    if not points:
+        raise WeightsError(f"nothing that is installed reads {kind}: install seqbridge again")
+    try:
+        return points[0].load()
+    except ImportError as error:
+        extra = points[0].value.partition(":")[0].removeprefix("seqbridge_")
+        error.add_note(f'{kind} files are read by a library that isn\'t there: pip install "seqbridge[{extra}]"')
+        raise
+
+
+def _path(path: Any) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path is a str or a Path, not {type(path).__name__}")
+    where = os.path.expanduser(os.fspath(path))
+    if not isinstance(where, str) or "\0" in where:
+        raise TypeError(f"{path!r} is no path")
+    return where
+
+
+@contextlib.contextmanager
+def _telling(path: str) -> Iterator[None]:
+    """Makes one kind of error of all that libraries raise at damaged files."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError):
+        raise
+    except WeightsError as error:
+        if path in str(error):
+            raise
+        raise WeightsError(f"{path}: {error}") from error
+    except Exception as error:  # a zoo, from struct.error to RecursionError, of which few say what was read
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{path} is damaged, or not what it seems: {said[:500]}") from error
+
+
+def _plain(tree: Any) -> Any:
+    """The tree, checked, with arrays that nobody else has; one that stands at several places is copied once."""
+    copies: dict[int, np.ndarray] = {}
+    met = itertools.count()
+
+    def walk(node: Any, place: tuple[Any, ...]) -> Any:
+        if next(met) > _MOST_NODES:
+            raise WeightsError(f"there are more than {_MOST_NODES} arrays in it")
+        if isinstance(node, Mapping):
+            for name in node:
+                if not isinstance(name, str | int):
+                    raise WeightsError(f"a name is no string: {name!r:.80}")
+                if "\0" in str(name):
+                    raise WeightsError(f"a name has a NUL in it: {name!r:.80}")
+            return {name: walk(value, (*place, name)) for name, value in node.items() if value is not None}
+        if isinstance(node, list | tuple):
+            made = [walk(value, (*place, i)) for i, value in enumerate(node)]
+            return made if isinstance(node, list) else tuple(made)
+        if id(node) not in copies:
+            copies[id(node)] = _leaf(node, ".".join(map(str, place)) or "the file")
+        return copies[id(node)]
+
+    return walk(tree, ())
+
+
+def _leaf(value: Any, name: str) -> np.ndarray:
+    """A copy in the machine's own byte order.
+
+    Raises:
+        WeightsError: It is no array of numbers.
+    """
+    if not isinstance(value, np.ndarray | np.generic | bool | int | float | complex | jax.Array):
+        raise WeightsError(f"{name} is no array, but of type {type(value).__name__}: {value!r:.60}")
+    array = np.asarray(value)
+    kind = array.dtype
+    if kind == np.dtype("V2"):  # what NumPy makes of bfloat16, which it doesn't know
+        array = array.view(jnp.bfloat16)
+    elif kind.hasobject or kind.type is np.void or kind.kind in "SMm":
+        raise WeightsError(f"{name} holds no numbers, but {kind}")
+    return np.array(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _read_safetensors(path: str, **_: Any) -> dict[str, np.ndarray]:
+    return read_safetensors(path)[0]
+
+
+def _read_npz(path: str, **_: Any) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.orig_filename for member in members]
+        _check_names(path, names)
+        total, size = sum(member.file_size for member in members), os.path.getsize(path)
+        if total > _FLOOR + _EXPANSION * size:
+            raise WeightsError(f"{path} is a bomb: {size} bytes that would be {total} when they are unpacked")
+        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+
+
+def _check_names(path: str, names: list[str]) -> None:
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        raise WeightsError(f"{path} is the pickle of another library: {_TO_SAFETENSORS}")
+    if "model.weights.h5" in names:
+        raise WeightsError(f"{path} is a whole model of another library: give a file of its save_weights(...)")
+    twice = sorted({name for name in names if names.count(name) > 1})[:3] if len(set(names)) < len(names) else []
+    if twice:
+        raise WeightsError(f"{path} is damaged: there are two arrays of one name, {', '.join(twice)}")
+    for name in names:
+        if "\0" in name:
+            raise WeightsError(f"{path} is damaged: a name has a NUL in it: {name!r:.80}")
+        if not name.endswith(".npy"):
+            raise WeightsError(f"{path} is a zip archive, and no npz file: there is {name!r:.80} in it")
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an npz file. Its checksum is checked, since the member is read to its end."""
+    name = member.filename
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise WeightsError(f"{name} is in version {version} of its format, which arrays of numbers don't need")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.hasobject:
+            raise WeightsError(f"{name} holds Python objects, in a pickle: store arrays of numbers")
+        stored, count = member.file_size - file.tell(), math.prod(shape)
+        if not dtype.itemsize or stored != count * dtype.itemsize or min(shape, default=0) < 0:
+            raise WeightsError(f"{name} is damaged: it is no {dtype} array of shape {shape}, with its {stored} bytes")
+        data = file.read()
+    flat = np.frombuffer(data, dtype) if stored else np.zeros(0, dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _read_orbax(path: str, **_: Any) -> Any:
+    import orbax.checkpoint as ocp  # late: it takes longer to import than all of this package
+
+    folder = pathlib.Path(_checkpoint_in(path))
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        about = handler.metadata(folder)
+        # As NumPy's, whatever devices they were on.
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), getattr(about, "tree", about))
+        return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
+
+
+def _checkpoint_in(path: str) -> str:
+    """The folder of the arrays: this one, or one below, in the latest step that a manager has kept."""
+    here = os.path.abspath(path)
+    steps = [name for name in os.listdir(here) if name.isdecimal() and os.path.isdir(os.path.join(here, name))]
+    latest = [os.path.join(here, max(steps, key=int))] if steps else []
+    for folder in (here, *latest):
+        for name in ("", "default", "state"):
+            found = os.path.join(folder, name) if name else folder
+            if os.path.isfile(os.path.join(found, "_METADATA")):
+                return found
+    raise WeightsError(f"{path} is a folder, and no checkpoint: give the file in it, or the folder that Orbax wrote")
+
+
+_READERS: dict[str, Callable[..., Any]] = {"safetensors": _read_safetensors, "npz": _read_npz, "orbax": _read_orbax}

@@ -1,0 +1,120 @@
+"""`Plan`: what is carried where; and how the two sides compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqbridge._carry import Problem, Row
+from seqbridge._safetensors import WeightsError
+from seqbridge._stateful import Locks
+from seqbridge._structure import Structure
+from seqbridge._table import table
+from seqbridge._trace import commit, refuse_in_trace
+from seqbridge._variable import Variable, cast
+
+
+class Plan:
+    """What `port` would do, or has done. Printed, it is a table, and below it whatever stands against it.
+
+    Attributes:
+        rows: What is carried where, and what is done to it on the way.
+        problems: What would make the results differ, or can't be done.
+        accepted: Differences that somebody has accepted.
+        difference: The largest difference between the outputs of the two sides; None: nobody has looked.
+    """
+
+    def __init__(self, rows: Sequence[Row], problems: Sequence[str], accepted: Sequence[str], new: dict[Variable, Any]):
+        self.rows = tuple(rows)
+        self.problems = tuple(problems)
+        self.accepted = tuple(accepted)
+        self.difference: float | None = None
+        self._new = new
+
+    def apply(self) -> None:
+        """Writes all weights at once.
+
+        Raises:
+            WeightsError: There are problems; then nothing is written. The message is the whole plan.
+        """
+        refuse_in_trace("porting weights")
+        if self.problems:
+            raise WeightsError(f"port: nothing was carried, since the results would differ\n{self}")
+        with Locks(self._new):
+            commit({box: cast(box.name, jnp.array(array), box.value) for box, array in self._new.items()})
+
+    def __str__(self) -> str:
+        lines = [table(("source", "target", "weight", "shape", "transformation"), self.rows)] if self.rows else []
+        lines += [f"problem: {text}" for text in self.problems]
+        lines += [f"accepted: {text}" for text in self.accepted]
+        if self.difference is not None:
+            lines.append(f"largest difference of the outputs: {self.difference:.3g}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def activations(source: Structure, target: Structure) -> Problem | None:
+    """Whether the two compute activations that differ, as far as they can be run on the shapes they were built for."""
+    found = []
+    for model in (source, target):
+        inputs = getattr(model, "_inputs", None)
+        if inputs is None:
+            return None
+        args, call = inputs
+        keywords = {**call.keywords, "training": False}
+        try:
+            found.append(_nonlinear(model, args, keywords))
+        except Exception:  # what can't be run like this isn't compared
+            return None
+    ours, theirs = found
+    if ours == theirs:
+        return None
+    texts = ["source", ours - theirs], ["target", theirs - ours]
+    said = " and ".join(f"the {side} alone computes {', '.join(sorted(some))}" for side, some in texts if some)
+    return Problem(
+        "activation", f"the two have other activations: {said} (an exact gelu has erf, the approximate tanh)"
+    )
+
+
+def difference(source: Any, target: Any, check: Any, expected: Any) -> float:
+    """The largest difference of the outputs."""
+    args = check if type(check) is tuple else (check,)
+    if source is None and expected is None:
+        raise TypeError("port: check= runs both sides, and a file can't be run: give expected=, what it makes of check")
+    outs = [expected if source is None else source(*args, training=False), target(*args, training=False)]
+    ours, theirs = (jax.tree.leaves(out) for out in outs)
+    if [jnp.shape(a) for a in ours] != [jnp.shape(a) for a in theirs]:
+        raise WeightsError(
+            f"port: the outputs can't be compared: they have shapes {[jnp.shape(a) for a in ours]} and "
+            f"{[jnp.shape(a) for a in theirs]}. The weights have been carried"
+        )
+    return max(
+        (float(np.abs(np.asarray(a) - np.asarray(b)).max(initial=0)) for a, b in zip(ours, theirs, strict=True)),
+        default=0.0,
+    )
+
+
+def _nonlinear(model: Any, args: Any, keywords: Mapping[str, Any]) -> frozenset[str]:
+    """Which of the operations that activations are made of a model computes.
+
+    They tell apart approximations that the names of functions don't: an exact `gelu` has `erf`, another one `tanh`.
+    """
+    found: set[str] = set()
+
+    def look(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            found.add("erf" if equation.primitive.name in ("erf", "erfc", "erf_inv") else equation.primitive.name)
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+                if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
+                    look(inner)
+
+    def run(variables: Any, args: Any) -> Any:
+        return model.apply(variables, *args, rng=jax.random.key(0), **keywords)[0]
+
+    look(jax.make_jaxpr(run)(model.variables, args).jaxpr)
+    return frozenset(found & {"erf", "tanh", "logistic"})

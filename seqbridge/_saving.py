@@ -1,0 +1,160 @@
+"""`save` and `load`, for whatever holds variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqbridge._fit import Rename, Report, fit
+from seqbridge._safetensors import WeightsError, read_safetensors, write_safetensors
+from seqbridge._stateful import Locks, Stateful
+from seqbridge._trace import commit, refuse_in_trace
+from seqbridge._variable import Variable
+
+FORMAT = 1
+
+
+class Saved(Stateful):
+    """Something whose variables can be saved in a file and loaded from one."""
+
+    __slots__ = ()
+
+    def save(self, path: str | os.PathLike[str], /) -> None:
+        """Writes all variables into one file, in the safetensors format, by name, each once.
+
+        The file is whole or what it was before, whatever happens meanwhile. It says of each variable what kind it is,
+        and has a checksum of everything. Keys of random numbers are in it; the entries themselves aren't.
+
+        Args:
+            path: The file, `"model.safetensors"`.
+
+        Raises:
+            RuntimeError: Something isn't built, is spread over several processes, or this is a JAX transform.
+            OSError: The file can't be written.
+
+        Examples:
+            >>> import tempfile, jax.numpy as jnp
+            >>> from seqbridge import Sequential
+            >>> model = Sequential([lambda x, w=jnp.eye(2): x @ w])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(f"{folder}/model.safetensors")
+            ...     model[0].w.assign(jnp.zeros((2, 2)))
+            ...     print(model.load(f"{folder}/model.safetensors"))
+            loaded 1 variables
+            >>> float(model[0].w.value.sum())
+            2.0
+        """
+        refuse_in_trace("saving")
+        table = self._table("save")
+        with Locks(table.values()):
+            values = {name: variable.value for name, variable in table.items()}
+        first: dict[Variable, str] = {}
+        arrays, about = {}, {}
+        for name, variable in table.items():
+            if variable in first:
+                about[first[variable]].setdefault("also", []).append(name)
+                continue
+            first[variable] = name
+            arrays[name], about[name] = _stored(name, values[name]), described(variable)
+        versions = {name: version(name) for name in ("seqbridge", "jax")}
+        write_safetensors(_path(path), arrays, {"format": FORMAT, "versions": versions, "variables": about})
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        /,
+        *,
+        strict: bool = True,
+        rename: Rename | None = None,
+        cast: bool = False,
+    ) -> Report:
+        """Takes the values of a file that `save` has written, or of any safetensors file with the same names.
+
+        Everything is read and checked first. Then all variables change at once, or none does. The names of classes in
+        a name needn't be the same.
+
+        Args:
+            path: The file.
+            strict: Whether every variable must get its array, and every array must have its variable. False: what
+                fits is loaded, and the report says what didn't.
+            rename: From names in the file to names of variables: a dict, whose keys may be compiled regular
+                expressions, and whose values may be None for what is to be left out; a pair of a regular expression
+                and what replaces it, or a list of them; or a function.
+            cast: Whether an array may be of another dtype, even if that loses precision. Without it a dtype may be
+                wider than the one in the file.
+
+        Returns:
+            What was loaded, and what wasn't.
+
+        Raises:
+            WeightsError: The file is damaged; or it doesn't fit, and the message is the report; or none of it fits.
+            OSError: The file can't be read.
+            RuntimeError: Something isn't built, or this is a JAX transform.
+        """
+        refuse_in_trace("loading")
+        table = self._table("load")
+        path = _path(path)
+        arrays, about = read_safetensors(path)
+        check_format(path, about)
+        notes = about.get("variables", {})
+        stored = {name: _restored(array, notes.get(name, {})) for name, array in arrays.items()}
+        also = {name: note["also"] for name, note in notes.items() if "also" in note}
+        with Locks(table.values()):
+            changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
+            if (strict and not report.whole) or (not changes and table):
+                raise WeightsError(
+                    f"{path} doesn't fit, and nothing was loaded\n{report}{_hint(report, strict=strict)}"
+                )
+            commit(changes)
+        return report
+
+    def _table(self, what: str) -> Mapping[str, Variable]:
+        if not getattr(self, "built", True):
+            raise RuntimeError(f"this isn't built, so it has no variables yet: call build(...) first, then {what}")
+        return self._by_name()
+
+
+def _path(path: Any) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path is a str or a Path, not {type(path).__name__}")
+    return os.fspath(os.path.expanduser(path))
+
+
+def check_format(where: str, about: Mapping[str, Any]) -> None:
+    """Raises a `WeightsError` if a later version has written this, in a way that this one doesn't know."""
+    if about.get("format", FORMAT) > FORMAT:
+        raise WeightsError(f"{where} was saved by seqbridge {about['versions']['seqbridge']}: install that, or later")
+
+
+def described(variable: Variable) -> dict[str, Any]:
+    """What is to be known of a stored array, so that the variable can be told from it."""
+    value = variable.value
+    note = {"kind": variable.kind, "dtype": str(value.dtype), "shape": value.shape}
+    is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return note | ({"key": str(jax.random.key_impl(value))} if is_key else {})
+
+
+def _stored(name: str, value: Any) -> np.ndarray:
+    """The array as a file takes it."""
+    if not value.is_fully_addressable:
+        raise RuntimeError(
+            f"{name} is spread over several processes: save it by sb.Checkpoint, which each of them calls"
+        )
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    return np.asarray(value)
+
+
+def _restored(array: np.ndarray, note: Mapping[str, Any]) -> Any:
+    return jax.random.wrap_key_data(jnp.array(array), impl=note["key"]) if "key" in note else array
+
+
+def _hint(report: Report, *, strict: bool) -> str:
+    fits = strict and report.loaded
+    return "\nstrict=False loads what fits; rename= says what is called otherwise" if fits else "\nrename= may help"

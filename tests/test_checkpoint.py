@@ -1,0 +1,217 @@
+"""`Checkpoint`: a training goes on as if it had never stopped, on whatever devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+import seqbridge as sb
+
+X = jax.random.normal(jax.random.key(0), (8, 4))
+
+
+def make(seed: int = 0) -> tuple[sb.Sequential, sb.Optimizer]:
+    model = sb.Sequential([nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(4)], seed=seed).build((8, 4))
+    return model, sb.Optimizer(model, optax.sgd(1e-2, momentum=0.9))
+
+
+def run(n: int, model: sb.Sequential, optimizer: sb.Optimizer) -> list[float]:
+    losses = []
+    for _ in range(n):
+        loss, grads = sb.value_and_grad(lambda m: (m(X, training=True) ** 2).mean())(model)
+        optimizer.update(grads)
+        losses.append(float(loss))
+    return losses
+
+
+def test_a_training_goes_on_exactly(tmp_path: Path) -> None:
+    model, optimizer = make(1)
+    with sb.Checkpoint(tmp_path / "run", model=model, optimizer=optimizer, max_to_keep=2) as checkpoint:
+        assert checkpoint.restore() is None
+        assert checkpoint.steps == ()
+        for step in range(3):
+            run(1, model, optimizer)
+            checkpoint.save(step)  # what comes after doesn't get in
+        expected = run(3, model, optimizer)
+        checkpoint.wait()
+        assert checkpoint.steps == (1, 2)
+
+    model, optimizer = make(2)
+    with sb.Checkpoint(tmp_path / "run", model=model, optimizer=optimizer) as checkpoint:
+        assert checkpoint.restore() == 2
+        assert all(report.whole for report in checkpoint.reports.values())
+        assert run(3, model, optimizer) == expected
+        assert checkpoint.restore(1) == 1
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint 7 in .*: there are 1, 2"):
+            checkpoint.restore(7)
+        with pytest.raises(ValueError, match="step 2 can't be saved after step 2"):
+            checkpoint.save(2)
+
+
+@pytest.mark.parametrize(("before", "after"), [((8,), (4,)), ((1,), (8,)), ((8,), (1,))])
+def test_variables_come_back_as_they_lie_then(tmp_path: Path, before: Any, after: Any) -> None:
+    rules = {r"kernel$": PartitionSpec(None, "data")}
+    model, optimizer = make(1)
+    model[3].kernel.assign(jnp.arange(32.0).reshape(8, 4))
+    rules = {r"\[0\].*kernel$": PartitionSpec(None, "data")}
+    model.shard(jax.make_mesh(before, ("data",), devices=jax.devices()[: before[0]]), rules)
+    with sb.Checkpoint(tmp_path, model=model, optimizer=optimizer) as checkpoint:
+        checkpoint.save(0)
+    values = {name: np.asarray(jax.device_get(v)) for name, v in model.variables["params"].items()}
+
+    model, optimizer = make(2)
+    mesh = jax.make_mesh(after, ("data",), devices=jax.devices()[: after[0]])
+    model.shard(mesh, rules)
+    with sb.Checkpoint(tmp_path, model=model, optimizer=optimizer) as checkpoint:
+        checkpoint.restore()
+    for name, v in model.variables["params"].items():
+        np.testing.assert_array_equal(v, values[name])
+    assert model[0].kernel.value.sharding.spec == PartitionSpec(None, "data")
+    assert len(model[0].kernel.value.sharding.device_set) == after[0]
+
+
+def test_what_does_not_fit_is_one_report_and_changes_nothing(tmp_path: Path) -> None:
+    model, optimizer = make(1)
+    with sb.Checkpoint(tmp_path, model=model, optimizer=optimizer) as checkpoint:
+        checkpoint.save(0)
+    other = sb.Sequential([nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(6), nn.LayerNorm()]).build((8, 4))
+    before = other.variables
+    with sb.Checkpoint(tmp_path, model=other) as checkpoint:
+        with pytest.raises(sb.WeightsError) as caught:
+            checkpoint.restore()
+        assert "missing: (Sequential)[4](LayerNorm).scale" in str(caught.value)
+        assert "wrong shape: (Sequential)[3](Dense).kernel is (8, 6), and the file has (8, 4)" in str(caught.value)
+        jax.tree.map(np.testing.assert_array_equal, before, other.variables)
+        assert checkpoint.restore(strict=False) == 0
+        assert set(checkpoint.reports["model"].wrong) == {
+            "(Sequential)[3](Dense).kernel",
+            "(Sequential)[3](Dense).bias",
+        }
+    np.testing.assert_array_equal(other[0].kernel.value, model[0].kernel.value)
+    with (
+        sb.Checkpoint(tmp_path, modell=model) as checkpoint,
+        pytest.raises(sb.WeightsError, match="has no modell; did you mean 'model'"),
+    ):
+        checkpoint.restore()
+
+
+def test_what_two_parts_share_is_stored_once(tmp_path: Path) -> None:
+    model, _ = make(1)
+    with sb.Checkpoint(tmp_path, whole=model, head=model[3]) as checkpoint:
+        checkpoint.save(0)
+    stored = sb.read(tmp_path)
+    assert "(Sequential)[3](Dense).kernel" in stored["whole"]
+    assert not stored.get("head")
+    fresh, _ = make(2)
+    with sb.Checkpoint(tmp_path, head=fresh[3]) as checkpoint:
+        checkpoint.restore()
+    np.testing.assert_array_equal(fresh[3].kernel.value, model[3].kernel.value)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint32", "float16", "bfloat16", "float32", "complex64", "float8_e4m3fn"]
+)
+def test_dtypes_and_damage_that_only_a_checksum_shows(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = jnp.asarray(np.arange(6).reshape(2, 3) % 2, jnp.dtype(dtype))
+    here = sb.VarCollection({"v": sb.Variable(array), "key": sb.Variable(jax.random.key(3), kind="rng")})
+    with sb.Checkpoint(tmp_path, here=here) as checkpoint:
+        checkpoint.save(0)
+        here["v"].assign(jnp.zeros((2, 3), jnp.dtype(dtype)))
+        checkpoint.restore()
+        np.testing.assert_array_equal(np.asarray(here["v"].value), np.asarray(array))
+        real = checkpoint._manager.restore
+
+        def damaged(step: int, **how: Any) -> Any:
+            found = real(step, **how)
+            if "state" in found:
+                value = np.array(found["state"]["here"]["v"])
+                value.view(np.uint8).reshape(-1)[0] ^= 1
+                found["state"]["here"]["v"] = jnp.asarray(value)
+            return found
+
+        monkeypatch.setattr(checkpoint._manager, "restore", damaged)
+        with pytest.raises(sb.WeightsError, match="here v has another checksum"):
+            checkpoint.restore()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Orbax leaves behind when it fails
+def test_files_that_are_damaged_or_gone(tmp_path: Path) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(1000.0))})
+    with sb.Checkpoint(tmp_path / "run", here=here) as checkpoint:
+        checkpoint.save(0)
+    files = [path for path in (tmp_path / "run" / "0").rglob("*") if path.is_file() and path.stat().st_size > 8]
+    rng = np.random.default_rng(0)
+    refused = 0
+    for file in files:
+        data = file.read_bytes()
+        for _ in range(4):
+            changed = bytearray(data)
+            changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
+            file.write_bytes(changed)
+            here["v"].assign(jnp.zeros(1000))
+            try:
+                with sb.Checkpoint(tmp_path / "run", here=here) as checkpoint:
+                    checkpoint.restore()
+            except (sb.WeightsError, FileNotFoundError):
+                refused += 1
+                assert not here["v"].value.any()
+            else:
+                np.testing.assert_array_equal(here["v"].value, np.arange(1000.0))
+        file.write_bytes(data)
+    assert refused
+
+
+def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="model= takes a model, a layer, an optimizer or a collection, not dict"):
+        sb.Checkpoint(tmp_path, model={})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="name what is to be saved"):
+        sb.Checkpoint(tmp_path)
+    with sb.Checkpoint(tmp_path, model=sb.Sequential([nn.Dense(3)])) as checkpoint:
+        with pytest.raises(RuntimeError, match=r"call build\(...\) first"):
+            checkpoint.save(0)
+        assert repr(checkpoint).endswith("model; steps: none)")
+
+
+KILLED = """
+import sys, numpy as np, jax.numpy as jnp, seqbridge as sb
+v = sb.VarCollection({"v": sb.Variable(np.zeros((1000, 1000), np.float32))})
+with sb.Checkpoint(sys.argv[1], v=v, max_to_keep=2) as checkpoint:
+    for step in range(10_000):
+        v["v"].assign(np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32) + step)
+        checkpoint.save(step)
+        if step == 1:
+            checkpoint.wait()
+            print("saved", flush=True)
+"""
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saved\n"
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    here = sb.VarCollection({"v": sb.Variable(jnp.zeros((1000, 1000)))})
+    with sb.Checkpoint(tmp_path, v=here) as checkpoint:
+        step = checkpoint.restore()
+    assert step is not None
+    assert step >= 1
+    expected = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32) + np.float32(step)
+    np.testing.assert_allclose(here["v"].value, expected, atol=1e-5)

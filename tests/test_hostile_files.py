@@ -1,0 +1,317 @@
+"""Files that are no weights, or out to do harm: each is refused before anything runs or is allocated."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import h5py
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import keras
+import ml_dtypes
+import msgpack
+import numpy as np
+import pytest
+from flax import serialization
+
+import seqbridge as sb
+
+KEY = jax.random.key(5)
+MUCH = 2**28  # more than what an honest refusal takes
+GOOD = {"params": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}}
+
+
+def layer_of(entry: Any) -> sb.Layer:
+    return sb.Sequential([entry]).build((2, 4))[0]
+
+
+def values(layer: sb.Layer) -> list[Any]:
+    return [np.array(variable.value) for variable in layer.vars().values()]
+
+
+def refused(layer: sb.Layer, path: Path, match: str, error: Any = sb.WeightsError, **options: Any) -> None:
+    before = values(layer)
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=match) as caught:
+            layer.load_native(path, **options)
+        assert tracemalloc.get_traced_memory()[1] < MUCH
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(caught.value)
+    assert all(np.array_equal(a, b) for a, b in zip(before, values(layer), strict=True))
+
+
+# What is no weight file at all
+
+
+NO_WEIGHTS = {
+    "empty": (b"", "is empty"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    "HTML": (b"<!DOCTYPE html>\n<html><head>", "web site"),
+    "XML": (b"\n  <?xml version='1.0'?>", "web site"),
+    "JSON": (b'{"model_type": "bert"}', "JSON"),
+    "gzip": (b"\x1f\x8b\x08\x00" + b"\0" * 20, "compressed"),
+    "text": (b"epoch,loss\n1,0.5\n", "no known format"),
+}
+
+
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+@pytest.mark.parametrize("suffix", [".bin", ".npz", ".safetensors", ".msgpack", ".h5", ".pkl", ".eqx"])
+def test_what_is_no_weight_file_says_what_it_is(name: str, suffix: str, tmp_path: Path) -> None:
+    data, match = NO_WEIGHTS[name]
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(data)
+    refused(layer_of(nn.Dense(3)), path, match if name != "text" or suffix == ".bin" else "damaged|pickle")
+
+
+def test_a_missing_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
+    layer = layer_of(nn.Dense(3))
+    refused(layer, tmp_path / "none.npz", "No such file", FileNotFoundError)
+    (tmp_path / "7").mkdir()
+    refused(layer, tmp_path, "no checkpoint")
+    os.mkfifo(tmp_path / "pipe")
+    refused(layer, tmp_path / "pipe", "neither a file nor a folder")
+    for wrong in (b"w.npz", 3, None):
+        with pytest.raises(TypeError, match="a path is a str"):
+            sb.read(wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"no format 'nzp'; did you mean 'npz'"):
+        sb.read(tmp_path, format="nzp")
+
+
+def test_the_format_is_seen_from_the_content_and_held_against_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **GOOD["params"])
+    path = (tmp_path / "w.npz").rename(tmp_path / "w.safetensors")
+    assert sb.read(path)["kernel"].shape == (4, 3)
+    with pytest.raises(sb.WeightsError, match="in the format npz, not h5"):
+        sb.read(path, format="h5")
+    (tmp_path / "weights").write_bytes(serialization.msgpack_serialize(GOOD))
+    layer = layer_of(nn.Dense(3))
+    layer.load_native(tmp_path / "weights")
+    np.testing.assert_array_equal(layer.kernel, GOOD["params"]["kernel"])
+
+
+def test_the_whole_files_of_other_libraries_are_told_apart(tmp_path: Path) -> None:
+    for name, match in (("archive/data.pkl", "pickle of another library"), ("model.weights.h5", "save_weights")):
+        with zipfile.ZipFile(tmp_path / "w.bin", "w") as archive:
+            archive.writestr(name, b"x")
+        refused(layer_of(nn.Dense(3)), tmp_path / "w.bin", match)
+
+
+def test_what_is_read_belongs_to_nobody_else_and_has_the_machines_own_bytes(tmp_path: Path) -> None:
+    arrays = {"big": np.arange(3, dtype=">f4"), "half": np.ones(2, ml_dtypes.bfloat16), "none": np.zeros((0, 3))}
+    np.savez(tmp_path / "w.npz", **arrays)
+    got = sb.read(tmp_path / "w.npz")
+    assert {name: a.dtype.name for name, a in got.items()} == {"big": "float32", "half": "bfloat16", "none": "float64"}
+    for name, array in got.items():
+        assert array.flags.writeable
+        assert array.dtype.isnative
+        np.testing.assert_array_equal(array, arrays[name])
+    for bad in (np.zeros(2, "V3"), np.zeros(2, "M8[s]"), np.zeros(2, [("a", "f4")])):
+        np.savez(tmp_path / "w.npz", kernel=bad)
+        refused(layer_of(nn.Dense(3)), tmp_path / "w.npz", "no numbers")
+
+
+# Archives
+
+
+def header(shape: Any, dtype: str = "<f4", data: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+ARCHIVES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
+    "a bomb": ([("kernel.npy", header((10**8,), data=bytes(4 * 10**8)))], "bomb"),
+    "a shape beyond memory": ([("kernel.npy", header((2**40, 2**10)))], "no float32 array of shape"),
+    "a shape beyond all numbers": ([("kernel.npy", header((2**63, 2**63, 2)))], "no float32 array of shape"),
+    "a negative shape": ([("kernel.npy", header((-1, -3), data=bytes(12)))], "no float32 array of shape"),
+    "items without a size": ([("kernel.npy", header((2**40,), "|V0"))], "array of shape"),
+    "more than it says": ([("kernel.npy", header((2,), data=bytes(99)))], "array of shape"),
+    "objects": ([("kernel.npy", header((2,), "|O", b"cos\nsystem\n."))], "objects"),
+    "two of a name": ([("kernel.npy", header((1,), data=bytes(4)))] * 2, "two arrays of one name, kernel"),
+    "a NUL in a name": ([("kernel\0.npy", header((1,), data=bytes(4)))], "NUL"),
+    "something else": ([("kernel.txt", b"hello")], "no npz file"),
+    "no array": ([("kernel.npy", b"hello")], "magic string"),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives(name: str, tmp_path: Path) -> None:
+    members, match = ARCHIVES[name]
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore", UserWarning)
+        for member, data in members:
+            archive.writestr(member.replace("\0", "~"), data)
+    data = (tmp_path / "w.npz").read_bytes()
+    if "NUL" in name:
+        (tmp_path / "w.npz").write_bytes(data.replace(b"kernel~", b"kernel\0"))
+    refused(layer_of(nn.Dense(3)), tmp_path / "w.npz", match)
+
+
+# Arrays one after the other, and msgpack
+
+
+@pytest.mark.parametrize(
+    "data",
+    [header((2**40,)), header((-1,)), header((2**40,), "|V0"), header((2,), "|O", b"cos\nsystem\n.")],
+)
+def test_arrays_without_names_that_claim_too_much(data: bytes, tmp_path: Path) -> None:
+    entry = eqx.nn.Linear(4, 3, key=KEY)
+    layer = layer_of(entry)
+    (tmp_path / "w.eqx").write_bytes(data)
+    refused(layer, tmp_path / "w.eqx", "which isn't there")
+    for other, match in (
+        (eqx.nn.MLP(4, 3, 3, 1, key=KEY), "has 4 arrays, and this layer 2"),
+        (eqx.nn.Linear(4, 3, use_bias=False, key=KEY), "has 1 arrays, and this layer 2"),
+        (eqx.nn.Linear(3, 4, key=KEY), r"array 0 is float32\[4, 3\], and .weight float32\[3, 4\]"),
+        (jax.tree.map(lambda a: a.astype(jnp.bfloat16), entry), r"array 0 is bfloat16\[3, 4\]"),
+    ):
+        eqx.tree_serialise_leaves(tmp_path / "w.eqx", other)
+        refused(layer, tmp_path / "w.eqx", match)
+    np.savez(tmp_path / "w.npz", weight=np.ones((3, 4)))
+    refused(layer, tmp_path / "w.npz", "in the format npz, not eqx")
+
+
+def packed(shape: Any, dtype: str, buffer: bytes, code: int = 1) -> bytes:
+    return msgpack.packb({"params": {"kernel": msgpack.ExtType(code, msgpack.packb((shape, dtype, buffer)))}})
+
+
+PACKED = {
+    "a negative shape": (packed((-1, 3), "float32", bytes(48)), "its shape is"),
+    "a shape beyond memory": (packed((2**40, 2**40), "float32", bytes(48)), "its shape is"),
+    "another shape": (packed((4, 3), "float32", bytes(44)), "its shape is"),
+    "structures": (packed((4,), "f4,f4", bytes(32)), "no type of numbers"),
+    "objects": (packed((4,), "object", bytes(32)), "damaged|no type of numbers"),
+    "an unknown extension": (packed((4, 3), "float32", bytes(48), 77), "of type 77"),
+    "text": (msgpack.packb({"params": {"kernel": "abc"}}), "params.kernel is no array, but of type str"),
+    "two of a name": (b"\x82\xa1a\x01\xa1a\x02", "a name stands twice"),
+    "depth": (b"\x81\xa1a" * 100_000 + b"\x01", "damaged"),
+    "a huge map": (b"\xdf\xff\xff\xff\xff\xa1a\x01", "damaged"),
+    "a huge string": (b"\x81\xc6\xff\xff\xff\xffabc", "damaged"),
+    "a name that is a number with a point": (msgpack.packb({1.5: 2}), "no string"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_msgpack(name: str, tmp_path: Path) -> None:
+    data, match = PACKED[name]
+    (tmp_path / "w.msgpack").write_bytes(data)
+    refused(layer_of(nn.Dense(3)), tmp_path / "w.msgpack", match)
+
+
+# Pickles
+
+
+class Runs:
+    """What runs when it is unpickled by anybody who doesn't look."""
+
+    def __init__(self, function: Any, *args: Any):
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def payloads(marker: str) -> dict[str, Any]:
+    calls = {
+        "system": Runs(os.system, f"touch {marker}"),
+        "open": Runs(open, marker, "w"),
+        "eval": Runs(eval, f"open({marker!r}, 'w')"),
+        "getattr": Runs(getattr, os, "system"),
+        "memory": Runs(np.ndarray, (2**45,)),
+        "bytes": Runs(bytearray, 2**45),
+        "partial": partial(os.system, f"touch {marker}"),
+        "set": {1, 2},
+        "text": "abc",
+        "objects": np.array([Runs(os.system, f"touch {marker}")], object),
+    }
+    hidden = {name: {"linear": {"w": np.ones((4, 3), np.float32), "b": call}} for name, call in calls.items()}
+    return calls | {f"{name} among arrays": tree for name, tree in hidden.items()}
+
+
+RAW = {
+    "a note with a huge number": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "a huge string": b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"abc.",
+    "something outside": b"\x80\x02Q.",
+    "more behind it": pickle.dumps({}) + b"more",
+    "itself": b"\x80\x02]q\x00h\x00a.",
+    "tuples of tuples": b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 40 + b".",
+    "another shape": pickle.dumps(np.ones(3), 2).replace(b"K\x03\x85", b"K\x04\x85"),
+}
+
+
+def test_no_pickle_runs_anything(tmp_path: Path) -> None:
+    layer = layer_of(hk.transform(lambda x: hk.Linear(3)(x)))
+    path, marker = tmp_path / "w.pkl", tmp_path / "marker"
+    data = {name: pickle.dumps(bad) for name, bad in payloads(str(marker)).items() if name != "getattr among arrays"}
+    for raw in (data | RAW).values():
+        path.write_bytes(raw)
+        refused(layer, path, "allow_pickle=True")
+        refused(layer, path, "", allow_pickle=True)
+        assert not marker.exists()
+
+
+# HDF5
+
+
+def link(file: h5py.File, to: Any) -> None:
+    file.create_group("layers/dense/vars")["0"] = to
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4, 3), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (4, 3))
+    file.create_virtual_dataset("layers/dense/vars/0", layout)
+
+
+def outside(file: h5py.File) -> None:
+    file.create_dataset("layers/dense/vars/0", (4, 3), "f4", external=[("/etc/passwd", 0, 48)])
+
+
+def bomb(file: h5py.File) -> None:
+    file.create_dataset("layers/dense/vars/0", (2**20, 2**20), "f4", chunks=(2**10, 2**10), compression="gzip")
+
+
+def circle(file: h5py.File) -> None:
+    file.create_group("layers/dense")["vars"] = file["layers"]
+
+
+H5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "an external link": (lambda file: link(file, h5py.ExternalLink("/etc/passwd", "/x")), "a link"),
+    "a soft link": (lambda file: link(file, h5py.SoftLink("/layers")), "a link"),
+    "a virtual dataset": (virtual, "in another file"),
+    "an external dataset": (outside, "in another file"),
+    "a shape bomb": (bomb, "which isn't there"),
+    "a circle": (circle, "another name, too"),
+}
+
+
+@pytest.mark.parametrize("name", H5)
+@pytest.mark.parametrize("entry", [lambda: nn.Dense(3), lambda: keras.layers.Dense(3)], ids=["linen", "keras"])
+def test_hdf5(name: str, entry: Callable[[], Any], tmp_path: Path) -> None:
+    write, match = H5[name]
+    with h5py.File(tmp_path / "w.weights.h5", "w") as file:
+        write(file)
+    refused(layer_of(entry()), tmp_path / "w.weights.h5", match)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own way to save
+def test_a_file_of_more_than_the_layer_is_refused(tmp_path: Path) -> None:
+    with jax.numpy_rank_promotion("allow"):
+        two = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(3)])
+        two.build((None, 4))
+    two.save_weights(tmp_path / "w.weights.h5")
+    refused(layer_of(keras.layers.Dense(3)), tmp_path / "w.weights.h5", "it has 4 arrays, and this layer takes 2")
