@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import seqbridge as sb
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
+
+import seqbridge as sb
 
 
 def data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -109,7 +110,8 @@ def as_state_dict(params: Any, state: Any) -> dict[str, np.ndarray]:
     def conv(name: str) -> np.ndarray:
         return np.ascontiguousarray(np.transpose(params[name]["w"], (3, 2, 0, 1)))
 
-    rows = np.reshape(params["linear"]["w"], (4, 4, 32, 64)).transpose(2, 0, 1, 3).reshape(512, 64)  # h, w, c to c, h, w
+    image = np.reshape(params["linear"]["w"], (4, 4, 32, 64))  # what was flattened: height, width, channels
+    rows = image.transpose(2, 0, 1, 3).reshape(512, 64)
     arrays = {
         "conv1.weight": conv("conv2_d"),
         "conv1.bias": params["conv2_d"]["b"],

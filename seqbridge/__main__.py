@@ -96,7 +96,7 @@ def _port(given: argparse.Namespace) -> None:
 
 
 def _is_name(text: str) -> bool:
-    module, colon, name = text.partition(":")
+    _, colon, name = text.partition(":")
     return bool(colon) and name.isidentifier() and not os.path.exists(text)
 
 

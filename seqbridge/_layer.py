@@ -141,7 +141,7 @@ class Layer(Saved):
             lock: What guards the variables.
             known: Variables that the entry has already, in a layer of another method, by what ties them.
         """
-        made: list[Variable] = []
+        made = []
         for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
             if known and tie in known:
                 made.append(known[tie])
@@ -217,8 +217,7 @@ class Layer(Saved):
         """Takes the values of a native tree, all of them, or raises and takes none.
 
         Args:
-            tree: What `native` returns, from this or another model, or from the entry's own library; or the path of
-                a file that the library has written.
+            tree: What `native` returns, from this model or another or the library, or the path of the library's file.
             allow_pickle: See `read`.
 
         Raises:
@@ -227,9 +226,9 @@ class Layer(Saved):
             ValueError: A wrong shape.
             TypeError: A wrong dtype.
         """
-        variables = self.pure.from_native(native_tree(self.pure, tree, self.native, allow_pickle=allow_pickle))
+        native = native_tree(self.pure, tree, self.native, allow_pickle=allow_pickle)
         assert self._layout is not None
-        arrays = self._layout.flatten("load_native", variables)
+        arrays = self._layout.flatten("load_native", self.pure.from_native(native))
         with Locks(self._variables):
             commit({v: cast(v.name, new, v.value) for v, new in zip(self._variables, arrays, strict=True)})
 
@@ -246,7 +245,7 @@ class Layer(Saved):
                 alone._stream, alone._seed = model._stream, model._seed
                 return alone
         if self._solo is None:
-            self._solo = Sequential([self])  # kept, since the next call must take the next key
+            self._solo = Sequential([self])  # kept: the next call must take the next key
         return self._solo
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from seqbridge._names import nearest
-from seqbridge._parts import Part
+from seqbridge._parts import Part, Untyped
 from seqbridge._pieces import Piece
 from seqbridge._safetensors import WeightsError
 
@@ -104,12 +104,13 @@ def _settled(
     """The pairs that names or the order settle.
 
     Pieces that are alike are paired by their names if those are the same on both sides, or else in order if all of
-    their kinds come in the same order on both sides.
+    their kinds come in the same order on both sides. A file says no order but by numbers in its names.
     """
-    if len(left) == len(right) and all((id(s), id(t)) in fits for s, t in zip(left, right, strict=True)):
-        in_order = list(zip(left, right, strict=True))
-    else:
-        in_order = []
+    of_file = any(isinstance(source.part, Untyped) for source in left)  # which may have them in any order
+    in_order: list[tuple[Piece, Piece]] = []
+    if not of_file and len(left) == len(right):
+        both = list(zip(left, right, strict=True))
+        in_order = both if all((id(s), id(t)) in fits for s, t in both) else []
     groups = list(_alike(left, right, fits))
     number = {id(piece): i for i, group in enumerate(groups) for side in group for piece in side}
     orders = [[number[id(piece)] for piece in side if id(piece) in number] for side in (left, right)]
@@ -119,7 +120,9 @@ def _settled(
         if ours.keys() == theirs.keys() and len(ours) == len(sources):
             by_name.update(map(id, targets))
             yield from ((ours[name], theirs[name]) for name in theirs)
-        elif not in_order and orders[0] == orders[1]:
+        elif of_file and len({re.sub(r"\d+", "", name) for name in ours}) == 1:  # the numbers in them say the order
+            yield from zip(sorted(sources, key=_numbers), targets, strict=True)
+        elif not of_file and not in_order and orders[0] == orders[1]:
             yield from zip(sources, targets, strict=True)
     yield from ((s, t) for s, t in in_order if id(t) not in by_name)
 
@@ -140,6 +143,10 @@ def _alike(
         )
         if sources and len(sources) == len(targets) and closed:
             yield sources, targets
+
+
+def _numbers(piece: Piece) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", piece.name)]
 
 
 def _within(name: str) -> str:

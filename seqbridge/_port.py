@@ -10,6 +10,7 @@ import numpy as np
 from seqbridge._carry import Problem, Row, carry
 from seqbridge._layer import Layer
 from seqbridge._match import find, match
+from seqbridge._names import nearest
 from seqbridge._parts import Part
 from seqbridge._pieces import Piece, Side, side_of
 from seqbridge._plan import Plan, activations, difference
@@ -47,8 +48,8 @@ def port(
         mapping: From names of the source's layers to names of the target's, where it can't be seen what belongs
             together; the names are those in the plan, or their ends. None as a value: this isn't carried. Names of
             variables carry single arrays that belong to no known kind of layer, as they are.
-        flatten: For a linear layer, or a norm, of the target that takes a flattened image, where one side has its channels first
-            and the other last: `(channels, height, width)`. None: its rows are in the right order already.
+        flatten: For a linear layer, or a norm, of the target that takes a flattened image, where one side has its
+            channels first and the other last: `(channels, height, width)`. None: the order is right already.
         accept: Differences that may be: `"epsilon"`, `"momentum"`, `"padding"`, ..., by the names in the plan.
         strict: Whether everything of both sides must be carried. False: what matches is.
         check: An input on which both sides are run afterwards, in evaluation mode; the largest difference of their
@@ -100,6 +101,9 @@ def port(
     assert model is not None
     mapping = dict(mapping or {})
     accept = {accept} if isinstance(accept, str) else set(accept)
+    options = {"activation", "dtype"}.union(*(_part(piece).options for piece in right.pieces))
+    for name in accept - options:
+        raise WeightsError(f"port: accept={name!r} names no option of these layers{nearest(name, options)}")
     rows, new, problems = _arrays(left, right, mapping, strict=strict)
     found = match(left.pieces, right.pieces, mapping)
     sizes = _sizes(flatten or {}, right.pieces)

@@ -78,6 +78,11 @@ def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mappin
         notes[name] = note
     text = json.dumps({"about": about, "arrays": notes}, sort_keys=True)
     metadata = {_OURS: text, "crc32": str(_sum(text, {n: (a.dtype.name, a.shape) for n, a in stored.items()}))}
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     with replacing(path) as temporary:
         try:
             save_file(stored, temporary, metadata)
@@ -109,14 +114,18 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with open(path, "rb") as file:
         data = file.read()
     try:
-        views = deserialize(data)
+        views = dict(deserialize(data))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_once)
-        arrays = {
-            name: np.frombuffer(view["data"], np.dtype(_DTYPES[view["dtype"]])).reshape(view["shape"])
-            for name, view in views
+        arrays = {  # in the order of the file
+            name: np.frombuffer(views[name]["data"], np.dtype(_DTYPES[about["dtype"]])).reshape(about["shape"])
+            for name, about in header.items()
+            if name != "__metadata__"
         }
     except (SafetensorError, ValueError, KeyError, MemoryError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"{path} is damaged, or no safetensors file: {error}") from error
+        raise WeightsError(
+            f"{path} is damaged, or no safetensors file: {error}. What other libraries have written, "
+            "model[i].load_native(path) reads"
+        ) from error
     metadata = header.get("__metadata__", {})
     if _OURS not in metadata:
         return arrays, {"metadata": metadata}

@@ -8,6 +8,7 @@ import functools
 import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 import seqbridge as sb
 from ports import LIBRARIES, REFUSED, ROWS, example
@@ -83,7 +85,7 @@ def test_a_layer_of_one_library_computes_the_same_in_another(
     assert np.abs(untouched(row, target) - expected).max() > 1e-2  # or this would show nothing
     model = copy.deepcopy(made(row, target, 2))
     # What linen and Haiku keep in float32 whatever is asked for can't hold each value of float64.
-    accept = {"dtype", "epsilon"} if source == "torch" else {"dtype"}
+    accept = "dtype"
     reason = REFUSED.get((row, source, target))
     if reason is not None:
         with pytest.raises(sb.WeightsError, match=reason):
@@ -268,6 +270,8 @@ def test_everything_that_would_make_a_difference_stands_in_one_report_and_nothin
     jax.tree.map(np.testing.assert_array_equal, before, target.variables)
     with lenient():
         plan = sb.port(source, target, accept={"epsilon", "momentum", "activation"})
+        with pytest.raises(sb.WeightsError, match=r"accept='epsilom' names no option .*; did you mean 'epsilon'"):
+            sb.port(source, target, accept="epsilom")
     assert len(plan.accepted) == 3
 
 
@@ -431,6 +435,11 @@ def test_a_transformer_of_pytorch(x64: None) -> None:
     assert matched["norm2.weight"] == "(Sequential)[0](Encoder).norm2.scale"
 
 
+def _both_ways(of: Any) -> nn.Module:
+    there, back = (nn.RNN(nn.GRUCell(4, name=name, **of)) for name in ("there", "back"))
+    return nn.Bidirectional(there, back)
+
+
 class _Separate(nn.Module):
     attention: nn.Module
 
@@ -445,18 +454,32 @@ class _Separate(nn.Module):
         ("separate attention", lambda of: [_Separate(nn.MultiHeadDotProductAttention(2, qkv_features=8, **of))]),
         ("old weight norm", lambda of: [nn.Conv(4, (3, 3), padding="VALID", **of)]),
         ("stacked lstm", lambda of: [nn.RNN(nn.OptimizedLSTMCell(4, **of)) for _ in range(2)]),
-        (
-            "bidirectional gru",
-            lambda of: [nn.Bidirectional(*[nn.RNN(nn.GRUCell(4, name=name, **of)) for name in ("there", "back")])],
-        ),
+        ("bidirectional gru", lambda of: [_both_ways(of)]),
     ],
 )
 def test_what_pytorch_has_in_several_ways(name: str, make: Any, x64: None) -> None:
     golden = OTHERS[name]
     model = sb.Sequential(make({"param_dtype": jnp.float64})).build(jax.ShapeDtypeStruct(golden.x.shape, jnp.float64))
-    difference = sb.port(golden.state, model, check=golden.x, expected=golden.y).difference
+    mapping = {"l0": "forward_rnn.cell", "l0_reverse": "backward_rnn.cell"} if name == "bidirectional gru" else {}
+    difference = sb.port(golden.state, model, mapping=mapping, check=golden.x, expected=golden.y).difference
     assert difference is not None
     assert difference < 1e-9
+
+
+def test_a_file_has_no_order_but_that_of_numbers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    state = {f"layers.{i}.weight": rng.normal(size=(4, 4)).astype(np.float32) for i in range(12)}
+    model = sb.Sequential([nn.Dense(4, use_bias=False) for _ in range(12)]).build((2, 4))
+    for given in (state, dict(sorted(state.items())), tmp_path / "layers.safetensors"):
+        save_file(state, tmp_path / "layers.safetensors")
+        sb.port(given, model)
+        for i in range(12):
+            np.testing.assert_array_equal(model[i].kernel.value, state[f"layers.{i}.weight"].T)
+    named = {"q_proj.weight": state["layers.0.weight"], "k_proj.weight": state["layers.1.weight"]}
+    with pytest.raises(sb.WeightsError, match=r"may be any of q_proj, k_proj: say which by mapping="):
+        sb.port(named, model[:2])
+    sb.port(named, model[:2], mapping={"q_proj": "[0]", "k_proj": "[1]"})
+    np.testing.assert_array_equal(model[1].kernel.value, named["k_proj.weight"].T)
 
 
 def test_transposed_convolutions_of_pytorch_in_groups(x64: None) -> None:

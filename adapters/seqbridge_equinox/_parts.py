@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seqbridge import Part, Weight, explicit, path_text
 
 Path = tuple[str, ...]
 
+_WRAPPERS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)  # which compute the weight of the layer inside anew
 _SETTLED = 10**6  # a number of updates after which statistics are no longer corrected for their start
 
 
 def parts(module: Any) -> Iterator[Part]:
     """The parts of a module, in the order in which they are defined."""
-    found, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda node: type(node) in TABLE)
+    known = {*TABLE, *_WRAPPERS}
+    found, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda node: type(node) in known)
     for path, node in found:
-        if type(node) in TABLE:  # not a subclass, which may do something else
-            yield TABLE[type(node)](node, path_text(path))
+        wrapped = type(node) in _WRAPPERS
+        layer, place = (node.layer, (*path_text(path), "layer")) if wrapped else (node, path_text(path))
+        if type(layer) in TABLE:  # not a subclass, which may do something else
+            part = TABLE[type(layer)](layer, place)
+            made = f"its weight is what {type(node).__name__} makes of it"
+            unusual = made if wrapped else _unusual(layer, part, len(place))
+            yield dataclasses.replace(part, refused=part.refused or unusual)
+
+
+def _unusual(module: Any, part: Part, depth: int) -> str:
+    """What is wrong with the arrays of a module, which anybody may have replaced, or made under a `vmap`."""
+    rank = 1 if part.kind.endswith("norm") else 2 + getattr(module, "num_spatial_dims", 0)
+    for name, weight in part.weights.items():
+        for collection, *path in weight.paths:
+            if collection == "params":
+                own = path[depth:]
+                array = functools.reduce(getattr, own, module)
+                if not isinstance(array, jax.Array | jax.ShapeDtypeStruct) or not jnp.issubdtype(
+                    array.dtype, jnp.inexact
+                ):
+                    return f"its {'.'.join(own)} is no array of its own"
+                if name.endswith(("kernel", "recurrent", "embedding", "scale")) and array.ndim != rank:
+                    return f"its {'.'.join(own)} is of shape {array.shape}, as if of several layers"
+    return ""
 
 
 def _bias(module: Any, path: Path, has: bool) -> dict[str, Weight]:
@@ -43,23 +70,42 @@ def _conv(module: eqx.nn.Conv, path: Path) -> Part:
         },
         {
             "strides": tuple(module.stride),
-            "padding": explicit(module.padding, module.kernel_size, module.stride, module.dilation),
+            "padding": _padding(module),
             "dilation": tuple(module.dilation),
             "groups": module.groups,
         },
         channels_first=True,
-        refused=_borders(module),
     )
 
 
-def _borders(module: Any) -> str:
-    return "" if module.padding_mode == "ZEROS" else f"its borders are padded by {module.padding_mode.lower()}"
+def _padding(module: eqx.nn.Conv) -> Any:
+    window, dilation = module.kernel_size, module.dilation
+    zeros = explicit(module.padding, window, module.stride, dilation)
+    if module.padding_mode == "ZEROS":
+        return zeros
+    same = explicit("SAME", window, (1,) * len(window), dilation)  # what a library means that has a word for it alone
+    return module.padding_mode if zeros == same else (module.padding_mode, zeros)
+
+
+def _padding_transposed(module: eqx.nn.ConvTranspose) -> Any:
+    """What is padded around the input, where Equinox says what the convolution in the other direction pads."""
+    pairs = []
+    for i, (k, s, d) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        reach, more = d * (k - 1), module.output_padding[i]
+        if not isinstance(module.padding, str):
+            before, after = module.padding[i]
+        elif module.padding == "VALID":
+            before, after = 0, 0
+        else:  # as large as the input times the stride, less `more`
+            total = reach + 1 - s + more
+            more, total = max(-total, 0), max(total, 0)
+            before = (total + (module.padding == "SAME_LOWER")) // 2
+            after = total - before
+        pairs.append((reach - before, reach - after + more))
+    return tuple(pairs) if module.padding_mode == "ZEROS" else (module.padding_mode, tuple(pairs))
 
 
 def _conv_transpose(module: eqx.nn.ConvTranspose, path: Path) -> Part:
-    word = isinstance(module.padding, str)
-    sides = zip(module.kernel_size, module.dilation, module.padding, module.output_padding, strict=False)
-    whole = [] if word else [(d * (k - 1) - p[0], d * (k - 1) - p[1] + more) for k, d, p, more in sides]  # pyright: ignore
     axes = (*range(2, 2 + module.num_spatial_dims), 1, 0)
     return Part(
         "conv_transpose",
@@ -69,12 +115,11 @@ def _conv_transpose(module: eqx.nn.ConvTranspose, path: Path) -> Part:
         },
         {
             "strides": tuple(module.stride),
-            "padding": tuple(whole),
+            "padding": _padding_transposed(module),
             "dilation": tuple(module.dilation),
             "groups": module.groups,
         },
         channels_first=True,
-        refused=f"its padding is {module.padding!r}, and not in numbers" if word else _borders(module),
     )
 
 

@@ -26,16 +26,22 @@ def parts(run: Callable[[], Any]) -> Iterator[Part]:
     """The parts of a transform, in the order in which their modules are called."""
     found: dict[str, Seen] = {}
     decays: dict[str, Any] = {}
+    outermost: list[Any] = []
 
     def look(call: Callable[..., Any], args: Any, keywords: Any, context: hk.MethodContext) -> Any:
+        scopes = set(hk.get_params()), set(hk.get_current_state())
+        outermost[:] = outermost or [scopes]
+        if scopes != outermost[0]:  # a transform inside, such as that of hk.layer_stack, has names of its own
+            return call(*args, **keywords)
         if context.method_name == "__init__":
             out = call(*args, **keywords)
             if type(context.module) is hk.ExponentialMovingAverage:
                 decays[context.module.module_name] = keywords.get("decay", args[0] if args else None)
             return out
-        if context.method_name == "__call__":
+        if context.method_name in ("__call__", "embeddings"):  # the latter is all that a tied hk.Embed may be asked for
             name = context.module.module_name
-            found.setdefault(name, Seen(context.module, args[0] if args else None, decays.get(f"{name}/~/mean_ema")))
+            x = args[0] if args else keywords.get("inputs", keywords.get("x"))
+            found.setdefault(name, Seen(context.module, x, decays.get(f"{name}/~/mean_ema")))
         return call(*args, **keywords)
 
     with hk.intercept_methods(look):
@@ -84,7 +90,8 @@ def _conv(seen: Seen, name: str) -> Part:
 
 def _conv_transpose(seen: Seen, name: str) -> Part:
     module = seen.module
-    masked, sized = module.mask is not None, module.output_shape is not None
+    # With a size of its output, Haiku pads as the size of the input asks for: no numbers are the same for every input.
+    sized = module.output_shape is not None and f"{module.padding} to {tuple(module.output_shape)}"
     bias = {"bias": _flat(name, "b")} if module.with_bias else {}
     n = len(module.kernel_shape)
     return Part(
@@ -92,12 +99,12 @@ def _conv_transpose(seen: Seen, name: str) -> Part:
         {"kernel": Weight.transposed(("params", name, "w"), (*range(n), n + 1, n)), **bias},
         {
             "strides": tuple(module.stride),
-            "padding": explicit(module.padding, module.kernel_shape, module.stride, transposed=True),
+            "padding": sized or explicit(module.padding, module.kernel_shape, module.stride, transposed=True),
             "dilation": (1,) * n,
             "groups": 1,
         },
         channels_first=_channels_first(module),
-        refused="its kernel is masked" if masked else "its output has a size of its own" if sized else "",
+        refused="its kernel is masked" if module.mask is not None else "",
     )
 
 
@@ -118,14 +125,16 @@ def _average(name: str) -> Weight:
 
 
 def _batch_norm(seen: Seen, name: str) -> Part:
+    module, n = seen.module, seen.x.ndim
     averages = {"mean": _average(f"{name}/~/mean_ema"), "var": _average(f"{name}/~/var_ema")}
-    options = {"epsilon": float(seen.module.eps)} | ({} if seen.decay is None else {"momentum": seen.decay})
+    options = {"epsilon": float(module.eps)} | ({} if seen.decay is None else {"momentum": seen.decay})
+    usual = module.axis is None or set(module.axis) == {*range(n)} - {module.channel_index % n}
     return Part(
         "batch_norm",
-        {**_scale_and_bias(seen.module, name), **averages},
+        {**_scale_and_bias(module, name), **averages},
         options,
-        channels_first=_channels_first(seen.module),
-        refused="" if seen.module.axis is None else f"it normalizes over axes {seen.module.axis}",
+        channels_first=_channels_first(module),
+        refused="" if usual else f"it normalizes over axes {module.axis}",
     )
 
 

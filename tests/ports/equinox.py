@@ -48,7 +48,7 @@ class Embedded(eqx.Module):
         return jax.vmap(self.embedding)(x)
 
 
-def equinox(row: str, make: Callable[[], Any], *, images: bool = False, mapped: bool = True) -> Block:
+def equinox(row: str, make: Callable[[], Any], *, images: bool = False) -> Block:
     shape = ROWS[row]
     if images:
         shape = (shape[0], shape[-1], *shape[1:-1])
@@ -85,7 +85,7 @@ BLOCKS = [
     equinox("conv 3d", _conv(nn.Conv3d, 3, 3, 3, padding="SAME"), images=True),
     equinox("depthwise", _conv(nn.Conv2d, 4, 8, 3, groups=4), images=True),
     equinox("transposed 1d", _conv(nn.ConvTranspose1d, 4, 4, 3, 2), images=True),
-    equinox("transposed 2d", _conv(nn.ConvTranspose2d, 4, 4, 3, 2, padding=((0, 1), (0, 1))), images=True),
+    equinox("transposed 2d", _conv(nn.ConvTranspose2d, 4, 4, 3, 2, padding="SAME"), images=True),
     equinox("embedding", lambda: Embedded(nn.Embedding(7, 5, dtype=jnp.float64, key=KEY))),
     equinox("batch norm", _norm(nn.BatchNorm, 6, axis_name="batch", momentum=0.9, mode="batch"), images=True),
     equinox("layer norm", _norm(nn.LayerNorm, 5)),

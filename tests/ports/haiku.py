@@ -31,9 +31,9 @@ def haiku(row: str, make: Callable[[], Callable[..., Any]], **keywords: Any) -> 
     return Block(row, lambda: pair, run)
 
 
-def _unroll(core: type[hk.RNNCore]) -> Callable[[jax.Array], Any]:
+def _unroll(core: Any) -> Callable[[jax.Array], Any]:
     def unroll(x: jax.Array) -> Any:
-        module: Any = core(4)  # pyright: ignore[reportCallIssue]
+        module = core(4)
         return hk.dynamic_unroll(module, x, module.initial_state(x.shape[0]), time_major=False)[0]
 
     return unroll
