@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import stat
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._names import nearest
+from seqbridge._npz import check_size, read_npz
 from seqbridge._pure import PureLayer
 from seqbridge._safetensors import WeightsError, read_safetensors
 
@@ -26,9 +26,6 @@ _SUFFIXES = {
     ".safetensors": "safetensors", ".npz": "npz", ".npy": "eqx", ".eqx": "eqx", ".msgpack": "msgpack",
     ".h5": "h5", ".hdf5": "h5", ".pkl": "pickle", ".pickle": "pickle",
 }  # fmt: skip
-_TO_SAFETENSORS = 'store it as safetensors there, "model.safetensors", and give that file'
-# An archive may hold this much more than it weighs: weights are next to random, but a model may be new and all zeros.
-_FLOOR, _EXPANSION = 64 * 2**20, 100
 _MOST_NODES = 200_000
 
 
@@ -126,6 +123,8 @@ def _seen_in(path: str, head: bytes, size: int) -> str | None:
         raise WeightsError(no_weights + "a pointer of git-lfs to them. Get them by: git lfs pull")
     if text.startswith(b"<"):
         raise WeightsError(no_weights + "a page of a web site. Download the file itself, by its raw or resolve address")
+    if head.startswith(b"{") and b"\n\x93NUMPY" in head:
+        return "eqx"  # after a line of notes
     if text.startswith((b"{", b"[")):
         raise WeightsError(no_weights + "JSON, the configuration of a model, say. Give the file beside it")
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
@@ -219,78 +218,37 @@ def _read_safetensors(path: str, **_: Any) -> dict[str, np.ndarray]:
     return read_safetensors(path)[0]
 
 
-def _read_npz(path: str, **_: Any) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        names = [member.orig_filename for member in members]
-        _check_names(path, names)
-        with open(path, "rb") as file:  # the last record says how many there are, and nobody holds it against them
-            file.seek(-22 - len(archive.comment), os.SEEK_END)
-            counted = int.from_bytes(file.read()[10:12], "little")
-        if counted != min(len(members), 0xFFFF):
-            raise WeightsError(f"{path} is damaged: it has {len(members)} arrays, and should have {counted}")
-        total, size = sum(member.file_size for member in members), os.path.getsize(path)
-        if total > _FLOOR + _EXPANSION * size:
-            raise WeightsError(f"{path} is a bomb: {size} bytes that would be {total} when they are unpacked")
-        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
-
-
-def _check_names(path: str, names: list[str]) -> None:
-    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
-        raise WeightsError(f"{path} is the pickle of another library: {_TO_SAFETENSORS}")
-    if "model.weights.h5" in names:
-        raise WeightsError(f"{path} is a whole model of another library: give a file of its save_weights(...)")
-    twice = sorted({name for name in names if names.count(name) > 1})[:3] if len(set(names)) < len(names) else []
-    if twice:
-        raise WeightsError(f"{path} is damaged: there are two arrays of one name, {', '.join(twice)}")
-    for name in names:
-        if "\0" in name:
-            raise WeightsError(f"{path} is damaged: a name has a NUL in it: {name!r:.80}")
-        if not name.endswith(".npy"):
-            raise WeightsError(f"{path} is a zip archive, and no npz file: there is {name!r:.80} in it")
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array of an npz file. Its checksum is checked, since the member is read to its end."""
-    name = member.filename
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise WeightsError(f"{name} is in version {version} of its format, which arrays of numbers don't need")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.hasobject:
-            raise WeightsError(f"{name} holds Python objects, in a pickle: store arrays of numbers")
-        stored, count = member.file_size - file.tell(), math.prod(shape)
-        if not dtype.itemsize or stored != count * dtype.itemsize or min(shape, default=0) < 0:
-            raise WeightsError(f"{name} is damaged: it is no {dtype} array of shape {shape}, with its {stored} bytes")
-        data = file.read()
-    flat = np.frombuffer(data, dtype) if stored else np.zeros(0, dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")
-
-
 def _read_orbax(path: str, **_: Any) -> Any:
     import orbax.checkpoint as ocp  # late: it takes longer to import than all of this package
 
-    folder: Any = pathlib.Path(_checkpoint_in(path))
+    folder: Any = _checkpoint_in(path)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         about = handler.metadata(folder)
+        tree = getattr(about, "tree", about)
+        total = 0
+        for leaf in jax.tree.leaves(tree):
+            if getattr(leaf, "shape", None) is not None:
+                total += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        check_size(path, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), total)
         # As NumPy's, whatever devices they were on.
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), getattr(about, "tree", about))
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
 
 
-def _checkpoint_in(path: str) -> str:
-    """The folder of the arrays: this one, or one below, in the latest step that a manager has kept."""
-    here = os.path.abspath(path)
-    steps = [name for name in os.listdir(here) if name.isdecimal() and os.path.isdir(os.path.join(here, name))]
-    latest = [os.path.join(here, max(steps, key=int))] if steps else []
-    for folder in (here, *latest):
-        for name in ("", "default", "state"):
-            found = os.path.join(folder, name) if name else folder
-            if os.path.isfile(os.path.join(found, "_METADATA")):
-                return found
+def _checkpoint_in(path: str) -> pathlib.Path:
+    """The folder of the arrays: this one, or one in it, or in the latest step that a manager has kept."""
+    here = pathlib.Path(os.path.abspath(path))
+    steps = [entry for entry in here.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+    folder = max(steps, key=lambda entry: int(entry.name), default=here)
+    if (folder / "_METADATA").is_file():
+        return folder
+    found = {inner.parent.name: inner.parent for inner in folder.glob("*/_METADATA")}
+    for name in ("default", "state", *(found if len(found) == 1 else ())):
+        if name in found:
+            return found[name]
+    if found:
+        raise WeightsError(f"{path} holds several trees: give the folder of one, {' or '.join(sorted(found))}")
     raise WeightsError(f"{path} is a folder, and no checkpoint: give the file in it, or the folder that Orbax wrote")
 
 
-_READERS: dict[str, Callable[..., Any]] = {"safetensors": _read_safetensors, "npz": _read_npz, "orbax": _read_orbax}
+_READERS: dict[str, Callable[..., Any]] = {"safetensors": _read_safetensors, "npz": read_npz, "orbax": _read_orbax}

@@ -116,7 +116,7 @@ def _settled(
     orders = [[number[id(piece)] for piece in side if id(piece) in number] for side in (left, right)]
     by_name: set[int] = set()
     for sources, targets in groups:
-        ours, theirs = ({_within(piece.name): piece for piece in side} for side in (sources, targets))
+        ours, theirs = ({within(piece.name): piece for piece in side} for side in (sources, targets))
         if ours.keys() == theirs.keys() and len(ours) == len(sources):
             by_name.update(map(id, targets))
             yield from ((ours[name], theirs[name]) for name in theirs)
@@ -149,7 +149,7 @@ def _numbers(piece: Piece) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", piece.name)]
 
 
-def _within(name: str) -> str:
+def within(name: str) -> str:
     """The name without those of classes, and without the model's own place for it."""
     return re.sub(r"^(\[\d+\])+\.?", "", re.sub(r"\([^()]*\)", "", name))
 

@@ -25,13 +25,22 @@ class Plan:
         rows: What is carried where, and what is done to it on the way.
         problems: What would make the results differ, or can't be done.
         accepted: Differences that somebody has accepted.
+        notes: What is worth a look.
         difference: The largest difference between the outputs of the two sides; None: nobody has looked.
     """
 
-    def __init__(self, rows: Sequence[Row], problems: Sequence[str], accepted: Sequence[str], new: dict[Variable, Any]):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        problems: Sequence[str],
+        accepted: Sequence[str],
+        notes: Sequence[str],
+        new: dict[Variable, Any],
+    ):
         self.rows = tuple(rows)
         self.problems = tuple(problems)
         self.accepted = tuple(accepted)
+        self.notes = tuple(notes)
         self.difference: float | None = None
         self._new = new
 
@@ -51,6 +60,7 @@ class Plan:
         lines = [table(("source", "target", "weight", "shape", "transformation"), self.rows)] if self.rows else []
         lines += [f"problem: {text}" for text in self.problems]
         lines += [f"accepted: {text}" for text in self.accepted]
+        lines += [f"note: {text}" for text in self.notes]
         if self.difference is not None:
             lines.append(f"largest difference of the outputs: {self.difference:.3g}")
         return "\n".join(lines)

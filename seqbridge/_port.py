@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from seqbridge._carry import Problem, Row, carry
 from seqbridge._layer import Layer
-from seqbridge._match import find, match
+from seqbridge._match import find, match, within
 from seqbridge._names import nearest
 from seqbridge._parts import Part
 from seqbridge._pieces import Piece, Side, side_of
@@ -127,6 +127,7 @@ def port(
         rows,
         [p.text + (f" [accept={p.about!r}]" if p.about else "") for p in problems if p.about not in accept],
         [p.text for p in problems if p.about in accept],
+        list(_by_order(found.pairs)),
         new,
     )
     if not dry_run:
@@ -170,6 +171,20 @@ def _arrays(
                 Problem(None, f"{name} gets nothing: nobody says what it is. mapping={{...: {name!r}}} or strict=False")
             )
     return rows, new, problems
+
+
+def _by_order(pairs: Sequence[tuple[Piece, Piece, Part]]) -> Iterator[str]:
+    """Which layers could have been each other, and had no names to tell them apart."""
+    groups: dict[Any, list[tuple[Piece, Piece]]] = {}
+    for ours, theirs, part in pairs:
+        shapes = tuple(sorted((name, a.shape) for name, a in theirs.canonical(_part(theirs)).items()))
+        groups.setdefault((part.kind, shapes), []).append((ours, theirs))
+    for (kind, _), group in groups.items():
+        if len(group) > 1 and any(within(ours.name) != within(theirs.name) for ours, theirs in group):
+            some = ", ".join(f"{ours.name} to {theirs.name}" for ours, theirs in group[:3])
+            more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+            what = kind.replace("_", " ")
+            yield f"{len(group)} {what} layers are alike, and only their order tells which is which: {some}{more}"
 
 
 def _unmatched(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ECOSYSTEMS = {"flax", "linen", "nnx", "haiku", "equinox", "keras", "objax", "stax", "optax", "chex"}
 ORDER = [  # each module imports only from those before it
     "_trace", "_keys", "_stateful", "_operators", "_variable", "_names", "_safetensors", "_fit", "_saving",
-    "_collection", "_paths", "_parts", "_pure", "_registry", "_files",
+    "_collection", "_paths", "_parts", "_pure", "_registry", "_npz", "_files",
     "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer", "_apply", "_mesh",
     "_structure", "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_neutral", "_export",
     "_home", "_pieces", "_match", "_carry", "_table", "_plan", "_port", "_processes", "_spread", "_arguments",

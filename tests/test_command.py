@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import haiku as hk
@@ -80,7 +81,8 @@ def test_port_carries_a_file_or_a_model_into_a_model_and_saves_it(
 
 def test_port_stores_the_arrays_of_a_file_as_safetensors(folder: Path) -> None:
     params = hk.transform(lambda x: hk.Linear(3)(x)).init(jax.random.key(0), jnp.ones((1, 4)))
-    np.savez("haiku.npz", **{f"{scope}//{name}": a for scope, of in params.items() for name, a in of.items()})
+    flat: Any = {f"{scope}//{name}": a for scope, of in params.items() for name, a in of.items()}
+    np.savez("haiku.npz", **flat)
     assert main(["port", "haiku.npz", "haiku.safetensors"]) == 0
     np.testing.assert_array_equal(load_file("haiku.safetensors")["linear//w"], params["linear"]["w"])
 

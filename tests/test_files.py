@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import random
 from collections.abc import Callable, Mapping
@@ -151,6 +152,15 @@ def numbered(folder: Path) -> Stored:
     return Stored(folder / "w.npz", make(), own)
 
 
+def after_notes(folder: Path) -> Stored:
+    entry = eqx.nn.MLP(4, 3, 5, 1, key=KEY)
+    with open(folder / "w.eqx", "wb") as file:  # as Equinox' own example has it
+        file.write(json.dumps({"width": 5}).encode() + b"\n")
+        eqx.tree_serialise_leaves(file, entry)
+    other = eqx.nn.MLP(4, 3, 5, 1, key=jax.random.key(6))
+    return Stored(folder / "w.eqx", other, eqx.filter(entry, eqx.is_array))
+
+
 WRITERS: dict[str, Callable[[Path], Stored]] = {
     "flax to_bytes": bytes_of,
     "npz of paths": slashes,
@@ -166,6 +176,7 @@ WRITERS: dict[str, Callable[[Path], Stored]] = {
     "haiku npz": scopes,
     "equinox with state": leaves,
     "equinox without state": lambda folder: leaves(folder, state=False),
+    "equinox after a line of JSON": after_notes,
     "keras model": of_keras(net, lambda layer: layer),
     "keras layer, sequential": of_keras(lambda: keras.layers.Dense(3), lambda layer: keras.Sequential([layer])),
     "keras layer, functional": of_keras(

@@ -8,18 +8,15 @@ import pickle
 import tracemalloc
 import warnings
 import zipfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
-import h5py
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import keras
 import msgpack
 import numpy as np
 import pytest
@@ -235,48 +232,3 @@ def test_no_pickle_runs_anything(tmp_path: Path) -> None:
         refused(layer, path, "allow_pickle=True")
         refused(layer, path, None, allow_pickle=True)
         assert not marker.exists()
-
-
-# HDF5
-
-
-def link(file: h5py.File, to: Any) -> None:
-    file.create_group("layers/dense/vars")["0"] = to
-
-
-def virtual(file: h5py.File) -> None:
-    layout = h5py.VirtualLayout((4, 3), "f4")
-    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (4, 3))
-    file.create_virtual_dataset("layers/dense/vars/0", layout)
-
-
-def outside(file: h5py.File) -> None:
-    file.create_dataset("layers/dense/vars/0", (4, 3), "f4", external=[("/etc/passwd", 0, 48)])
-
-
-def bomb(file: h5py.File) -> None:
-    file.create_dataset("layers/dense/vars/0", (2**20, 2**20), "f4", chunks=(2**10, 2**10), compression="gzip")
-
-
-def circle(file: h5py.File) -> None:
-    dense = file.create_group("layers/dense")
-    dense["vars"] = file["layers"]
-
-
-H5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "an external link": (lambda file: link(file, h5py.ExternalLink("/etc/passwd", "/x")), "a link"),
-    "a soft link": (lambda file: link(file, h5py.SoftLink("/layers")), "a link"),
-    "a virtual dataset": (virtual, "in another file"),
-    "an external dataset": (outside, "in another file"),
-    "a shape bomb": (bomb, "which isn't there"),
-    "a circle": (circle, "another name, too"),
-}
-
-
-@pytest.mark.parametrize("name", H5)
-@pytest.mark.parametrize("entry", [lambda: nn.Dense(3), lambda: keras.layers.Dense(3)], ids=["linen", "keras"])
-def test_hdf5(name: str, entry: Callable[[], Any], tmp_path: Path) -> None:
-    write, match = H5[name]
-    with h5py.File(tmp_path / "w.weights.h5", "w") as file:
-        write(file)
-    refused(layer_of(entry()), tmp_path / "w.weights.h5", match)

@@ -26,7 +26,7 @@ import seqbridge as sb
 from ports import LIBRARIES, REFUSED, ROWS, example
 from ports.torch import CNN, ENCODER, GOLDEN, OTHERS
 
-X64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+X64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # pyright: ignore
 
 
 @contextlib.contextmanager
@@ -163,6 +163,18 @@ def test_a_model_in_one_piece_goes_into_one_of_another_library_and_home(make: An
     np.testing.assert_allclose(home(IMAGE, training=False), source(IMAGE, training=False), atol=1e-6)
 
 
+def test_a_model_that_keras_has_fitted() -> None:
+    layers = [keras.layers.Input((8,)), keras.layers.Dense(16), keras.layers.BatchNormalization(epsilon=1e-5)]
+    fitted = keras.Sequential([*layers, keras.layers.ReLU(), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    linen = sb.Sequential([nn.Dense(16), nn.BatchNorm(), nn.relu, nn.Dense(3)]).build((1, 8))
+    with lenient():
+        fitted.compile("sgd", "mse")
+        fitted.fit(x, np.zeros((16, 3)), verbose=0)
+        sb.port(fitted, linen, check=jnp.asarray(x))
+        np.testing.assert_allclose(linen(x, training=False), fitted(x, training=False), atol=1e-5)
+
+
 def test_channels_first_and_last_and_a_flattened_image_between() -> None:
     """No shape tells that the rows of a linear layer after a flattened image come in another order."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -227,7 +239,8 @@ def test_layers_that_are_alike_are_told_apart_by_their_names_or_else_their_order
     source = sb.Sequential([square("a", "b", "c")()], seed=1).build((2, 4))
     for names in (("a", "b", "c"), ("c", "b", "a"), ("x", "y", "z")):
         target = sb.Sequential([square(*names)()], seed=2).build((2, 4))
-        sb.port(source, target)
+        plan = sb.port(source, target)
+        assert any("only their order tells" in note for note in plan.notes) == ("a" not in names)
         for ours, theirs in zip("abc", "abc" if "a" in names else names, strict=True):
             np.testing.assert_array_equal(source[0][ours].kernel.value, target[0][theirs].kernel.value)
 

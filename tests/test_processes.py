@@ -16,7 +16,6 @@ address = f"127.0.0.1:{port}"
 jax.distributed.initialize(address, 2, rank, coordinator_bind_address=address)
 import flax.linen as nn
 import numpy as np
-import orbax.checkpoint as ocp
 import seqbridge as sb
 from jax.sharding import PartitionSpec as P
 
@@ -49,9 +48,9 @@ raises(RuntimeError, "disagree on the shapes", lambda: call(model, rows[: 16 - 8
 assert all(v.value is array for v, array in zip(model.vars().values(), before))
 call(model, sb.feed(mine), training=True)
 
-variables = model.variables
-with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(folder + "/two", variables)
+raises(RuntimeError, "is spread over several processes: save it by sb.Checkpoint", lambda: model.save(folder + "/one"))
+with sb.Checkpoint(folder + "/two", model=model) as checkpoint:
+    checkpoint.save(0)
 """
 
 READER = """
@@ -61,15 +60,13 @@ os.environ["XLA_FLAGS"], os.environ["NPROC"] = f"--xla_force_host_platform_devic
 import flax.linen as nn
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import seqbridge as sb
 from jax.sharding import PartitionSpec as P
 
 model = sb.Sequential([nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5)], seed=9).build((None, 4))
 model.shard(jax.make_mesh((devices,), ("data",)), {"kernel": P("data")})
-like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), model.variables)
-with ocp.StandardCheckpointer() as checkpointer:
-    model.assign(checkpointer.restore(folder + "/two", like))
+with sb.Checkpoint(folder + "/two", model=model) as checkpoint:
+    assert checkpoint.restore() == 0
 assert tuple(model[0].kernel.value.sharding.spec) == ("data",)
 arrays = [np.asarray(a).tobytes() for part in model.variables.values() for a in part.values()]
 print(hashlib.sha256(b"".join(arrays)).hexdigest())

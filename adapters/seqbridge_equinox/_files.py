@@ -23,6 +23,7 @@ def read_arrays(path: str, **_: Any) -> list[np.ndarray]:
     with open(path, "rb") as opened:
         data = opened.read()
     file = io.BytesIO(data)
+    _skip_notes(file)
     arrays = []
     while file.tell() < len(data):
         version = np.lib.format.read_magic(file)
@@ -62,7 +63,16 @@ def read_like(path: str, like: Any) -> Any:
     if wrong:
         raise WeightsError(f"{path} doesn't fit, and names aren't in it: " + "; ".join(wrong[:12]))
     with open(path, "rb") as file:
+        _skip_notes(file)
         return eqx.tree_deserialise_leaves(file, like)
+
+
+def _skip_notes(file: Any) -> None:
+    """Skips the line of JSON that may stand before the arrays, as Equinox' own example of how to save has it."""
+    start = file.read(1)
+    file.seek(0)
+    if start == b"{":
+        file.readline()
 
 
 def _stored(tree: Any) -> list[tuple[Any, Any]]:

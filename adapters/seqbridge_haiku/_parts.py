@@ -31,7 +31,9 @@ def parts(run: Callable[[], Any]) -> Iterator[Part]:
     def look(call: Callable[..., Any], args: Any, keywords: Any, context: hk.MethodContext) -> Any:
         scopes = set(hk.get_params()), set(hk.get_current_state())
         outermost[:] = outermost or [scopes]
-        if scopes != outermost[0]:  # a transform inside, such as that of hk.layer_stack, has names of its own
+        params, state = outermost[0]
+        # A transform inside, such as that of hk.layer_stack, has names of its own; state may be new in a call.
+        if scopes[0] != params or not scopes[1] >= state:
             return call(*args, **keywords)
         if context.method_name == "__init__":
             out = call(*args, **keywords)
@@ -157,13 +159,13 @@ def _norm(kind: str) -> Callable[[Seen, str], Part]:
 
 def _group_norm(seen: Seen, name: str) -> Part:
     module, n = seen.module, seen.x.ndim
-    usual = (2, *range(3, n + 1)) if _channels_first(module) else (*range(1, n - 1), n)  # once the groups are apart
+    usual = {*range(2, n + 1)} if _channels_first(module) else {*range(1, n - 1), n}  # once the groups are apart
     return Part(
         "group_norm",
         _scale_and_bias(module, name),
         {"epsilon": float(module.eps), "groups": module.groups},
         channels_first=_channels_first(module),
-        refused="" if module.axis == slice(1, None) or tuple(module.axis) == usual else "it normalizes over some axes",
+        refused="" if {axis % (n + 1) for axis in module.axis} == usual else "it normalizes over some axes",
     )
 
 

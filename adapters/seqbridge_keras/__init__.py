@@ -159,7 +159,8 @@ def _functions(layer: keras.Layer) -> Iterator[Any]:
 
 
 def _foreign(value: Any) -> bool:
-    return not isinstance(value, keras.Layer) and not type(value).__module__.startswith("keras.")
+    modules = type(value).__module__, getattr(value, "__module__", None) or ""  # training leaves Keras' own functions
+    return not isinstance(value, keras.Layer) and not any(module.startswith("keras.") for module in modules)
 
 
 def _specs(tree: Any) -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,8 +15,9 @@ import keras
 import numpy as np
 
 from seqbridge import WeightsError, read, unnest
+from seqbridge_keras._template import sublayers
 
-# As Keras has it: what a dataset may declare, and how much more than is stored.
+# A file may hold this much more than it weighs, as an archive of arrays may.
 _FLOOR, _EXPANSION = 64 * 2**20, 100
 
 
@@ -23,10 +28,10 @@ def read_h5(path: str, **_: Any) -> dict[str, Any]:
         WeightsError: Something in it lies elsewhere, or claims more than there is.
     """
     with h5py.File(path, "r") as file:
-        return _group(file, "", {_address(file)})
+        return _group(file, "", {_address(file)}, [_FLOOR + _EXPANSION * os.path.getsize(path)])
 
 
-def _group(group: Any, where: str, seen: set[Any]) -> dict[str, Any]:
+def _group(group: Any, where: str, seen: set[Any], left: list[int]) -> dict[str, Any]:
     found = {}
     for name in group:
         place = f"{where}/{name}"
@@ -37,9 +42,13 @@ def _group(group: Any, where: str, seen: set[Any]) -> dict[str, Any]:
             raise WeightsError(f"{place} has another name, too")
         seen.add(address)
         if isinstance(node, h5py.Group):
-            found[name] = _group(node, place, seen)
+            found[name] = _group(node, place, seen, left)
         elif isinstance(node, h5py.Dataset):
-            _check(node, place)
+            if node.is_virtual or node.external:
+                raise WeightsError(f"{place} lies in another file")
+            left[0] -= node.nbytes
+            if left[0] < 0 or not _is_there(node):
+                raise WeightsError(f"{place} is to be {node.shape} of {node.dtype}, which isn't there")
             if h5py.check_string_dtype(node.dtype) is None:  # texts are notes
                 found[name] = np.asarray(node[()])
     return found
@@ -50,11 +59,11 @@ def _address(node: Any) -> Any:
     return info.fileno, info.addr
 
 
-def _check(node: Any, place: str) -> None:
-    if node.is_virtual or node.external:
-        raise WeightsError(f"{place} lies in another file")
-    if node.nbytes > _FLOOR and node.nbytes > _EXPANSION * node.id.get_storage_size():
-        raise WeightsError(f"{place} is to be {node.shape} of {node.dtype}, which isn't there")
+def _is_there(node: h5py.Dataset) -> bool:
+    """Whether all of an array is stored: what isn't would be read as zeros, and nothing said."""
+    if node.chunks is None:
+        return node.id.get_storage_size() >= node.nbytes
+    return node.id.get_num_chunks() >= math.prod(-(-n // size) for n, size in zip(node.shape, node.chunks, strict=True))
 
 
 def read_weights(path: str, layers: Iterable[keras.Layer]) -> list[Any]:
@@ -67,12 +76,12 @@ def read_weights(path: str, layers: Iterable[keras.Layer]) -> list[Any]:
     Raises:
         WeightsError: The file is of something else.
     """
-    arrays = [p for p in unnest(read(path, format="h5")) if p[0] != "optimizer"]
+    arrays = [array for place, array in unnest(read(path, format="h5")).items() if place[0] != "optimizer"]
     errors = []
     for layer in layers:
         for model in _models(layer):
             try:
-                return _loaded(path, model, layer, len(arrays))
+                return _loaded(path, model, layer, arrays)
             except Exception as error:  # which of them doesn't fit can't be told from the type
                 errors.append(error)
     why = " ".join(str(errors[0]).split())[:500]
@@ -97,16 +106,28 @@ class _Alone(keras.Model):
         self.built = True
 
 
-def _loaded(path: str, model: keras.Model, layer: keras.Layer, stored: int) -> list[Any]:
+def _loaded(path: str, model: keras.Model, layer: keras.Layer, arrays: list[Any]) -> list[Any]:
     """The values that the layer would have after `model.load_weights(path)`."""
     skipped = [o for o in (getattr(layer, "optimizer", None),) if o is not None]
     options: dict[str, Any] = {"objects_to_skip": skipped} if skipped and path.endswith(".weights.h5") else {}
-    with jax.ensure_compile_time_eval(), keras.StatelessScope() as scope:  # in which no variable changes
-        model.load_weights(path, **options)
+    before = [(inner, dict(vars(inner))) for inner in sublayers(layer)]
+    try:
+        # In a scope in which no variable changes. What Keras warns of, weights that it leaves as they were, is an error.
+        with jax.ensure_compile_time_eval(), warnings.catch_warnings(), keras.StatelessScope() as scope:
+            warnings.simplefilter("ignore", UserWarning)
+            model.load_weights(path, **options)
+    finally:
+        for inner, attributes in before:  # some keep what follows from their variables
+            for name in inner.__dict__.keys() - attributes.keys():
+                del inner.__dict__[name]
+            inner.__dict__.update(attributes)
     values = [scope.get_current_value(v) for v in layer.weights]
     missing = [v.path for v, value in zip(layer.weights, values, strict=True) if value is None]
     if missing:
         raise WeightsError(f"it has nothing for {', '.join(missing[:5])}")
-    if stored > (taken := sum(scope.get_current_value(v) is not None for v in layer.variables)):
-        raise WeightsError(f"it has {stored} arrays, and this layer takes {taken}")
+    if len(arrays) > (taken := sum(scope.get_current_value(v) is not None for v in layer.variables)):
+        raise WeightsError(f"it has {len(arrays)} arrays, and this layer takes {taken}")
+    stored, own = Counter(a.dtype.name for a in arrays), Counter(str(v.dtype) for v in layer.weights)
+    if len(arrays) == len(values) and stored != own:  # Keras itself would cast, and say nothing of what is lost
+        raise WeightsError(f"it has arrays of {', '.join(stored)}, and this layer weights of {', '.join(own)}")
     return values

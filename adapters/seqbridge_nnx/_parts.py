@@ -70,7 +70,9 @@ def _linear(module: nnx.Linear, at: At) -> Part:
 
 
 def _linear_general(module: nnx.LinearGeneral, at: At) -> Part:
-    shapes = {"kernel": (-1, int(np.prod(module.out_features))), "bias": (-1,)}
+    own = len(module.in_features) + len(module.out_features)
+    stack = module.kernel.shape[: module.kernel.ndim - own]  # with nnx.vmap, one layer for each index
+    shapes = {"kernel": (*stack, -1, int(np.prod(module.out_features))), "bias": (*stack, -1)}
     weights = _given(module, at, "kernel", "bias")
     if len(module.in_features) > 1 or len(module.out_features) > 1:
         weights = {name: Weight.reshaped(weight.paths[0], shapes[name]) for name, weight in weights.items()}
@@ -117,8 +119,17 @@ def _conv(module: nnx.Conv, at: At) -> Part:
 def _conv_transpose(module: nnx.ConvTranspose, at: At) -> Part:
     weights = _given(module, at, "kernel", "bias")
     if module.transpose_kernel:
-        weights["kernel"] = Weight.flipped(at(module.kernel))
+        weights["kernel"] = _flipped(at(module.kernel), len(_each(module.kernel_size, 1)))
     return Part("conv_transpose", weights, _convolution(module, transposed=True), refused=_conv_refused(module))
+
+
+def _flipped(path: Path, n: int) -> Weight:
+    """`Weight.flipped` for `n` axes of space, whatever comes before them: with nnx.vmap, one layer for each index."""
+
+    def flip(a: np.ndarray, *_: Any) -> np.ndarray:
+        return np.flip(a, tuple(range(-2 - n, -2))).swapaxes(-1, -2)
+
+    return Weight((path,), flip, flip, Weight.flipped(path).text)
 
 
 def _embed(module: nnx.Embed, at: At) -> Part:
@@ -159,14 +170,16 @@ def _lstm(module: nnx.LSTMCell, at: At) -> Part:
     of_h = [module.hi, module.hf, module.hg, module.ho]
     kernel = Weight(
         tuple(at(gate.kernel) for gate in (*of_x, *of_h)),
-        lambda *arrays: np.concatenate([np.concatenate(half, axis=-1) for half in (arrays[:4], arrays[4:])]),
-        lambda c, first, *_: tuple(g for half in np.split(c, [first[0]]) for g in np.split(half, 4, axis=-1)),
+        lambda *arrays: np.concatenate([np.concatenate(half, axis=-1) for half in (arrays[:4], arrays[4:])], axis=-2),
+        lambda c, first, *_: tuple(
+            gate for half in np.split(c, [first[-2]], axis=-2) for gate in np.split(half, 4, axis=-1)
+        ),
         "gates i, f, g, o joined, those of x above those of h",
     )
     bias = Weight(
         tuple(at(gate.bias) for gate in of_h),
-        lambda *arrays: np.concatenate(arrays),
-        lambda c, *_: tuple(np.split(c, 4)),
+        lambda *arrays: np.concatenate(arrays, axis=-1),
+        lambda c, *_: tuple(np.split(c, 4, axis=-1)),
         "gates i, f, g, o joined",
     )
     return Part("lstm", {"kernel": kernel, "bias": bias}, _activations(module))
@@ -175,15 +188,15 @@ def _lstm(module: nnx.LSTMCell, at: At) -> Part:
 def _optimized_lstm(module: nnx.OptimizedLSTMCell, at: At) -> Part:
     kernel = Weight(
         (at(module.dense_i.kernel), at(module.dense_h.kernel)),
-        lambda x, h: np.concatenate([x, h]),
-        lambda c, x, h: tuple(np.split(c, [x[0]])),
+        lambda x, h: np.concatenate([x, h], axis=-2),
+        lambda c, x, h: tuple(np.split(c, [x[-2]], axis=-2)),
         "rows of x above those of h",
     )
     return Part("lstm", {"kernel": kernel, "bias": Weight.at(*at(module.dense_h.bias))}, _activations(module))
 
 
 def _without_recurrent(c: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    bias, recurrent = np.split(c, shape)
+    bias, recurrent = np.split(c, shape[-1:], axis=-1)
     if recurrent.any():
         raise ValueError("a GRUCell of NNX has no bias in the recurrent part of its candidate, and this one isn't 0")
     return bias
@@ -195,7 +208,7 @@ def _gru(module: nnx.GRUCell, at: At) -> Part:
         "recurrent": Weight.at(*at(module.dense_h.kernel)),
         "bias": Weight(
             (at(module.dense_i.bias),),
-            lambda b: np.concatenate([b, np.zeros_like(b[len(b) // 3 * 2 :])]),
+            lambda b: np.concatenate([b, np.zeros_like(np.split(b, 3, axis=-1)[2])], axis=-1),
             _without_recurrent,
         ),
     }
@@ -207,6 +220,9 @@ def _attention(module: nnx.MultiHeadAttention, at: At) -> Part:
     for name in ("query", "key", "value", "out"):
         inner = _given(getattr(module, name), at, "kernel", "bias")
         weights |= {f"{name}_{own}": weight for own, weight in inner.items()}
+    for norm in ("query_ln", "key_ln"):
+        if getattr(module, norm, None) is not None:  # with `normalize_qk`
+            weights[norm] = Weight.at(*at(getattr(module, norm).scale))
     usual = not (module.normalize_qk or module.decode) and module.attention_fn is nnx.dot_product_attention
     refused = "" if usual else "it attends in a way of its own (normalize_qk, decode or attention_fn)"
     return Part("attention", weights, {"heads": module.num_heads}, refused=refused)
