@@ -120,7 +120,7 @@ def explicit(
     """The padding of a convolution as pairs of numbers, so that two libraries' words for one thing are equal.
 
     Args:
-        padding: `"VALID"`, `"SAME"`, a number, a number for each axis, or pairs of numbers.
+        padding: `"VALID"`, `"SAME"`, `"SAME_LOWER"`, `"CAUSAL"`, a number, a number for each axis, or pairs of numbers.
         window: The sizes of the kernel.
         strides: The strides. With others than 1, `"SAME"` depends on the size of the input and stays a word.
         dilation: The dilation of the kernel.
@@ -143,9 +143,12 @@ def explicit(
             return tuple(_words(padding, k, s) for k, s in zip(sizes, strides, strict=True))
         if padding == "VALID":
             return tuple((0, 0) for _ in window)
-        if padding == "SAME" and all(stride == 1 for stride in strides):
-            total = [d * (k - 1) for k, d in zip(window, dilation, strict=True)]
-            return tuple((n // 2, n - n // 2) for n in total)
+        total = [d * (k - 1) for k, d in zip(window, dilation, strict=True)]
+        if padding == "CAUSAL" and len(window) == 1:
+            return ((total[0], 0),)
+        if padding in ("SAME", "SAME_LOWER") and all(stride == 1 for stride in strides):
+            pairs = [(n // 2, n - n // 2) for n in total]
+            return tuple(pair if padding == "SAME" else pair[::-1] for pair in pairs)
         return padding
     if isinstance(padding, int):
         padding = [padding] * len(window)

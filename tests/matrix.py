@@ -39,10 +39,10 @@ where it goes.
 
 PORTS = """# What can be ported
 
-Each cell is the largest difference between what the two libraries compute by themselves in float64, with the weights of
-the one carried into the other. None is above 1e-9, but where a library keeps float32 inside whatever it is asked for: the
-statistics of linen, norms, recurrent layers and attention of Keras, attention of NNX. A letter: it is refused, for the
-reason below. This page is written by
+Each cell is the largest difference between what the two libraries compute by themselves in float64, with the weights
+of the one carried into the other. None is above 1e-9, but where a library keeps float32 inside whatever it is asked for:
+the statistics of linen and NNX, norms, recurrent layers and attention of Keras, attention of NNX. A letter: it is
+refused, for the reason below. This page is written by
 
 ```bash
 python -m pytest -q -n 2 tests/test_port.py --dist=load --ports docs/ports.md

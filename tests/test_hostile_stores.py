@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def test_folders_of_several_trees_and_of_one_with_another_name(tmp_path: Path) -
     refused(layer, tmp_path / "two", "several trees: give the folder of one, a or b")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax
 def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "w", TREE)
@@ -209,6 +211,7 @@ def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
         refused(layer, tmp_path / "w", None)
         victim.write_bytes(whole)
     layer.load_native(tmp_path / "w")
+    time.sleep(0.5)  # so that Orbax' threads end here, and not in another test
 
 
 def test_a_folder_that_would_be_too_much(tmp_path: Path) -> None:

@@ -356,6 +356,24 @@ def test_precision_that_would_be_lost_is_reported() -> None:
     sb.port(source, target)  # what came from there goes back whole
 
 
+def test_a_layer_whose_weights_another_changes_is_refused() -> None:
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.WeightNorm(nn.Dense(4))(x)
+
+    source = sb.Sequential([Normed()]).build((2, 4))
+    target = sb.Sequential([partial(hk.Linear, 4)]).build((2, 4))
+    with pytest.raises(sb.WeightsError, match="WeightNorm or a SpectralNorm changes its weights"):
+        sb.port(source, target, strict=False)
+
+
+def test_words_for_padding_that_mean_the_same() -> None:
+    source = sb.Sequential([nn.Conv(4, (3,), padding="CAUSAL")]).build((2, 9, 4))
+    target = sb.Sequential([partial(hk.Conv1D, 4, 3, padding=[(2, 0)])]).build((2, 9, 4))
+    assert sb.port(source, target, check=jnp.ones((2, 9, 4))).difference == 0
+
+
 def test_layers_alone_and_entries_and_what_can_not_be_a_target() -> None:
     module = eqx.nn.Linear(4, 4, key=jax.random.key(0))
     model = sb.Sequential([nn.Dense(4), jnp.tanh]).build((2, 4))

@@ -112,7 +112,7 @@ def _loaded(path: str, model: keras.Model, layer: keras.Layer, arrays: list[Any]
     options: dict[str, Any] = {"objects_to_skip": skipped} if skipped and path.endswith(".weights.h5") else {}
     before = [(inner, dict(vars(inner))) for inner in sublayers(layer)]
     try:
-        # In a scope in which no variable changes. What Keras warns of, weights that it leaves as they were, is an error.
+        # In a scope in which no variable changes. Keras warns of weights that it leaves as they were: they are missing.
         with jax.ensure_compile_time_eval(), warnings.catch_warnings(), keras.StatelessScope() as scope:
             warnings.simplefilter("ignore", UserWarning)
             model.load_weights(path, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,15 +13,29 @@ from seqbridge import Part, Weight, explicit
 
 Path = tuple[str, ...]
 
+_CHANGING = (nn.WeightNorm, nn.SpectralNorm)
+_WRAPPED = "a WeightNorm or a SpectralNorm changes its weights whenever it is called"
+
 
 def parts(run: Callable[[], Any]) -> Iterator[Part]:
     """The parts of a module, in the order in which it calls them."""
     found: dict[Path, nn.Module] = {}
+    changing: list[nn.Module] = []  # the modules that are running and change the weights of those inside
+    changed: set[Path] = set()
 
     def look(call: Callable[..., Any], args: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
         if context.method_name in ("__call__", "attend"):
-            found.setdefault(context.module.path, context.module)
-        return call(*args, **keywords)
+            found.setdefault(module.path, module)
+            if changing:
+                changed.add(module.path)
+        if type(module) not in _CHANGING or context.method_name != "__call__":
+            return call(*args, **keywords)
+        changing.append(module)
+        try:
+            return call(*args, **keywords)
+        finally:
+            changing.pop()
 
     with nn.intercept_methods(look):
         run()
@@ -29,7 +44,8 @@ def parts(run: Callable[[], Any]) -> Iterator[Part]:
         make = TABLE.get(type(module))  # not of a subclass, which may do something else
         if make is not None and not any(path[: len(outer)] == outer for outer in whole):
             whole.append(path)
-            yield make(module, path)
+            part = make(module, path)
+            yield dataclasses.replace(part, refused=_WRAPPED) if path in changed else part
 
 
 def _kernel_and_bias(module: Any, path: Path, kernel: Weight) -> dict[str, Weight]:
@@ -119,9 +135,8 @@ def _norm(kind: str) -> Callable[[Any, Path], Part]:
             options["momentum"] = module.momentum
             refused = "" if module.axis in (-1, (-1,)) else f"its features are along axis {module.axis}"
         elif kind == "group_norm":
-            options["groups"] = module.num_groups
-            if module.num_groups is None:
-                options["group_size"] = module.group_size
+            options |= {} if module.num_groups is None else {"groups": module.num_groups}
+            refused = "" if module.reduction_axes is None else f"it normalizes axes {module.reduction_axes}"
         elif module.reduction_axes not in (-1, (-1,)) or module.feature_axes not in (-1, (-1,)):
             refused = f"it normalizes axes {module.reduction_axes}, with features along {module.feature_axes}"
         return Part(kind, weights, options, refused=refused)
@@ -142,7 +157,9 @@ def _gates(path: Path, names: str, of: str, weight: str) -> Weight:
 
 
 def _activations(module: Any) -> dict[str, Any]:
-    return {"activation": module.activation_fn.__name__, "gate_activation": module.gate_fn.__name__}
+    found = {"activation": module.activation_fn, "gate_activation": module.gate_fn}
+    names = {option: getattr(function, "__name__", "<lambda>") for option, function in found.items()}
+    return {option: name for option, name in names.items() if name != "<lambda>"}
 
 
 def _lstm(module: Any, path: Path) -> Part:
