@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqbridge._names import nearest
+from seqbridge._names import nearest, plain
 from seqbridge._safetensors import WeightsError
 from seqbridge._variable import Variable, cast, category
 
@@ -106,14 +106,6 @@ def _by_rules(name: str, rules: Iterable[tuple[Any, str | None]], *, first: bool
     return name
 
 
-def places(table: Mapping[str, Any]) -> dict[str, str]:
-    """The names without those of classes, which may be others and mean the same: `"[0].kernel"`."""
-    short: dict[str, list[str]] = {}
-    for name in table:
-        short.setdefault(re.sub(r"\([^()]*\)", "", name), []).append(name)
-    return {place: names[0] for place, names in short.items() if len(names) == 1}
-
-
 def fit(
     table: Mapping[str, Variable],
     stored: Mapping[str, Any],
@@ -131,26 +123,26 @@ def fit(
         also: Other names that an array had.
         loose: Whether a dtype may be another, even if that loses precision.
     """
-    new = renamed(stored, rename)
-    by_place = places(table)
+    new = renamed([*stored, *(name for names in also.values() for name in names)], rename)
+    first: dict[Variable, str] = {}
+    places: dict[str, Variable | None] = {}
+    for name, variable in table.items():
+        first.setdefault(variable, name)
+        places[plain(name)] = variable if places.get(plain(name), variable) is variable else None  # None: of several
     found: dict[Variable, Any] = {}
     wrong: dict[str, str] = {}
     unexpected: list[str] = []
     for old, array in stored.items():
-        if old not in new:
-            continue
-        names = [new[old], *(renamed(also[old], rename).values() if old in also else ())]
-        homes = [name if name in table else by_place.get(_place(name), "") for name in names]
-        variables = dict.fromkeys(table[name] for name in homes if name)
-        if not variables:
-            unexpected.append(new[old])
+        names = [new[name] for name in (old, *also.get(old, ())) if name in new]
+        variables = {table.get(name, places.get(plain(name))) for name in names} - {None}
+        if names and not variables:
+            unexpected.append(names[0])
         for variable in variables:
+            assert variable is not None
             if variable in found and not _same(found[variable], array):
-                wrong[variable.name] = f"two arrays for {variable.name}, which is shared: {new[old]} is another value"
+                name = first[variable]
+                wrong[name] = f"two arrays for {name}, which is shared: {names[0]} is another value"
             found[variable] = array
-    first: dict[Variable, str] = {}
-    for name, variable in table.items():
-        first.setdefault(variable, name)
     changes: dict[Variable, Any] = {}
     for variable, array in ((v, found[v]) for v in first if v in found):
         problem, value = _value(first[variable], array, variable.value, loose)
@@ -163,12 +155,8 @@ def fit(
     return changes, Report(loaded, missing, tuple(unexpected), wrong)
 
 
-def _place(name: str) -> str:
-    return re.sub(r"\([^()]*\)", "", name)
-
-
 def _same(a: Any, b: Any) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _value(name: str, array: Any, like: Any, loose: bool) -> tuple[str, Any]:
@@ -181,10 +169,14 @@ def _value(name: str, array: Any, like: Any, loose: bool) -> tuple[str, Any]:
     if array.dtype == like.dtype:
         return "", cast(name, array if isinstance(array, jax.Array) else jnp.array(array), like)
     # In NumPy, since JAX would first make it what it takes by default, and say nothing of what is lost.
-    new = np.asarray(array).astype(like.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        new = np.asarray(array).astype(like.dtype)
     before, after = category(array.dtype), category(like.dtype)
-    if before > after or (after == category(jnp.int8) and not bool((new.astype(array.dtype) == array).all())):
+    whole = after == category(jnp.int8)
+    if before > after or (whole and not bool((new.astype(array.dtype) == array).all())):
         return problem, None
+    if before > category(jnp.int8) and bool((np.isfinite(new) != np.isfinite(array)).any()):
+        return f"{problem}, with numbers that are too large for it", None
     if not loose and (before != after or not np.can_cast(array.dtype, like.dtype, "safe")):
         return f"{problem} (cast=True takes it)", None
     return "", cast(name, jnp.array(new), like)

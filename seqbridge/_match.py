@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from seqbridge._names import nearest
+from seqbridge._names import nearest, plain
 from seqbridge._parts import Part, Untyped
 from seqbridge._pieces import Piece
 from seqbridge._safetensors import WeightsError
@@ -151,23 +151,23 @@ def _numbers(piece: Piece) -> list[int]:
 
 def within(name: str) -> str:
     """The name without those of classes, and without the model's own place for it."""
-    return re.sub(r"^(\[\d+\])+\.?", "", re.sub(r"\([^()]*\)", "", name))
+    return re.sub(r"^(\[\d+\])+\.?", "", plain(name))
 
 
 def find(name: str, pieces: Sequence[Piece], where: str) -> Piece:
     """The piece that a person means: by its name, by that without the names of classes, or by the end of it."""
-    plain = [re.sub(r"\([^()]*\)", "", piece.name) for piece in pieces]
+    short = {id(piece): plain(piece.name) for piece in pieces}
     for same in (
         [p for p in pieces if p.name == name],
-        [p for p, short in zip(pieces, plain, strict=True) if short == re.sub(r"\([^()]*\)", "", name)],
-        [p for p, short in zip(pieces, plain, strict=True) if f".{short}".endswith(f".{name}")],
+        [p for p in pieces if short[id(p)] == plain(name)],
+        [p for p in pieces if f".{short[id(p)]}".endswith(f".{name}")],
     ):
         if len(same) == 1:
             return same[0]
         if len(same) > 1:
             raise WeightsError(f"port: mapping: {name!r} may be any of {', '.join(p.name for p in same)} of {where}")
     raise WeightsError(
-        f"port: mapping: {where} has no {name!r}{nearest(name, [*(p.name for p in pieces), *plain])}; it has "
+        f"port: mapping: {where} has no {name!r}{nearest(name, [*(p.name for p in pieces), *short.values()])}; it has "
         f"{', '.join(p.name for p in pieces[:12]) or 'nothing left'}"
     )
 

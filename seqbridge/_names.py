@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,3 +23,13 @@ def check_names(what: str, got: Iterable[str], wanted: Iterable[str]) -> None:
         lines = [f"missing: {n}" for n in missing] + [f"unknown: {n}{nearest(n, wanted)}" for n in unknown]
         more = f"; and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise KeyError(f"{what}: the names don't match: " + "; ".join(lines[:12]) + more)
+
+
+def plain(name: str) -> str:
+    """A name without those of classes, which may be others and mean the same.
+
+    Examples:
+        >>> plain("(Sequential)[0](Dense).kernel")
+        '[0].kernel'
+    """
+    return re.sub(r"\([^()]*\)", "", name)

@@ -57,11 +57,16 @@ class Weight:
         return cls((path,), lambda a: a.transpose(axes), lambda c, shape: c.transpose(back), text)
 
     @classmethod
-    def flipped(cls, path: Path) -> Weight:
-        """The kernel of a transposed convolution that its library keeps as that of the convolution itself."""
+    def flipped(cls, path: Path, space: int) -> Weight:
+        """The kernel of a transposed convolution that its library keeps as that of the convolution itself.
+
+        Args:
+            path: Where it stands.
+            space: How many axes of space it has, before the last two.
+        """
 
         def flip(a: np.ndarray, *_: Any) -> np.ndarray:
-            return np.flip(a, tuple(range(a.ndim - 2))).swapaxes(-1, -2)
+            return np.flip(a, tuple(range(-2 - space, -2))).swapaxes(-1, -2)
 
         return cls((path,), flip, flip, "flipped, last axes swapped")
 

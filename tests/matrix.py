@@ -40,7 +40,7 @@ where it goes.
 PORTS = """# What can be ported
 
 Each cell is the largest difference between what the two libraries compute by themselves in float64, with the weights
-of the one carried into the other. None is above 1e-9, but where a library keeps float32 inside whatever it is asked for:
+of the one carried into the other. None is above 1e-9, but where a library keeps float32 inside whatever it is told:
 the statistics of linen and NNX, norms, recurrent layers and attention of Keras, attention of NNX. A letter: it is
 refused, for the reason below. This page is written by
 

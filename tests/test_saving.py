@@ -149,6 +149,15 @@ def test_what_is_shared_is_stored_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(untied(X), model(X))
 
 
+def test_what_is_shared_goes_under_other_names(tmp_path: Path) -> None:
+    dense = nn.Dense(3)
+    sb.Sequential([dense, jnp.tanh, dense]).build((4, 3)).save(tmp_path / "f")
+    named = sb.Sequential({"first": dense, "between": jnp.tanh, "last": nn.Dense(3)}, seed=3).build((4, 3))
+    rename = {re.compile(r"\[0\]"): ".first", re.compile(r"\[2\]"): ".last"}
+    assert named.load(tmp_path / "f", rename=rename).whole
+    np.testing.assert_array_equal(named.first.kernel.value, named["last"].kernel.value)
+
+
 def test_two_values_for_what_is_shared_are_refused(tmp_path: Path) -> None:
     dense = nn.Dense(3)
     sb.Sequential([nn.Dense(3), jnp.tanh, nn.Dense(3)]).build((4, 3)).save(tmp_path / "f")
@@ -277,7 +286,9 @@ def test_dtypes_that_hold_the_values_are_taken(tmp_path: Path, stored: Any, want
     assert float(here["v"].value) == float(stored)
 
 
-@pytest.mark.parametrize(("stored", "wanted"), [(np.float32(1.5), "int32"), (np.int64(2**40), "int32")])
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [(np.float32(1.5), "int32"), (np.int64(2**40), "int32"), (np.float64(1e300), "float32")]
+)
 def test_dtypes_that_do_not_are_not(tmp_path: Path, stored: Any, wanted: str) -> None:
     save_file({"v": np.asarray(stored)}, tmp_path / "f")
     here = sb.VarCollection({"v": sb.Variable(jnp.zeros((), wanted))})

@@ -105,7 +105,7 @@ def _conv_transpose(layer: Any, at: At) -> Part:
     sides = zip(layer.kernel_size, layer.strides, layer.dilation_rate, more, strict=True)
     return Part(
         "conv_transpose",
-        {"kernel": Weight.flipped(at(layer.kernel)), **_bias(layer, at)},
+        {"kernel": Weight.flipped(at(layer.kernel), len(layer.kernel_size)), **_bias(layer, at)},
         {
             "strides": tuple(layer.strides),
             "padding": tuple(_side(layer.padding, *side) for side in sides),

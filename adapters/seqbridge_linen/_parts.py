@@ -60,7 +60,13 @@ def _dense(module: nn.Dense, path: Path) -> Part:
 def _dense_general(module: nn.DenseGeneral, path: Path) -> Part:
     axes = module.axis if isinstance(module.axis, tuple) else (module.axis,)
     features = module.features if isinstance(module.features, tuple) else (module.features,)
-    kernel = Weight.reshaped(("params", *path, "kernel"), (-1, int(np.prod(features))))
+    n = len(features)
+    kernel = Weight(  # whose first axes are those of a scan, if it is in one
+        (("params", *path, "kernel"),),
+        lambda a: a.reshape(*a.shape[:-n], -1),
+        lambda c, shape: c.reshape(shape),
+        Weight.reshaped((), ()).text,
+    )
     return Part(
         "linear",
         _kernel_and_bias(module, path, kernel),
@@ -106,7 +112,9 @@ def _conv_transpose(module: nn.ConvTranspose, path: Path) -> Part:
     where = ("params", *path, "kernel")
     return Part(
         "conv_transpose",
-        _kernel_and_bias(module, path, Weight.flipped(where) if module.transpose_kernel else Weight.at(*where)),
+        _kernel_and_bias(
+            module, path, Weight.flipped(where, len(window)) if module.transpose_kernel else Weight.at(*where)
+        ),
         {
             "strides": strides,
             "padding": explicit(module.padding, window, strides, dilation, transposed=True),

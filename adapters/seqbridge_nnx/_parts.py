@@ -119,17 +119,8 @@ def _conv(module: nnx.Conv, at: At) -> Part:
 def _conv_transpose(module: nnx.ConvTranspose, at: At) -> Part:
     weights = _given(module, at, "kernel", "bias")
     if module.transpose_kernel:
-        weights["kernel"] = _flipped(at(module.kernel), len(_each(module.kernel_size, 1)))
+        weights["kernel"] = Weight.flipped(at(module.kernel), len(_each(module.kernel_size, 1)))
     return Part("conv_transpose", weights, _convolution(module, transposed=True), refused=_conv_refused(module))
-
-
-def _flipped(path: Path, n: int) -> Weight:
-    """`Weight.flipped` for `n` axes of space, whatever comes before them: with nnx.vmap, one layer for each index."""
-
-    def flip(a: np.ndarray, *_: Any) -> np.ndarray:
-        return np.flip(a, tuple(range(-2 - n, -2))).swapaxes(-1, -2)
-
-    return Weight((path,), flip, flip, Weight.flipped(path).text)
 
 
 def _embed(module: nnx.Embed, at: At) -> Part:
