@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from seqbridge._fit import Rename, Report, fit
 from seqbridge._names import nearest
 from seqbridge._safetensors import WeightsError
-from seqbridge._saving import FORMAT, Saved, check_format, described
+from seqbridge._saving import FORMAT, Saved, bare, check_format, described, restored
 from seqbridge._stateful import Locks
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
@@ -96,7 +96,7 @@ class Checkpoint:
                         about[where][first].setdefault("also", []).append([part, name])
                     else:
                         seen[variable] = part, name
-                        state[part][name], about[part][name] = variable.value, described(variable)
+                        state[part][name], about[part][name] = bare(variable.value), described(variable)
         sums = _digests(state)
         for part, notes in about.items():
             for name, note in notes.items():
@@ -167,6 +167,7 @@ class Checkpoint:
             for name, note in of.items():
                 if sums[part][name] != note["sum"]:
                     raise WeightsError(f"{where} is damaged: {part} {name} has another checksum than it was saved with")
+                state[part][name] = restored(state[part][name], note)
                 for other, alias in note.get("also", ()):
                     if other == part:
                         also[part].setdefault(name, []).append(alias)
@@ -195,12 +196,14 @@ class Checkpoint:
 
 def _like(note: Mapping[str, Any], variable: Variable | None) -> jax.ShapeDtypeStruct:
     """What Orbax is to restore: the stored array, laid out as the variable is that will take it."""
-    dtype = jax.random.key(0, impl=note["key"]).dtype if "key" in note else jnp.dtype(note["dtype"])
     shape = tuple(note["shape"])
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if variable is not None and variable.value.shape == shape:
         sharding = variable.value.sharding
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    if "key" in note:
+        numbers = bare(jax.random.key(0, impl=note["key"]))
+        return jax.ShapeDtypeStruct(shape + numbers.shape, numbers.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(note["dtype"]), sharding=sharding)
 
 
 def _digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -212,8 +215,6 @@ def _digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]
 @jax.jit
 def _digest(array: jax.Array) -> jax.Array:
     """The sum of all words, each times an odd number of its own: one bit changes it, and so does a swap."""
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         array = jnp.stack([array.real, array.imag], axis=-1)
     if jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 8:

@@ -18,7 +18,7 @@ _DTYPES = {
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
 }  # fmt: skip
-_KNOWN = frozenset(_DTYPES.values())
+_WRITTEN = frozenset(_DTYPES.values()) - {"complex64", "float8_e8m0fnu"}  # which older versions don't know
 _OURS = "seqbridge"
 
 
@@ -72,7 +72,7 @@ def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mappin
         # In order, in the machine's own bytes: the format has no strides, and its writer doesn't look at them.
         array = np.asarray(given, order="C")
         note: dict[str, Any] = {"crc32": zlib.crc32(_bytes(array))}
-        if array.dtype.name not in _KNOWN:
+        if array.dtype.name not in _WRITTEN:
             note |= {"dtype": array.dtype.name, "shape": array.shape}
         stored[name] = _bytes(array) if "dtype" in note else array
         notes[name] = note

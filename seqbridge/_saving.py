@@ -103,7 +103,7 @@ class Saved(Stateful):
         arrays, about = read_safetensors(path)
         check_format(path, about)
         notes = about.get("variables", {})
-        stored = {name: _restored(array, notes.get(name, {})) for name, array in arrays.items()}
+        stored = {name: restored(array, notes.get(name, {})) for name, array in arrays.items()}
         also = {name: note["also"] for name, note in notes.items() if "also" in note}
         with Locks(table.values()):
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
@@ -140,19 +140,25 @@ def described(variable: Variable) -> dict[str, Any]:
     return note | ({"key": str(jax.random.key_impl(value))} if is_key else {})
 
 
+def bare(value: Any) -> Any:
+    """The numbers of an array, of which keys are made otherwise in each version of whatever stores them."""
+    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+
+
+def restored(array: Any, note: Mapping[str, Any]) -> Any:
+    """The inverse of `bare`, by what `described` has said."""
+    if "key" not in note:
+        return array
+    return jax.random.wrap_key_data(array if isinstance(array, jax.Array) else jnp.array(array), impl=note["key"])
+
+
 def _stored(name: str, value: Any) -> np.ndarray:
     """The array as a file takes it."""
     if not value.is_fully_addressable:
         raise RuntimeError(
             f"{name} is spread over several processes: save it by sb.Checkpoint, which each of them calls"
         )
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    return np.asarray(value)
-
-
-def _restored(array: np.ndarray, note: Mapping[str, Any]) -> Any:
-    return jax.random.wrap_key_data(jnp.array(array), impl=note["key"]) if "key" in note else array
+    return np.asarray(bare(value))
 
 
 def _hint(report: Report, *, strict: bool) -> str:

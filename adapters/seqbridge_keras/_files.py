@@ -19,6 +19,7 @@ from seqbridge_keras._template import sublayers
 
 # A file may hold this much more than it weighs, as an archive of arrays may.
 _FLOOR, _EXPANSION = 64 * 2**20, 100
+_NOTE = 2**16
 
 
 def read_h5(path: str, **_: Any) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def _group(group: Any, where: str, seen: set[Any], left: list[int]) -> dict[str,
         if (address := _address(node)) in seen:
             raise WeightsError(f"{place} has another name, too")
         seen.add(address)
+        _check_notes(node, place)
         if isinstance(node, h5py.Group):
             found[name] = _group(node, place, seen, left)
         elif isinstance(node, h5py.Dataset):
@@ -52,6 +54,14 @@ def _group(group: Any, where: str, seen: set[Any], left: list[int]) -> dict[str,
             if h5py.check_string_dtype(node.dtype) is None:  # texts are notes
                 found[name] = np.asarray(node[()])
     return found
+
+
+def _check_notes(node: Any, place: str) -> None:
+    """Raises if a note on an array or a group claims more than the format has room for, as it would be read, too."""
+    for name in node.attrs:
+        note = node.attrs.get_id(name)
+        if math.prod(note.shape) * note.dtype.itemsize > _NOTE:
+            raise WeightsError(f"{place} has a note, {name!r}, that is to be {note.shape} of {note.dtype}")
 
 
 def _address(node: Any) -> Any:
