@@ -34,7 +34,7 @@ def data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 def forward(x: jax.Array, is_training: bool) -> jax.Array:
     """The network, in Haiku."""
     x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(hk.Conv2D(16, 3)(x), is_training))
-    x = hk.max_pool(x, 2, 2, "VALID")
+    x = hk.max_pool(x, (2, 2, 1), (2, 2, 1), "VALID")
     x = jax.nn.relu(hk.Conv2D(32, 3)(x))
     x = jax.nn.relu(hk.Linear(64)(x.reshape(x.shape[0], -1)))
     return hk.Linear(10)(x)

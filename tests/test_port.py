@@ -170,7 +170,7 @@ def test_a_model_that_keras_has_fitted() -> None:
     linen = sb.Sequential([nn.Dense(16), nn.BatchNorm(), nn.relu, nn.Dense(3)]).build((1, 8))
     with lenient():
         fitted.compile("sgd", "mse")
-        fitted.fit(x, np.zeros((16, 3)), verbose=0)
+        fitted.fit(x, np.zeros((16, 3)), verbose=0)  # pyright: ignore[reportArgumentType]
         sb.port(fitted, linen, check=jnp.asarray(x))
         np.testing.assert_allclose(linen(x, training=False), fitted(x, training=False), atol=1e-5)
 
