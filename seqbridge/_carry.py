@@ -125,7 +125,7 @@ def _names(names: Sequence[str]) -> str:
 
 def _options(source: Piece, target: Piece, part: Part, own: Part) -> Iterator[Problem]:
     """The options in which the two differ, as far as both are known."""
-    for name in part.options.keys() & own.options.keys():
+    for name in sorted(part.options.keys() & own.options.keys()):
         ours, theirs = part.options[name], own.options[name]
         if ours == theirs or (isinstance(ours, float) and isinstance(theirs, float) and _near(ours, theirs)):
             continue

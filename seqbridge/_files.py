@@ -19,7 +19,7 @@ import numpy as np
 from seqbridge._names import nearest
 from seqbridge._npz import check_size, read_npz
 from seqbridge._pure import PureLayer
-from seqbridge._safetensors import WeightsError, read_safetensors
+from seqbridge._safetensors import WeightsError, file_path, read_safetensors
 
 GROUP = "seqbridge.files"
 _SUFFIXES = {
@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str], /, *, format: str | None = None, allow_pi
         ...     {name: array.shape for name, array in read(f"{folder}/weights.npz").items()}
         {'kernel': (2, 3), 'bias': (3,)}
     """
-    where = _path(path)
+    where = file_path(path)
     with _telling(where):
         kind = format_of(where, format)
         return _plain(_reader(kind)(where, allow_pickle=allow_pickle))
@@ -74,7 +74,7 @@ def native_tree(pure: PureLayer, source: Any, native: Any, **options: Any) -> An
         return source
     if pure.read is None:
         return read(source, **options)
-    where = _path(source)
+    where = file_path(source)
     with _telling(where):
         format_of(where)
         return pure.read(where, native)
@@ -145,15 +145,6 @@ def _reader(kind: str) -> Callable[..., Any]:
         extra = points[0].value.partition(":")[0].removeprefix("seqbridge_")
         error.add_note(f'{kind} files are read by a library that isn\'t there: pip install "seqbridge[{extra}]"')
         raise
-
-
-def _path(path: Any) -> str:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"a path is a str or a Path, not {type(path).__name__}")
-    where = os.path.expanduser(os.fspath(path))
-    if not isinstance(where, str) or "\0" in where:
-        raise TypeError(f"{path!r} is no path")
-    return where
 
 
 @contextlib.contextmanager

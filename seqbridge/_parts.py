@@ -89,6 +89,10 @@ class Part:
         channels_first: Whether the features of what the layer takes come before its axes of space.
         assumed: Whether the options are only what its library takes if nobody says.
         refused: Why these weights can't be carried into another layer.
+
+    Examples:
+        >>> Part("rms_norm", {"scale": Weight.at("params", "scale")}, {"epsilon": 1e-6}).weights["scale"].paths
+        (('params', 'scale'),)
     """
 
     kind: str

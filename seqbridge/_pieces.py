@@ -138,8 +138,8 @@ def _of_model(model: Structure) -> Side:
             for part in _parts(layer):
                 paths = {path for weight in part.weights.values() for path in weight.paths}
                 own = {path: table[path] for path in paths if path in table}
-                if not own or seen.issuperset(own.values()):
-                    continue  # what is shared is carried once
+                if len(own) < len(paths) or seen.issuperset(own.values()):
+                    continue  # not as it is known; or shared, which is carried once
                 seen.update(own.values())
                 where = _common([names[path] for path in own])
                 pieces.append(

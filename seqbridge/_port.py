@@ -42,8 +42,8 @@ def port(
     weight is laid out as the target has it. All weights are written at once, or none is.
 
     Args:
-        source: A `Sequential`, a `Layer`, or an entry that has its values; or a flat dict of arrays as PyTorch's
-            `state_dict` has them, or the path of a file of it.
+        source: A `Sequential`, a `Layer`, or an entry that has its values; or a flat dict of arrays by the
+            names of an adapter that knows what they mean (a `state_dict`), or the path of a file of them.
         target: A `Sequential` or a `Layer`, built.
         mapping: From names of the source's layers to names of the target's, where it can't be seen what belongs
             together; the names are those in the plan, or their ends. None as a value: this isn't carried. Names of
@@ -96,6 +96,8 @@ def port(
             f"port carries weights into a Sequential or a Layer, not into a {type(target).__name__}: put the entry "
             "into a Sequential, and build it"
         )
+    if (dry_run and check is not None) or (expected is not None and check is None):
+        raise TypeError("port: check= runs both sides once the weights are there: give it without dry_run=")
     left, runs = side_of(source)
     right, model = side_of(target)
     assert model is not None

@@ -26,6 +26,16 @@ class WeightsError(ValueError):
     """What is wrong with a file of weights, or between weights and the model that they are for."""
 
 
+def file_path(path: Any) -> str:
+    """A path as text, with `~` spelt out."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path is a str or a Path, not {type(path).__name__}")
+    where = os.path.expanduser(os.fspath(path))
+    if not isinstance(where, str) or "\0" in where:
+        raise TypeError(f"{path!r} is no path")
+    return where
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
     """A path beside `path` to write to: what is written takes the place of `path`, or, if anything raises, vanishes."""
@@ -132,13 +142,16 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     damaged = f"{path} is damaged: its %s has another checksum than it was saved with"
     if metadata.get("crc32") != str(_sum(metadata[_OURS], {n: (a.dtype.name, a.shape) for n, a in arrays.items()})):
         raise WeightsError(damaged % "header")
-    said = json.loads(metadata[_OURS])
-    for name, note in said["arrays"].items():
-        if "dtype" in note:
-            arrays[name] = arrays[name].view(np.dtype(note["dtype"])).reshape(note["shape"])
-        if zlib.crc32(_bytes(arrays[name])) != note["crc32"]:
-            raise WeightsError(damaged % f"array {name}")
-    return arrays, said["about"]
+    try:
+        said = json.loads(metadata[_OURS])
+        for name, note in said["arrays"].items():
+            if "dtype" in note:
+                arrays[name] = arrays[name].view(np.dtype(note["dtype"])).reshape(note["shape"])
+            if zlib.crc32(_bytes(arrays[name])) != note["crc32"]:
+                raise WeightsError(damaged % f"array {name}")
+        return arrays, dict(said["about"])
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:  # nor is it as `write_safetensors` makes it
+        raise WeightsError(f"{path} says of itself what can't be: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

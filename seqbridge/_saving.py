@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._fit import Rename, Report, fit
-from seqbridge._safetensors import WeightsError, read_safetensors, write_safetensors
+from seqbridge._safetensors import WeightsError, file_path, read_safetensors, write_safetensors
 from seqbridge._stateful import Locks, Stateful
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
@@ -63,7 +63,7 @@ class Saved(Stateful):
             first[variable] = name
             arrays[name], about[name] = _stored(name, values[name]), described(variable)
         versions = {name: version(name) for name in ("seqbridge", "jax")}
-        write_safetensors(_path(path), arrays, {"format": FORMAT, "versions": versions, "variables": about})
+        write_safetensors(file_path(path), arrays, {"format": FORMAT, "versions": versions, "variables": about})
 
     def load(
         self,
@@ -99,12 +99,15 @@ class Saved(Stateful):
         """
         refuse_in_trace("loading")
         table = self._table("load")
-        path = _path(path)
+        path = file_path(path)
         arrays, about = read_safetensors(path)
         check_format(path, about)
-        notes = about.get("variables", {})
-        stored = {name: restored(array, notes.get(name, {})) for name, array in arrays.items()}
-        also = {name: note["also"] for name, note in notes.items() if "also" in note}
+        try:
+            notes = about.get("variables", {})
+            stored = {name: restored(array, notes.get(name, {})) for name, array in arrays.items()}
+            also = {name: note["also"] for name, note in notes.items() if "also" in note}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not as `save` writes it
+            raise WeightsError(f"{path} says of itself what can't be: {error}") from error
         with Locks(table.values()):
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
             if (strict and not report.whole) or (not changes and table):
@@ -120,16 +123,11 @@ class Saved(Stateful):
         return self._by_name()
 
 
-def _path(path: Any) -> str:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"a path is a str or a Path, not {type(path).__name__}")
-    return os.fspath(os.path.expanduser(path))
-
-
 def check_format(where: str, about: Mapping[str, Any]) -> None:
     """Raises a `WeightsError` if a later version has written this, in a way that this one doesn't know."""
-    if about.get("format", FORMAT) > FORMAT:
-        raise WeightsError(f"{where} was saved by seqbridge {about['versions']['seqbridge']}: install that, or later")
+    if about.get("format", FORMAT) not in range(1, FORMAT + 1):
+        by = about.get("versions", {}).get("seqbridge", "of another version")
+        raise WeightsError(f"{where} was saved by seqbridge {by}: install that, or later")
 
 
 def described(variable: Variable) -> dict[str, Any]:

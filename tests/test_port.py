@@ -300,6 +300,9 @@ def test_a_plan_can_be_looked_at_before_it_is_carried_out() -> None:
     jax.tree.map(np.testing.assert_array_equal, before, target.variables)
     plan.apply()
     np.testing.assert_array_equal(target[0].linear_1.w.value, source[0].Dense_1.kernel.value)
+    for wrong in ({"dry_run": True, "check": IMAGE}, {"expected": IMAGE}):
+        with pytest.raises(TypeError, match="check= runs both sides once the weights are there"):
+            sb.port(source, target, **wrong)
 
 
 def test_more_than_the_target_has_or_less() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import seqbridge as sb
+from seqbridge._safetensors import write_safetensors
 
 X = jnp.ones((4, 3))
 
@@ -417,6 +419,31 @@ def header(entries: str, data: bytes = b"") -> bytes:
 def test_a_hostile_header(small: Any, data: bytes) -> None:
     model, path, _ = small
     path.write_bytes(data)
+    assert assert_never_wrong(model, path)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"format": "1"},
+        {"format": 1, "variables": {"(Sequential)[0](Dense).kernel": {"key": "no such generator"}}},
+        {"format": 1, "variables": [1]},
+        {"format": 1, "variables": {"(Sequential)[0](Dense).kernel": 3}},
+    ],
+)
+def test_what_a_file_says_of_itself_is_not_believed(small: Any, about: Any) -> None:
+    """Whoever makes a file on purpose makes its checksums, too."""
+    model, path, _ = small
+    write_safetensors(str(path), {"(Sequential)[0](Dense).kernel": np.zeros((3, 3), np.float32)}, about)
+    assert assert_never_wrong(model, path)
+
+
+@pytest.mark.parametrize("note", [{}, {"crc32": 0}, {"crc32": 0, "dtype": "object", "shape": [1]}, 3])
+def test_what_a_file_says_of_its_arrays_is_not_believed(small: Any, note: Any) -> None:
+    model, path, _ = small
+    text = json.dumps({"about": {}, "arrays": {"v": note}})
+    crc = str(zlib.crc32(repr((text, [("v", "float32", (2,))])).encode()))
+    save_file({"v": np.zeros(2, np.float32)}, path, {"seqbridge": text, "crc32": crc})
     assert assert_never_wrong(model, path)
 
 

@@ -60,22 +60,23 @@ def _linear(module: eqx.nn.Linear, path: Path) -> Part:
     return Part("linear", {"kernel": kernel, **_bias(module, path, module.use_bias)})
 
 
-def _conv(module: eqx.nn.Conv, path: Path) -> Part:
-    axes = (*range(2, 2 + module.num_spatial_dims), 1, 0)
-    return Part(
-        "conv",
-        {
-            "kernel": Weight.transposed(("params", *path, "weight"), axes),
-            **_bias(module, path, module.use_bias),
-        },
-        {
-            "strides": tuple(module.stride),
-            "padding": _padding(module),
-            "dilation": tuple(module.dilation),
-            "groups": module.groups,
-        },
-        channels_first=True,
-    )
+def _convolution(kind: str, padding: Callable[[Any], Any]) -> Callable[[Any, Path], Part]:
+    def convolution(module: Any, path: Path) -> Part:
+        axes = (*range(2, 2 + module.num_spatial_dims), 1, 0)
+        kernel = Weight.transposed(("params", *path, "weight"), axes)
+        return Part(
+            kind,
+            {"kernel": kernel, **_bias(module, path, module.use_bias)},
+            {
+                "strides": tuple(module.stride),
+                "padding": padding(module),
+                "dilation": tuple(module.dilation),
+                "groups": module.groups,
+            },
+            channels_first=True,
+        )
+
+    return convolution
 
 
 def _padding(module: eqx.nn.Conv) -> Any:
@@ -103,24 +104,6 @@ def _padding_transposed(module: eqx.nn.ConvTranspose) -> Any:
             after = total - before
         pairs.append((reach - before, reach - after + more))
     return tuple(pairs) if module.padding_mode == "ZEROS" else (module.padding_mode, tuple(pairs))
-
-
-def _conv_transpose(module: eqx.nn.ConvTranspose, path: Path) -> Part:
-    axes = (*range(2, 2 + module.num_spatial_dims), 1, 0)
-    return Part(
-        "conv_transpose",
-        {
-            "kernel": Weight.transposed(("params", *path, "weight"), axes),
-            **_bias(module, path, module.use_bias),
-        },
-        {
-            "strides": tuple(module.stride),
-            "padding": _padding_transposed(module),
-            "dilation": tuple(module.dilation),
-            "groups": module.groups,
-        },
-        channels_first=True,
-    )
 
 
 def _embedding(module: eqx.nn.Embedding, path: Path) -> Part:
@@ -237,10 +220,10 @@ def _attention(module: eqx.nn.MultiheadAttention, path: Path) -> Part:
 
 TABLE: Mapping[type, Callable[[Any, Path], Part]] = {
     eqx.nn.Linear: _linear,
-    **dict.fromkeys((eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d), _conv),
+    **dict.fromkeys((eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d), _convolution("conv", _padding)),
     **dict.fromkeys(
         (eqx.nn.ConvTranspose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d),
-        _conv_transpose,
+        _convolution("conv_transpose", _padding_transposed),
     ),
     eqx.nn.Embedding: _embedding,
     eqx.nn.BatchNorm: _batch_norm,
