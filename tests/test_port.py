@@ -300,7 +300,8 @@ def test_a_plan_can_be_looked_at_before_it_is_carried_out() -> None:
     jax.tree.map(np.testing.assert_array_equal, before, target.variables)
     plan.apply()
     np.testing.assert_array_equal(target[0].linear_1.w.value, source[0].Dense_1.kernel.value)
-    for wrong in ({"dry_run": True, "check": IMAGE}, {"expected": IMAGE}):
+    unusable: Any = ({"dry_run": True, "check": IMAGE}, {"expected": IMAGE})
+    for wrong in unusable:
         with pytest.raises(TypeError, match="check= runs both sides once the weights are there"):
             sb.port(source, target, **wrong)
 
