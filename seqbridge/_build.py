@@ -65,7 +65,8 @@ class Build:
             if layer.pure.init is None:
                 variables = layer.pure.ready or {}
             else:
-                keys = self._taken.unused(layer, keys)
+                if not (self._fresh or self._abstract):  # else they aren't for the layer to keep
+                    keys = self._taken.unused(layer, keys)
                 variables = initial(layer, keys, args, keywords, abstract=self._abstract)
             self.layouts[layer] = Layout(layer.pure, variables, (args, keywords))
             self.failed = False

@@ -975,6 +975,21 @@ def test_replacing_a_layer_drops_its_variables():
     assert old not in list(model.vars().values())
 
 
+def test_initial_values_depend_on_seed_and_position_alone():
+    def fresh():
+        return sb.Sequential([nn.Dense(3), nn.Dense(2)])
+
+    def same(a, b):
+        assert all(bool((a["params"][name] == array).all()) for name, array in b["params"].items())
+
+    expected = fresh().build((1, 4)).variables
+    same(fresh().build((None, 4)).variables, expected)
+    model = fresh()
+    same(model.init(0, (1, 4)), expected)
+    model.apply(expected, jnp.ones((2, 4)))
+    same(model.build((1, 4)).variables, expected)
+
+
 def test_adding_a_layer_does_not_change_the_initial_values_of_others():
     short, long = sb.Sequential([linear(3), linear(3)]), sb.Sequential([linear(3), linear(3), linear(3)])
     short.build((1, 3))
