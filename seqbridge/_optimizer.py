@@ -53,7 +53,8 @@ class Optimizer(Saved):
         if not isinstance(model, Stateful):
             raise TypeError(f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}")
         self.transformation = transformation
-        self._source = VarCollection(model._by_name).subset(lambda v: v.trainable).subset(wrt)
+        self._model, self._wrt = model, wrt
+        self._source = self._trained()
         self._params: dict[str, Variable] = {}
         self._state: tuple[Variable, ...] = ()
         self._names: tuple[str, ...] = ()
@@ -62,6 +63,9 @@ class Optimizer(Saved):
         self._known = transformation, serial()
         self._made: Token | None = None
         self._follow()
+
+    def _trained(self) -> VarCollection:
+        return VarCollection(self._model._by_name).subset(lambda v: v.trainable).subset(self._wrt)
 
     def update(self, gradients: Mapping[str, Any], /, *more: Any, **extra: Any) -> None:
         """Takes one step: changes the parameters and the optimizer's state.
@@ -139,10 +143,11 @@ class Optimizer(Saved):
         self._edit, self._made = edits.count, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_edit", "_known", "_made")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_edit", "_known", "_made", "_source")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _edit=-1, _known=(state["transformation"], serial()), _made=None)
+        self._source = self._trained()
 
     def __repr__(self) -> str:
         return f"Optimizer({len(self._params)} variables, {len(self._state)} of state)"

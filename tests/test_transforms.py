@@ -513,6 +513,11 @@ def test_model_and_optimizer_copy_together() -> None:
         o.update(sb.grad(loss)(m, X, rng=jax.random.key(0)))
     close(twin.variables, model.variables)
     assert not set(other.vars().values()) & set(optimizer.vars().values())
+    for m, o in ((model, optimizer), (twin, other)):  # the copy follows edits of the copy
+        m.append(nn.Dense(1))
+        m[0].kernel.trainable = False
+        o.update(sb.grad(lambda m: (m(X, training=False) ** 2).sum())(m))
+    close(twin.variables, model.variables)
 
 
 def test_extra_arguments_reach_the_transformation() -> None:
