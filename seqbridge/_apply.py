@@ -127,15 +127,15 @@ def key_for(
     """The layer's key for a call, or None. A call that draws nothing takes none from the stream."""
     if not layer.pure.takes_key:
         return None
-    signature = _signature(args, keywords, mode)
-    if signature not in layer._draws:
+    draws = _known_draws(layer, args, keywords, mode)
+    if draws is None:
         try:
             evaluate(layer, variables, args, keywords, mode)
         except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
             with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
                 return keys.key
             return None
-    draws = layer._draws[signature]
+        draws = layer._draws[_signature(args, keywords, mode)]
     if draws.used:
         return keys.key
     return unused_key() if draws.asked else None
@@ -148,7 +148,17 @@ def unused_key() -> jax.Array:
         return jax.random.key(0)
 
 
+def _known_draws(layer: Layer, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Draws | None:
+    """What is known of a call, without a look at the layer: a call that draws nothing draws nothing in evaluation."""
+    draws = layer._draws.get(_signature(args, keywords, mode))
+    if draws is None and mode is False:
+        draws = layer._draws.get(_signature(args, keywords, True))
+        return draws if draws is not None and not draws.used else None
+    return draws
+
+
 def _signature(args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Hashable:
     static = bool, str, int, type(None)
     given = ((k, type(v), v if isinstance(v, static) else None) for k, v in keywords.items())
-    return len(args), mode, tuple(sorted(given, key=lambda item: item[0]))
+    # Without a mode the state is kept, as in training.
+    return len(args), mode is False, tuple(sorted(given, key=lambda item: item[0]))
