@@ -14,7 +14,7 @@ from seqbridge._names import nearest
 from seqbridge._processes import check_agreement
 from seqbridge._program import Bound, Jitted, Program, places_of
 from seqbridge._spread import Spread
-from seqbridge._stateful import Stateful
+from seqbridge._stateful import Stateful, edits
 from seqbridge._trace import tracing
 
 P = ParamSpec("P")
@@ -50,8 +50,11 @@ class Spreading(Jitted[P, R]):
         if self._spread is not None and not tracing():
             if self._check:
                 self._agree(args, keywords, bound)
+            before = edits.count
             with bound.lock:
-                self._spread.variables(bound.boxes)
+                self._spread.variables(bound.boxes, bound.cells)
+            if edits.count != before:
+                return super()._prepare(args, keywords)
         return program, bound, arrays
 
     def _agree(self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound) -> None:
@@ -74,6 +77,7 @@ class _Options(TypedDict, total=False):
     vars: Any
     static_argnames: Iterable[str]
     donate: bool
+    pack: bool
     mesh: Any
     batch_axis: str | tuple[str, ...]
     batch_kwargs: Iterable[str]
@@ -103,6 +107,7 @@ def jit(
     vars: Any = None,
     static_argnames: Iterable[str] = (),
     donate: bool = False,
+    pack: bool = False,
     mesh: Any = None,
     batch_axis: str | tuple[str, ...] = "data",
     batch_kwargs: Iterable[str] = (),
@@ -125,6 +130,8 @@ def jit(
         static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
         donate: Whether the arrays of the variables that change are given to the program, which saves memory and
             time. Whoever else holds such an array loses it.
+        pack: Whether small variables are kept in a few arrays, which makes calls of a model with many of them faster;
+            they are read, assigned and saved as before. See docs/speed.md for when it pays.
         mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ("data",))`.
         batch_axis: The axis of the mesh, or axes, over which the batch is split.
         batch_kwargs: Arguments whose arrays are split though they are shorter or longer than the batch.
@@ -159,8 +166,8 @@ def jit(
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
     if mesh is None:
-        return Jitted(function, vars, static_argnames, donate)
+        return Jitted(function, vars, static_argnames, donate, pack)
     batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)
     _check_known(function, batched | replicated)
     spread = Spread(mesh, batch_axis, batched, replicated, uneven)
-    return Spreading(spread, check_processes, function, vars, static_argnames, donate)
+    return Spreading(spread, check_processes, function, vars, static_argnames, donate, pack)

@@ -17,8 +17,9 @@ import jax
 
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
 from seqbridge._function import signature_of
+from seqbridge._pack import Cells, pack
 from seqbridge._spread import Spread
-from seqbridge._stateful import Locks, Stateful
+from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
 from seqbridge._variable import Variable
 
@@ -28,28 +29,30 @@ R = TypeVar("R")
 _MOST_PROGRAMS = 64  # kept of one function; the oldest goes first
 
 
-class _Now(threading.local):
-    """What a program is being traced for. Programs hold neither models nor arrays alive."""
-
-    call: tuple[Sequence[Stateful], tuple[Variable, ...]] = (), ()
-    batch: int = 0
-
-
 class Bound(NamedTuple):
-    """The flat list of a program's variables."""
+    """What a program passes, and the variables that it is."""
 
     boxes: tuple[Variable, ...]
+    cells: Cells
     lock: Locks | threading.RLock
 
 
+class _Now(threading.local):
+    """What a program is being traced for. Programs hold neither models nor arrays alive."""
+
+    holders: Sequence[Stateful] = ()
+    bound: Bound | None = None
+    batch: int = 0
+
+
 class Program:
-    """A compiled function of `(values of donated variables, values of the others, arrays)`."""
+    """A compiled function of `(values of donated cells, values of the others, arrays)`."""
 
     def __init__(
         self, function: Callable[..., Any], signature: Hashable, n_closed: int, now: _Now, spread: Spread | None
     ):
         self._function = function
-        self._spread = spread
+        self._spread = spread if spread is not None and spread.many else None
         self._signature = signature
         self._n_closed = n_closed
         self._now = now
@@ -61,56 +64,69 @@ class Program:
         """Finds the variables, and keeps them for as long as their holders live."""
         boxes = boxes_of(holders)
         locks = Locks(boxes)
-        bound = self.bound = Bound(boxes, locks[0] if len(locks) == 1 else locks)
+        bound = self.bound = Bound(boxes, Cells(boxes), locks[0] if len(locks) == 1 else locks)
         me: Any = weakref.ref(self)
         for holder in holders:
             weakref.finalize(holder, _forget, me).atexit = False
         return bound
 
-    def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-        holders, boxes = self._now.call
-        values = iter(kept)
-        given = dict(zip(self.donated or (), donated, strict=True))
-        start = {box: given[i] if i in given else next(values) for i, box in enumerate(boxes)}
+    @functools.cached_property
+    def nested(self) -> Callable[[list[Any], list[Any]], tuple[Any, dict[int, Any]]]:
+        """The same inside another transform, whose own variables have whatever values it gave them."""
+
+        def traced(values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
+            assert self._now.bound is not None
+            boxes = self._now.bound.boxes
+            out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
+            return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
+
+        return jax.jit(traced)
+
+    def _run(self, start: dict[Variable, Any], arrays: list[Any]) -> tuple[Any, dict[Variable, Any]]:
         spread, batch = self._spread, self._now.batch
-        spread = spread if spread is not None and spread.many else None
         if spread is not None:
             start = {box: spread.used(box, value) for box, value in start.items()}
             arrays = spread.split(arrays, batch)
         with Frame(start, compiled=True) as frame:
-            args, keywords = rebuild(self._signature, arrays, holders[self._n_closed :])
+            args, keywords = rebuild(self._signature, arrays, self._now.holders[self._n_closed :])
             out = self._function(*args, **keywords)
-        changes = frame.changes()
-        # A donated variable comes back in any case: its old array is gone.
-        changed = {i: frame.values[b] for i, b in enumerate(boxes) if b in changes or i in given}
-        if spread is not None:
-            out = spread.split(out, batch, outputs=True)
-            changed = {i: spread.stored(boxes[i], value) for i, value in changed.items()}
+        return out if spread is None else spread.split(out, batch, outputs=True), frame.changes()
+
+    def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
+        assert self._now.bound is not None
+        cells, rest = self._now.bound.cells, iter(kept)
+        given = dict(zip(self.donated or (), donated, strict=True))
+        held = [given[i] if i in given else next(rest) for i in range(len(cells))]
+        out, changes = self._run(cells.values(held), arrays)
+        # What was donated comes back in any case: its old array is gone.
+        changed = given | cells.changed(held, changes)
+        if self._spread is not None:
+            changed = {i: self._spread.stored(cells[i], value) for i, value in changed.items()}
         return out, changed
 
-    def donate(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> None:
-        """From now on gives the arrays of the variables that change to the program."""
-        _, changed = jax.eval_shape(self._traced, [], [read(b) for b in boxes], arrays)
+    def donate(self, cells: Cells, arrays: list[Any]) -> None:
+        """From now on gives the arrays of what changes to the program."""
+        _, changed = jax.eval_shape(self._traced, [], [cell._array for cell in cells], arrays)
         self.donated = tuple(changed)
+        self._kept = tuple(i for i in range(len(cells)) if i not in changed)
         self.compiled = jax.jit(self._traced, donate_argnums=0)
 
-    def values(self, boxes: tuple[Variable, ...], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The values of donated and of other variables, checked: a donated buffer that is used twice kills JAX."""
-        indices = self.donated or ()
-        donated, kept = [boxes[i]._value for i in indices], []
-        chosen = set(indices)
-        seen = {id(a) for a in jax.tree.leaves(arrays)}
-        for i, box in enumerate(boxes):
-            if i not in chosen:
-                kept.append(box._value)
-                seen.add(id(box._value))
+    def values(self, cells: Cells, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The values of donated and of other cells, checked: a donated buffer that is used twice kills JAX."""
+        held = [cell._array for cell in cells]
+        if not self.donated:
+            return [], held
+        donated, kept = [held[i] for i in self.donated], [held[i] for i in self._kept]
         for n, value in enumerate(donated):
-            name = boxes[indices[n]].name
             if value.is_deleted():
+                name = cells[self.donated[n]].name
                 raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
-            if id(value) in seen:
-                donated[n] = jax.numpy.copy(value)
-            seen.add(id(value))
+        if len({*map(id, held), *map(id, arrays)}) < len(held) + len(arrays):
+            seen = {*map(id, arrays), *map(id, kept)}
+            for n, value in enumerate(donated):
+                if id(value) in seen:
+                    donated[n] = jax.numpy.copy(value)
+                seen.add(id(value))
         return donated, kept
 
 
@@ -132,43 +148,46 @@ class Jitted(Generic[P, R]):
 
     _spread: Spread | None = None
 
-    def __init__(self, function: Callable[P, R], vars: Any, static_argnames: Iterable[str], donate: bool):
+    def __init__(self, function: Callable[P, R], vars: Any, static_argnames: Iterable[str], donate: bool, pack: bool):
         functools.update_wrapper(self, function, updated=())
         self._function = function
         self._closed = holders_of(function, vars)
         self._static = places_of(function, static_argnames)
         self._donate = donate
+        self._pack = pack
         self._programs: dict[Hashable, Program] = {}
         self._now = _Now()
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, (boxes, lock), arrays = self._prepare(args, keywords)
+        program, (boxes, cells, lock), arrays = self._prepare(args, keywords)
         try:
             if in_frame():
-                out, changed = program.compiled([], [read(box) for box in boxes], arrays)
-                commit({boxes[i]: new for i, new in changed.items()})
-                return out
+                return self._inside(program, boxes, arrays)
             with lock:
                 if self._donate:
                     if program.donated is None:
-                        program.donate(boxes, arrays)
-                    out, changed = program.compiled(*program.values(boxes, arrays), arrays)
+                        program.donate(cells, arrays)
+                    out, changed = program.compiled(*program.values(cells, arrays), arrays)
                 else:
-                    out, changed = program.compiled([], [box._value for box in boxes], arrays)
+                    out, changed = program.compiled([], [cell._array for cell in cells], arrays)
                 if changed and tracing():
-                    commit({boxes[i]: new for i, new in changed.items()})
-                else:
-                    for i, new in changed.items():
-                        boxes[i]._value = new
+                    return self._inside(program, boxes, arrays)
+                for i, new in changed.items():
+                    cells[i]._array = new
             return out
         finally:
-            self._now.call = (), ()
+            self._now.holders, self._now.bound = (), None
+
+    def _inside(self, program: Program, boxes: tuple[Variable, ...], arrays: list[Any]) -> Any:
+        out, changed = program.nested([read(box) for box in boxes], arrays)
+        commit({boxes[i]: new for i, new in changed.items()})
+        return out
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
-        program, (boxes, _), arrays = self._prepare(args, keywords)
-        given = program.values(boxes, arrays) if program.donated else ([], [read(box) for box in boxes])
-        return program.compiled.lower(*given, arrays)
+        program, (_, cells, lock), arrays = self._prepare(args, keywords)
+        with lock:
+            return program.compiled.lower(*program.values(cells, arrays), arrays)
 
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
         signature, arrays, holders = sort(args, keywords, self._static)
@@ -187,8 +206,15 @@ class Jitted(Generic[P, R]):
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-        bound = program.bound or program.bind(holders)
-        self._now.call = holders, bound.boxes
+        bound = program.bound
+        if bound is None:
+            before = edits.count
+            if self._pack:
+                pack(holders)
+            if edits.count != before:  # the variables lie in other arrays now, for which there is another program
+                return self._prepare(args, keywords)
+            bound = program.bind(holders)
+        self._now.holders, self._now.bound = holders, bound
         return program, bound, arrays
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqbridge._mesh import as_auto, axes_of, batch_sharding, put
+from seqbridge._pack import Cell, Pack, pack_of
 from seqbridge._stateful import Stateful
 from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
@@ -76,23 +77,25 @@ class Spread:
         split = split and (value.shape[0] == batch or name in self._batched)
         return put(value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole)
 
-    def variables(self, boxes: Iterable[Variable]) -> None:
+    def variables(self, boxes: Iterable[Variable], cells: Iterable[Cell]) -> None:
         """Puts variables that don't lie on the mesh there: the state of an optimizer beside its parameter.
 
         Raises:
             ValueError: One that isn't an optimizer's lies on another mesh.
         """
-        moving = []
-        for box in boxes:
-            sharding = box._value.sharding
+        moving: list[Variable] = []
+        for cell in cells:
+            sharding = cell._array.sharding
             if sharding is self._whole or (isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh):
                 continue
-            if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and box.collection != "optimizer":
-                raise ValueError(f"{box.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
-            moving.append(box)
+            if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not _of_an_optimizer(cell):
+                raise ValueError(f"{cell.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
+            if isinstance(cell, Pack):
+                cell.dissolve()
+            moving += cell.living() if isinstance(cell, Pack) else [cell]
         if moving:
             named = {box.name: box for box in boxes}
-            for box in sorted(moving, key=lambda box: box.collection == "optimizer"):  # after the parameters
+            for box in sorted(moving, key=_of_an_optimizer):  # after the parameters
                 beside = next((named[part] for part in box.path if part in named), None)
                 lies: Any = self._whole
                 if beside is not None and beside is not box and beside._value.shape == box._value.shape:
@@ -101,15 +104,15 @@ class Spread:
 
     def used(self, box: Variable, value: Any) -> Any:
         """A parameter where it is used: whole along the axes of the batch, which are for the batch then."""
-        spec = self._spec(box)
+        spec = self._spec(pack_of(box) or box)
         if box.kind != "params" or not set(axes_of(spec)) & set(self.axes):
             return value
         kept = [tuple(axis for axis in axes_of([part]) if axis not in self.axes) or None for part in spec]
         return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, PartitionSpec(*kept)))
 
-    def stored(self, box: Variable, value: Any) -> Any:
-        """A variable's new value as it is kept: laid out as the old one."""
-        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, self._spec(box)))
+    def stored(self, cell: Cell, value: Any) -> Any:
+        """A new value as it is kept: laid out as the old one."""
+        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, self._spec(cell)))
 
     def split(self, tree: Any, batch: int, *, outputs: bool = False) -> Any:
         """Inputs or outputs of a program, split where they are as long as the batch."""
@@ -125,9 +128,13 @@ class Spread:
 
         return jax.tree.map(constrain, tree)
 
-    def _spec(self, box: Variable) -> PartitionSpec:
-        sharding = box._value.sharding
+    def _spec(self, cell: Cell) -> PartitionSpec:
+        sharding = cell._array.sharding
         return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+
+
+def _of_an_optimizer(cell: Cell) -> bool:
+    return all(box.collection == "optimizer" for box in (cell.living() if isinstance(cell, Pack) else [cell]))
 
 
 def _is_stateful(value: Any) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from seqbridge._operators import Operators
 from seqbridge._stateful import Stateful, Token, edits, serial
 from seqbridge._trace import Tracer, born, commit, read
+from seqbridge._within import Within
 
 Kind = Literal["params", "state", "rng"]
 
@@ -101,7 +102,7 @@ class Variable(Operators, Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_label", "_lock", "_namer", "_serial", "_trainable", "_value", "axes", "collection", "kind",
+        "__weakref__", "_array", "_label", "_lock", "_namer", "_serial", "_trainable", "axes", "collection", "kind",
         "metadata", "path",
     )  # fmt: skip
 
@@ -117,7 +118,7 @@ class Variable(Operators, Stateful):
         metadata: Any = None,
         axes: tuple[Any, ...] = (),
     ):
-        self._value = strong(value)
+        self._array: Any = strong(value)
         born(self)
         self.kind: Kind = kind
         self.collection = collection
@@ -134,9 +135,21 @@ class Variable(Operators, Stateful):
     def holding(cls, leaf: Any, **options: Any) -> Variable:
         """A variable that holds `leaf` as it is, even if that is no array."""
         variable = cls(np.zeros(()), **options)
-        variable._value = leaf
+        variable._array = leaf
         born(variable)
         return variable
+
+    @property
+    def _value(self) -> Any:
+        """The array, whatever transform is being traced."""
+        array = self._array
+        return array.holder.get(array.place) if type(array) is Within else array
+
+    @_value.setter
+    def _value(self, new: Any) -> None:
+        place = self._array
+        if type(place) is not Within or not place.holder.set(place.place, new):
+            self._array = new
 
     def _boxes(self) -> tuple[Variable, ...]:
         return (self,)
