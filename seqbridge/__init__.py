@@ -12,6 +12,7 @@ from seqbridge._collection import VarCollection as VarCollection
 from seqbridge._export import to_pure as to_pure
 from seqbridge._export import way_out as _way_out
 from seqbridge._files import read as read
+from seqbridge._freeze import freeze as freeze
 from seqbridge._function import as_method as as_method
 from seqbridge._function import signature_of as signature_of
 from seqbridge._grad import grad as grad
@@ -38,6 +39,7 @@ from seqbridge._pure import training_of as training_of
 from seqbridge._registry import exports as _exports
 from seqbridge._registry import register as register
 from seqbridge._registry import register_export as register_export
+from seqbridge._repeat import Repeat as Repeat
 from seqbridge._safetensors import WeightsError as WeightsError
 from seqbridge._sequential import Sequential as Sequential
 from seqbridge._transforms import eval_shape as eval_shape

@@ -278,7 +278,7 @@ class Layer(Saved):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
         rest = copy.deepcopy(self._variables, memo), dict(self._draws), self._origin
-        made = _remake(self.entry, self.name, self._options, self._layout, *rest)
+        made = _remake(type(self), self.entry, self.name, self._options, self._layout, *rest)
         made._copy = made._serial  # its entry is the same object, its variables are not
         return made
 
@@ -286,13 +286,13 @@ class Layer(Saved):
         layout = self._layout
         notes = layout and (layout.described(list(range(len(self._variables)))), layout.inputs)
         rest = self._variables, self._draws, self._origin
-        return _remake, (portable(self.entry), self.name, self._options, notes, *rest)
+        return _remake, (type(self), portable(self.entry), self.name, self._options, notes, *rest)
 
 
-def _remake(entry: Any, name: str | None, options: Any, layout: Any, *rest: Any) -> Layer:
+def _remake(cls: type[Layer], entry: Any, name: str | None, options: Any, layout: Any, *rest: Any) -> Layer:
     """A layer with the variables of another. Its layout, or a tree of notes from which to make it."""
-    method, per_example, trainable = options
-    layer = Layer(entry, name=name, method=method, per_example=per_example, trainable=trainable)
+    layer = cls.__new__(cls)
+    Layer.__init__(layer, entry, name=name, **dict(zip(("method", "per_example", "trainable"), options, strict=True)))
     layer._variables, layer._draws, layer._origin = rest
     layer._layout = Layout(layer.pure, *layout) if isinstance(layout, tuple) else layout
     for box in layer._variables:

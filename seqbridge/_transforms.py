@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort, values_of
+from seqbridge._around import around, as_layer, key_within
+from seqbridge._layer import Layer
+from seqbridge._pure import PureLayer
 from seqbridge._stateful import Locks, Stateful
+from seqbridge._structure import Structure
 from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
 
@@ -137,13 +143,17 @@ def scan(
     return carry, ys
 
 
-def remat(function: Callable[..., Any], *, vars: Any = None, **options: Any) -> Callable[..., Any]:
-    """`jax.checkpoint` of a function that uses variables: its inner values are computed again for the gradients.
+def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
+    """`jax.checkpoint` of whatever uses variables: inner values are computed again for the gradients, to save memory.
 
     Args:
-        function: A function, a model or a layer.
+        function: A function, or a model or a layer that is built; or what is to stand in a model: an entry that is no
+            plain function, or a `Layer` or `Sequential` that isn't built.
         vars: What `function` closes over.
         **options: `prevent_cse` and `policy`, as `jax.checkpoint` has them.
+
+    Returns:
+        A function that does what `function` does, on its variables; or a `Layer` to put into a model, or to `Repeat`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -152,14 +162,44 @@ def remat(function: Callable[..., Any], *, vars: Any = None, **options: Any) -> 
         >>> bool(jnp.allclose(grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"], jnp.cos(w.value)))
         True
     """
-    closed = holders_of(function, vars)
+    built = function.built if isinstance(function, Layer | Structure) else isinstance(function, _FUNCTIONS)
+    if not built:
+        return _remat_layer(function, options)
+    call: Any = function
+    closed = holders_of(call, vars)
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        out, changes = _pure_call(functools.partial(jax.checkpoint, **options), function, closed, args, keywords)
+        out, changes = _pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
         commit(changes)
         return out
 
-    return functools.wraps(function, updated=())(wrapped) if hasattr(function, "__name__") else wrapped
+    return functools.wraps(call, updated=())(wrapped) if hasattr(call, "__name__") else wrapped
+
+
+# Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to find.
+_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type(jax.jit(len)), Stateful
+
+
+def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
+    layer = as_layer(entry)
+    return Layer(_remat_pure(layer, options), name=layer.name, trainable=layer._options[2])
+
+
+def _remat_pure(layer: Layer, options: Mapping[str, Any]) -> PureLayer:
+    pure = around(layer)
+
+    def apply(variables: Any, key: Any, /, *inputs: Any, **keywords: Any) -> Any:
+        signature, arrays, _ = sort(inputs, keywords)
+
+        def run(variables: Any, key: Any, arrays: list[Any]) -> Any:
+            inside, given = rebuild(signature, arrays, ())
+            return pure.apply(variables, key, *inside, **given)
+
+        key = key_within(layer, key, variables, inputs, keywords)
+        return jax.checkpoint(run, **options)(variables, key, arrays)
+
+    text = f"remat of {pure.text or pure.label}"
+    return dataclasses.replace(pure, apply=apply, text=text, reduce=(_remat_pure, (layer, dict(options))))
 
 
 def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **keywords: Any) -> Any:

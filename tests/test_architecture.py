@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ECOSYSTEMS = {"flax", "linen", "nnx", "haiku", "equinox", "keras", "objax", "stax", "optax", "chex"}
 ORDER = [  # each module imports only from those before it
-    "_trace", "_keys", "_stateful", "_operators", "_variable", "_names", "_safetensors", "_fit", "_saving",
-    "_collection", "_paths", "_parts", "_pure", "_registry", "_npz", "_files",
+    "_trace", "_keys", "_stateful", "_operators", "_within", "_variable", "_pack", "_names", "_safetensors", "_fit",
+    "_saving", "_collection", "_paths", "_parts", "_pure", "_registry", "_npz", "_files",
     "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer", "_apply", "_mesh",
     "_structure", "_forward", "_build", "_functional", "_sharing", "_list", "_sequential", "_neutral", "_export",
-    "_home", "_pieces", "_match", "_carry", "_table", "_plan", "_port", "_processes", "_spread", "_arguments",
-    "_program", "_jit", "_grad", "_transforms", "_optimizer", "_checkpoint", "__init__", "__main__",
+    "_copies", "_around", "_repeat", "_home", "_pieces", "_match", "_carry", "_table", "_plan", "_port", "_processes",
+    "_spread", "_arguments", "_freeze", "_program", "_jit", "_grad", "_transforms", "_optimizer", "_checkpoint",
+    "__init__", "__main__",
 ]  # fmt: skip
 
 
@@ -166,9 +167,9 @@ def test_the_public_names_are_these() -> None:
     import seqbridge
 
     assert {name for name in vars(seqbridge) if not name.startswith("_")} == {
-        "MODE_FLAGS", "Annotated", "Checkpoint", "Layer", "Optimizer", "Part", "PureLayer", "Sequential", "Untyped",
-        "VarCollection", "Variable", "Variables", "Weight", "WeightsError", "as_method", "call_text", "eval_shape",
-        "explicit", "feed", "from_native", "grad", "jit", "nest", "path_text", "port", "read", "register",
-        "register_export", "remat", "scan", "signature_of", "to_pure", "training_of", "unnest", "value_and_grad",
-        "vmap",
+        "MODE_FLAGS", "Annotated", "Checkpoint", "Layer", "Optimizer", "Part", "PureLayer", "Repeat", "Sequential",
+        "Untyped", "VarCollection", "Variable", "Variables", "Weight", "WeightsError", "as_method", "call_text",
+        "eval_shape", "explicit", "feed", "freeze", "from_native", "grad", "jit", "nest", "path_text", "port", "read",
+        "register", "register_export", "remat", "scan", "signature_of", "to_pure", "training_of", "unnest",
+        "value_and_grad", "vmap",
     }  # fmt: skip

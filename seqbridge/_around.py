@@ -1,0 +1,55 @@
+"""What stands around a layer and runs it: as the neutral form wants it, in terms of the layer inside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from seqbridge._apply import apply, key_for
+from seqbridge._keys import Keys
+from seqbridge._layer import Layer
+from seqbridge._neutral import as_model, neutral
+from seqbridge._pure import PureLayer, Variables
+from seqbridge._structure import Structure
+
+
+def as_layer(x: Any) -> Layer:
+    """A layer, an entry, or a model as one layer."""
+    if isinstance(x, Structure | list | Mapping):
+        x = neutral(as_model(x)[0])
+    return x if isinstance(x, Layer) else Layer(x)
+
+
+def around(layer: Layer) -> PureLayer:
+    """The neutral form of a layer that takes a batch, and its key from `apply` alone, whatever its entry takes."""
+    pure = layer.pure
+
+    def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
+        assert pure.init is not None
+        if pure.per_example:
+            inputs = jax.tree.map(lambda a: a[0], inputs)
+        return pure.init(key, *inputs, **keywords)
+
+    signature = pure.signature
+    if signature is not None:
+        kept = [p for p in signature.parameters.values() if p.name != pure.key_name]
+        signature = signature.replace(parameters=kept)
+    return dataclasses.replace(
+        pure,
+        init=pure.init and init,
+        apply=lambda variables, key, /, *inputs, **keywords: apply(layer, variables, key, inputs, keywords),
+        signature=signature,
+        key_name=None,
+        per_example=False,
+        axis_name=None,
+        method=None,
+        remake=None,
+    )
+
+
+def key_within(layer: Layer, key: Any, variables: Variables, inputs: tuple[Any, ...], keywords: Any) -> Any:
+    """The key for the layer, if it draws: else what stands around would seem to draw, and take one from the stream."""
+    return None if key is None else key_for(layer, Keys(lambda: key), variables, inputs, keywords, None)

@@ -1,0 +1,137 @@
+"""`Copy`: one of the copies of a repeated layer, whose arrays are rows of the variables of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from seqbridge._dispatch import Call, mode_of
+from seqbridge._files import native_tree
+from seqbridge._forward import Run, traverse
+from seqbridge._layer import Layer
+from seqbridge._layout import Layout, lookup
+from seqbridge._operators import Operators
+from seqbridge._sequential import Sequential
+from seqbridge._stateful import Locks
+from seqbridge._trace import commit
+from seqbridge._variable import Variable, cast
+
+
+class Row(Operators):
+    """One copy's part of a variable of all copies. It is read and assigned like a variable.
+
+    Args:
+        whole: The variable of all copies.
+        index: Which copy.
+    """
+
+    def __init__(self, whole: Variable, index: int):
+        self._whole = whole
+        self._index = index
+
+    @property
+    def name(self) -> str:
+        """`"(Sequential)[3](Repeat).kernel[17]"`."""
+        return f"{self._whole.name}[{self._index}]"
+
+    @property
+    def value(self) -> jax.Array:
+        return self._whole.value[self._index]
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        self.assign(new)
+
+    def assign(self, value: Any) -> None:
+        """Replaces this copy's array; as `Variable.assign`."""
+        with self._whole._lock:
+            commit({self._whole: self.put(value)})
+
+    def put(self, value: Any) -> jax.Array:
+        """The arrays of all copies, with `value` in place of this one's."""
+        whole = self._whole.value
+        return whole.at[self._index].set(cast(self.name, value, self.value))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "dtype", "ndim", "size"):
+            return getattr(self.value, name)
+        if name in ("kind", "collection", "path", "trainable"):
+            return getattr(self._whole, name)
+        raise AttributeError(f"a copy's variable has no attribute {name!r}; the array has it: write .value.{name}")
+
+    def __repr__(self) -> str:
+        return f"Row({self.name}, {self.dtype}{list(self.shape)})"
+
+
+class Copy:
+    """One of the copies of a repeated layer: `model[3][17]`.
+
+    Its variables are attributes and items of it, and it can be called on its own, as a layer can.
+
+    Args:
+        repeat: The copies.
+        one: The layer that was repeated.
+        index: Which copy.
+    """
+
+    def __init__(self, repeat: Layer, one: Layer, index: int):
+        self._repeat = repeat
+        self._one = one
+        self._index = index
+
+    def _layout(self) -> Layout:
+        if self._repeat._layout is None:
+            raise AttributeError(f"{self!r} isn't built: call model.build(...) first, or the model itself")
+        return self._repeat._layout
+
+    def _rows(self) -> list[Row]:
+        return [Row(box, self._index) for box in self._repeat._variables]
+
+    def _named(self) -> Mapping[str, Row]:
+        return {name: Row(box, self._index) for name, box in self._repeat._by_name().items()}
+
+    @property
+    def native(self) -> Any:
+        """This copy's variables in the structure that the entry's own library uses."""
+        return self._one.pure.to_native(self._layout().annotated([row.value for row in self._rows()]))
+
+    def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
+        """Takes the values of a native tree, or of a file; as `Layer.load_native`."""
+        native = native_tree(self._one.pure, tree, self.native, allow_pickle=allow_pickle)
+        self._take(self._layout().flatten("load_native", self._one.pure.from_native(native)))
+
+    def _take(self, arrays: list[Any]) -> None:
+        with Locks(self._repeat._variables):
+            commit({row._whole: row.put(new) for row, new in zip(self._rows(), arrays, strict=True)})
+
+    def __call__(self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any) -> Any:
+        """Runs this copy alone; takes what a model takes."""
+        tree = self._layout().tree([row.value for row in self._rows()])
+        run, changes = Run(lambda _: tree), {}
+        keys = self._repeat._alone()._keys(rng, changes).child(self._index)
+        out = traverse(Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys)
+        for state in run.states.values():
+            self._take(self._layout().flatten("the state after the call", state))
+        commit(changes)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lookup(repr(self), self._named(), name, AttributeError, built=self._repeat.built)  # pyright: ignore
+
+    def __getitem__(self, name: str) -> Any:
+        return lookup(repr(self), self._named(), name, KeyError, built=self._repeat.built)  # pyright: ignore
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(f"write .{name}.assign(...), or .{name}.value = ...")
+        object.__setattr__(self, name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(name.partition(".")[0] for name in self._named())})
+
+    def __repr__(self) -> str:
+        return f"copy {self._index} of {self._repeat!r}"
