@@ -17,7 +17,7 @@ from seqbridge._layout import Layout
 from seqbridge._list import LayerList, entries_of, first_names, is_entry
 from seqbridge._sharing import share
 from seqbridge._stateful import edits
-from seqbridge._structure import Item
+from seqbridge._structure import Item, leaves
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
@@ -170,7 +170,8 @@ class Sequential(LayerList):
         try:
             run_through(self, args, call, build, self._initial_keys())
         except Exception:
-            if build.failed or not editing:
+            left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
+            if build.failed or (left and not editing):
                 raise
         self._take(build.layouts, build.inputs)
 

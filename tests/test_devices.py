@@ -184,7 +184,7 @@ def test_keywords_mean_the_same_everywhere_and_make_as_many_programs() -> None:
         traces.append(len(count))
     for other in results[1:]:
         for a, b in zip(other, results[0], strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6)
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     assert len(set(traces)) == 1
 
 
@@ -224,9 +224,9 @@ def test_an_uneven_batch_has_the_same_values_or_is_refused() -> None:
     model = sb.Sequential([nn.Dense(3), nn.BatchNorm()], seed=1).build((None, 4))
     twin = copy.deepcopy(model)
     out = sb.jit(model, mesh=mesh_of(8))(ROWS[:11], training=True)
-    np.testing.assert_allclose(out, twin(ROWS[:11], training=True), atol=1e-6)
+    np.testing.assert_allclose(out, twin(ROWS[:11], training=True), rtol=1e-6, atol=1e-6)
     for name, array in twin.variables["state"].items():
-        np.testing.assert_allclose(model.variables["state"][name], array, atol=1e-6)
+        np.testing.assert_allclose(model.variables["state"][name], array, rtol=1e-6, atol=1e-6)
     strict = sb.jit(model, mesh=mesh_of(8), uneven="error")
     with pytest.raises(ValueError, match="a batch of 11 can't be split evenly over 8 devices"):
         strict(ROWS[:11], training=True)
@@ -264,7 +264,7 @@ def test_layouts_are_kept_by_edits_assignments_and_copies() -> None:
     assert where(model[2].kernel.value) == (None, "data")
     assert where(copy.deepcopy(model)[2].kernel.value) == (None, "data")
     again = pickle.loads(pickle.dumps(model))
-    np.testing.assert_allclose(again(ROWS), model(ROWS), atol=1e-6)
+    np.testing.assert_allclose(again(ROWS), model(ROWS), rtol=1e-6, atol=1e-6)
     names = list(model.vars())
     with pytest.raises(ValueError, match=r"\[4\]\(Dense\).kernel into 8, which doesn't divide"):
         model.append(nn.Dense(3))
@@ -319,7 +319,7 @@ def test_a_mesh_of_the_users_own_does_not_disturb() -> None:
     explicit = jax.make_mesh((8,), ("data",))
     with jax.set_mesh(explicit):
         out = sb.jit(model.shard(explicit), mesh=explicit)(ROWS)
-    np.testing.assert_allclose(out, expected, atol=1e-6)
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_donation_works_on_a_mesh() -> None:
@@ -327,7 +327,7 @@ def test_donation_works_on_a_mesh() -> None:
     _, donated, lowered = train("fully sharded", steps=3, donate=True)
     assert "donor" in lowered.as_text() or "aliasing" in lowered.as_text()
     for name, array in kept.variables["params"].items():
-        np.testing.assert_allclose(donated.variables["params"][name], array, atol=1e-6)
+        np.testing.assert_allclose(donated.variables["params"][name], array, rtol=1e-6, atol=1e-6)
 
 
 def test_what_a_library_says_of_layouts_holds_where_rules_are_silent() -> None:
@@ -370,12 +370,12 @@ def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
 
     plain, named = norms(None), norms("batch")
     expected = plain(ROWS, training=True)
-    np.testing.assert_allclose(named(ROWS, training=True), expected, atol=1e-6)
+    np.testing.assert_allclose(named(ROWS, training=True), expected, rtol=1e-6, atol=1e-6)
     spread = norms("batch")
-    np.testing.assert_allclose(sb.jit(spread, mesh=mesh_of(8))(ROWS, training=True), expected, atol=1e-6)
+    np.testing.assert_allclose(sb.jit(spread, mesh=mesh_of(8))(ROWS, training=True), expected, rtol=1e-6, atol=1e-6)
     for model in (named, spread):
         for name, array in plain.variables["state"].items():
-            np.testing.assert_allclose(model.variables["state"][name], array, atol=1e-6)
+            np.testing.assert_allclose(model.variables["state"][name], array, rtol=1e-6, atol=1e-6)
     with pytest.raises(NameError, match="nowhere"):
         sb.Sequential([lambda x: nowhere * x])(ROWS)  # noqa: F821  # pyright: ignore
     auto = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -385,7 +385,7 @@ def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
         body = lambda x: model.apply({"params": {}, "state": {}}, x)[0]  # noqa: E731
         return jax.shard_map(body, mesh=auto, in_specs=P("data"), out_specs=P("data"), check_vma=False)(ROWS)
 
-    np.testing.assert_allclose(centered("data"), ROWS - ROWS.mean(), atol=1e-6)
+    np.testing.assert_allclose(centered("data"), ROWS - ROWS.mean(), rtol=1e-6, atol=1e-6)
     with pytest.raises(NameError, match="unbound axis name: dta"):
         centered("dta")
 

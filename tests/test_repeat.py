@@ -91,7 +91,7 @@ def test_every_adapters_entries_can_be_repeated(case: Case) -> None:
         model = sb.Sequential([sb.Repeat(case.make(), 2)])
         if [getattr(out, "shape", None)] != [*case.inputs]:
             with pytest.raises(TypeError, match="a repeated layer must return what it takes"):
-                model.build(*case.inputs, **case.keywords)
+                model(*case.arrays(), training=False, rng=key, **case.keywords)
             return
         model.build(*case.inputs, **case.keywords)
         for variable in model.vars().subset("params").values():
@@ -188,8 +188,8 @@ def test_keywords_are_broadcast_or_per_copy() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(TypeError, match=r"must return what it takes.*took float32\[1,8\] and returned float32\[1,4\]"):
-        sb.Sequential([sb.Repeat(nn.Dense(4), 3)]).build((None, 8))
+    with pytest.raises(TypeError, match=r"must return what it takes.*took float32\[4,8\] and returned float32\[4,4\]"):
+        sb.Sequential([sb.Repeat(nn.Dense(4), 3)])(X)
     with pytest.raises(ValueError, match="not 0 times"):
         sb.Repeat(nn.Dense(4), 0)
     with pytest.raises(TypeError, match=r"Repeat\(layer, 12\)"):
