@@ -60,6 +60,11 @@ def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[
     return tuple(parts), arrays, holders
 
 
+def is_array(value: Any) -> bool:
+    """Whether `sort` takes a value for an array; False if it has met none of its type yet."""
+    return _sorts.get(type(value)) == _ARRAY
+
+
 def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
     kind = _sorts.get(type(value))
     if kind is None:

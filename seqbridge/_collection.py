@@ -59,6 +59,8 @@ class VarCollection(Saved, Mapping[str, Variable]):
 
     __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source")
 
+    _steady = False  # its source may be anybody's function
+
     def __init__(
         self,
         variables: Mapping[str, Variable] | Callable[[], Mapping[str, Variable]] = {},  # noqa: B006

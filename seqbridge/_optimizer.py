@@ -52,6 +52,7 @@ class Optimizer(Saved):
     def __init__(self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None):
         if not isinstance(model, Stateful):
             raise TypeError(f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}")
+        self._serial = 0
         self.transformation = transformation
         self._model, self._wrt = model, wrt
         self._source = self._trained()
@@ -60,9 +61,18 @@ class Optimizer(Saved):
         self._names: tuple[str, ...] = ()
         self._treedef: Any = None
         self._edit = -1
-        self._known = transformation, serial()
         self._made: Token | None = None
         self._follow()
+
+    @property
+    def transformation(self) -> Transformation:
+        """What turns gradients into updates. Another one is another program."""
+        return self._transformation
+
+    @transformation.setter
+    def transformation(self, new: Transformation) -> None:
+        self._transformation, self._serial = new, serial()
+        edits.count += 1
 
     def _trained(self) -> VarCollection:
         return VarCollection(self._model._by_name).subset(lambda v: v.trainable).subset(self._wrt)
@@ -108,10 +118,8 @@ class Optimizer(Saved):
 
     def _token(self) -> Token:
         self._follow()
-        if self._known[0] is not self.transformation:
-            self._known, self._made = (self.transformation, serial()), None
         if self._made is None:
-            self._made = Token((self._known[1], self._source._token(), tuple(v._serial for v in self._state)))
+            self._made = Token((self._serial, self._source._token(), tuple(v._serial for v in self._state)))
         return self._made
 
     def _follow(self) -> None:
@@ -143,10 +151,10 @@ class Optimizer(Saved):
         self._edit, self._made = edits.count, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_edit", "_known", "_made", "_source")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_edit", "_made", "_serial", "_source")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _edit=-1, _known=(state["transformation"], serial()), _made=None)
+        vars(self).update(state, _edit=-1, _made=None, _serial=serial())
         self._source = self._trained()
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import jax
 
-from seqbridge._arguments import boxes_of, holders_of, rebuild, sort
+from seqbridge._arguments import boxes_of, holders_of, is_array, rebuild, sort
 from seqbridge._function import signature_of
 from seqbridge._pack import Cells, pack
 from seqbridge._spread import Spread
@@ -35,13 +35,13 @@ class Bound(NamedTuple):
     boxes: tuple[Variable, ...]
     cells: Cells
     lock: Locks | threading.RLock
+    holders: tuple[int, ...]  # the ids of those that brought the variables, all of which live
 
 
 class _Now(threading.local):
     """What a program is being traced for. Programs hold neither models nor arrays alive."""
 
-    holders: Sequence[Stateful] = ()
-    bound: Bound | None = None
+    call: tuple[Sequence[Stateful], Bound] | None = None
     batch: int = 0
 
 
@@ -59,12 +59,14 @@ class Program:
         self.donated: tuple[int, ...] | None = None  # not known yet
         self.compiled = jax.jit(self._traced)
         self.bound: Bound | None = None
+        self.like: tuple[int, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
 
     def bind(self, holders: list[Stateful]) -> Bound:
         """Finds the variables, and keeps them for as long as their holders live."""
         boxes = boxes_of(holders)
         locks = Locks(boxes)
-        bound = self.bound = Bound(boxes, Cells(boxes), locks[0] if len(locks) == 1 else locks)
+        self.like = None
+        bound = self.bound = Bound(boxes, Cells(boxes), locks[0] if len(locks) == 1 else locks, tuple(map(id, holders)))
         me: Any = weakref.ref(self)
         for holder in holders:
             weakref.finalize(holder, _forget, me).atexit = False
@@ -75,8 +77,8 @@ class Program:
         """The same inside another transform, whose own variables have whatever values it gave them."""
 
         def traced(values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-            assert self._now.bound is not None
-            boxes = self._now.bound.boxes
+            assert self._now.call is not None
+            boxes = self._now.call[1].boxes
             out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
             return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
 
@@ -88,13 +90,14 @@ class Program:
             start = {box: spread.used(box, value) for box, value in start.items()}
             arrays = spread.split(arrays, batch)
         with Frame(start, compiled=True) as frame:
-            args, keywords = rebuild(self._signature, arrays, self._now.holders[self._n_closed :])
+            assert self._now.call is not None
+            args, keywords = rebuild(self._signature, arrays, self._now.call[0][self._n_closed :])
             out = self._function(*args, **keywords)
         return out if spread is None else spread.split(out, batch, outputs=True), frame.changes()
 
     def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-        assert self._now.bound is not None
-        cells, rest = self._now.bound.cells, iter(kept)
+        assert self._now.call is not None
+        cells, rest = self._now.call[1].cells, iter(kept)
         given = dict(zip(self.donated or (), donated, strict=True))
         held = [given[i] if i in given else next(rest) for i in range(len(cells))]
         out, changes = self._run(cells.values(held), arrays)
@@ -116,12 +119,14 @@ class Program:
         held = [cell._array for cell in cells]
         if not self.donated:
             return [], held
-        donated, kept = [held[i] for i in self.donated], [held[i] for i in self._kept]
-        for n, value in enumerate(donated):
-            if value.is_deleted():
-                name = cells[self.donated[n]].name
-                raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
-        if len({*map(id, held), *map(id, arrays)}) < len(held) + len(arrays):
+        if True in [value.is_deleted() for value in held]:
+            name = next(cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted())
+            raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
+        donated = held if not self._kept else [held[i] for i in self.donated]
+        kept = [held[i] for i in self._kept]
+        ids = set(map(id, held))
+        if len(ids) < len(held) or not ids.isdisjoint(map(id, arrays)):
+            donated = list(donated)
             seen = {*map(id, arrays), *map(id, kept)}
             for n, value in enumerate(donated):
                 if id(value) in seen:
@@ -157,9 +162,10 @@ class Jitted(Generic[P, R]):
         self._pack = pack
         self._programs: dict[Hashable, Program] = {}
         self._now = _Now()
+        self._latest: Program | None = None
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, (boxes, cells, lock), arrays = self._prepare(args, keywords)
+        program, (boxes, cells, lock, _), arrays = self._prepare(args, keywords)
         try:
             if in_frame():
                 return self._inside(program, boxes, arrays)
@@ -176,7 +182,7 @@ class Jitted(Generic[P, R]):
                     cells[i]._array = new
             return out
         finally:
-            self._now.holders, self._now.bound = (), None
+            self._now.call = None
 
     def _inside(self, program: Program, boxes: tuple[Variable, ...], arrays: list[Any]) -> Any:
         out, changed = program.nested([read(box) for box in boxes], arrays)
@@ -185,11 +191,13 @@ class Jitted(Generic[P, R]):
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
-        program, (_, cells, lock), arrays = self._prepare(args, keywords)
+        program, (_, cells, lock, _), arrays = self._prepare(args, keywords)
         with lock:
             return program.compiled.lower(*program.values(cells, arrays), arrays)
 
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
+        if not keywords and (found := self._again(args)) is not None:
+            return found
         signature, arrays, holders = sort(args, keywords, self._static)
         key: Hashable = signature
         if self._closed:
@@ -214,8 +222,40 @@ class Jitted(Generic[P, R]):
             if edits.count != before:  # the variables lie in other arrays now, for which there is another program
                 return self._prepare(args, keywords)
             bound = program.bind(holders)
-        self._now.holders, self._now.bound = holders, bound
+        self._now.call = holders, bound
+        self._remember(args, keywords, program, bound, holders)
         return program, bound, arrays
+
+    def _again(self, args: tuple[Any, ...]) -> tuple[Program, Bound, list[Any]] | None:
+        """What the call before prepared, if this one is like it, as nearly every call is."""
+        program = self._latest
+        if program is None or program.bound is None or program.like is None or program.like[0] != edits.count:
+            return None
+        bound, kinds = program.bound, program.like[1]
+        if len(kinds) != len(args):
+            return None
+        arrays: list[Any] = []
+        holders = list(self._closed)
+        for value, known in zip(args, kinds, strict=True):
+            if id(value) == known:
+                holders.append(value)
+            elif known is None and is_array(value):
+                arrays.append(value)
+            else:
+                return None
+        self._now.call = holders, bound
+        return program, bound, arrays
+
+    def _remember(
+        self, args: tuple[Any, ...], keywords: Any, program: Program, bound: Bound, holders: list[Stateful]
+    ) -> None:
+        """Notes ids: those of the same objects for as long as the program is bound, since all of them live then."""
+        self._latest, program.like = program, None
+        if keywords or self._static or bound.holders != tuple(map(id, holders)):
+            return
+        if all(isinstance(arg, Stateful) or is_array(arg) for arg in args) and all(h._steady for h in holders):
+            kinds = tuple(id(arg) if isinstance(arg, Stateful) else None for arg in args)
+            program.like = edits.count, kinds
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         return self if owner is None else types.MethodType(self, owner)

@@ -46,6 +46,9 @@ class Stateful(ABC):
 
     __slots__ = ()
 
+    # Whether the token can't change while no model is edited.
+    _steady = True
+
     @abstractmethod
     def _boxes(self) -> tuple[Variable, ...]:
         """The distinct variables, in order."""
