@@ -92,6 +92,10 @@ class Copy:
     def _named(self) -> Mapping[str, Row]:
         return {name: Row(box, self._index) for name, box in self._repeat._by_name().items()}
 
+    def vars(self) -> Mapping[str, Row]:
+        """This copy's variables by name; each can be read and assigned."""
+        return self._named()
+
     @property
     def native(self) -> Any:
         """This copy's variables in the structure that the entry's own library uses."""

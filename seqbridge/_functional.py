@@ -124,7 +124,7 @@ def maker(key: Any) -> Callable[[], jax.Array]:
 
     def make() -> jax.Array:
         if key is None:
-            raise TypeError("a layer draws random numbers: give a key, model.apply(variables, x, rng=key)")
+            raise TypeError("a layer draws random numbers: give a key, rng=key")
         return as_key(key() if callable(key) else key)
 
     return make

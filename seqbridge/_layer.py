@@ -159,6 +159,7 @@ class Layer(Saved):
             )
             box._namer = self._name_of
             box._lock = lock or box._lock
+            box._lent = self.pure.ready is not None
             made.append(box)
         self._variables = tuple(made)
         layout.arrays = []
@@ -176,9 +177,8 @@ class Layer(Saved):
     def _join(self, model: Any, lock: threading.RLock) -> None:
         """Notes a model that the layer stands in now. The lock of the first one guards the variables, for good."""
         living = [home for home in self._homes if home() is not None]
-        if not living:
-            for box in self._variables:
-                box._lock = lock
+        for box in () if living else self._variables:
+            box._lock = lock
         self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
 
     def _name_of(self, box: Variable) -> str | None:

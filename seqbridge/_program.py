@@ -112,6 +112,9 @@ class Program:
         _, changed = jax.eval_shape(self._traced, [], [cell._array for cell in cells], arrays)
         self.donated = tuple(changed)
         self._kept = tuple(i for i in range(len(cells)) if i not in changed)
+        for cell in (cells[i] for i in changed):
+            if isinstance(cell, Variable) and cell._lent:
+                cell._array, cell._lent = jax.numpy.copy(cell._array), False
         self.compiled = jax.jit(self._traced, donate_argnums=0)
 
     def values(self, cells: Cells, arrays: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -131,7 +131,7 @@ def _repeated(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> Pur
         "init": inner.init and init,
         "apply": run,
         "label": "Repeat",
-        "text": f"Repeat({inner.text if 0 < len(inner.text) <= 60 else inner.label}, {n})",
+        "text": f"Repeat({inner.text if 0 < len(inner.text) <= 100 else inner.label}, {n})",
         "ready": _of_each(one, n) if one.built else None,
         "sources": {},
         "reduce": (_repeated, (one, n, per_copy, unroll)),

@@ -102,7 +102,7 @@ class Variable(Operators, Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_array", "_label", "_lock", "_namer", "_serial", "_trainable", "axes", "collection", "kind",
+        "__weakref__", "_array", "_label", "_lent", "_lock", "_namer", "_serial", "_trainable", "axes", "collection", "kind",
         "metadata", "path",
     )  # fmt: skip
 
@@ -128,6 +128,7 @@ class Variable(Operators, Stateful):
         self._label = name or ".".join(path) or "variable"
         self._namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
+        self._lent = False  # whether the array may be that of an object of the user's, and not for us to give away
         self._lock = threading.RLock()
         self._serial = serial()
 

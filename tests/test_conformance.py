@@ -100,12 +100,15 @@ def test_gradients_are_the_librarys_own(case: Case) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_jit_agrees_and_traces_once(case: Case, training: bool) -> None:
     model, other = make(case), make(case)
-    jitted = sb.jit(lambda model: call(model, case, training))
+    jitted = sb.jit(lambda model: call(model, case, training), pack=training, donate=training)
     for _ in range(2):
         assert_same(jitted(other), call(model, case, training), rtol=1e-5, atol=1e-6)
         assert_same(other.variables, model.variables, rtol=1e-5, atol=1e-6)
     with jax.no_tracing():
         jitted(other)
+    if not training:
+        frozen = sb.freeze(other)(*case.arrays(), rng=KEY, **case.keywords)
+        assert_same(frozen, call(model, case, training), rtol=1e-5, atol=1e-6)
 
 
 def test_vmap_agrees(case: Case) -> None:

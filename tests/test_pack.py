@@ -240,7 +240,7 @@ def test_a_pack_keeps_no_model_alive() -> None:
 STEPS = ("step", "assign", "freeze", "append", "replace", "pop", "load", "predict", "encode", "copy")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=8), st.integers(0, 3))
 def test_whatever_happens_it_is_the_unpacked_model(steps: list[str], position: int) -> None:
     both = pairs()

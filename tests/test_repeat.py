@@ -129,6 +129,7 @@ def test_a_copy_is_read_written_loaded_and_called() -> None:
     assert (len(deep), deep.n, len(list(deep))) == (4, 4, 4)
     assert deep.Dense_0.kernel.shape == (4, 8, 8)
     kernel = deep[1].Dense_0.kernel
+    assert list(deep[1].vars()) == list(deep.vars())
     assert (kernel.shape, kernel.name) == ((8, 8), "(Sequential).deep(Repeat).Dense_0.kernel[1]")
     others = deep["Dense_0.kernel"].value[jnp.array([0, 2, 3])]
     kernel.assign(kernel + 1)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.core import Tracer
 
 import seqbridge as sb
@@ -245,6 +246,17 @@ def test_donated_buffers_are_given_once() -> None:
         model[0].kernel.assign(gone)
     with pytest.raises(RuntimeError, match="borrower was donated before"):
         sb.jit(lambda v: v.assign(v + 1), donate=True)(borrower)
+
+
+def test_donation_leaves_the_users_modules_alone() -> None:
+    module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    model = sb.Sequential([module])
+    before = np.asarray(module.kernel[...])
+    double = sb.jit(lambda model: model[0].kernel.assign(model[0].kernel * 2), donate=True)
+    double(model)
+    double(model)
+    np.testing.assert_array_equal(module.kernel[...], before)
+    close(model[0].kernel.value, 4 * before)
 
 
 def test_donation_of_nothing_traces_once() -> None:
