@@ -1,63 +1,46 @@
 """What a call on a mesh costs beyond its program: `sb.jit(mesh=...)` beside a hand-written sharded `jax.jit`.
 
 Both run one step of gradient descent of the same small network, with its variables replicated, and the batch split over
-all devices. Timed in turns in one process; what is shown is the ratio of medians, and the collectives of both programs.
-
-    python benchmarks/devices.py --devices 1,8 --rounds 200
+all devices. Their losses and the collectives of their programs are the same.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
-import statistics
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
+import clock
+import flax.linen as nn
+import jax
+import numpy as np
+from clock import Row
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", default="1,8")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--variables", type=int, default=40)
-    options = parser.parse_args()
-    print(f"{'devices':>8}{'variables':>11}{'by hand, us':>13}{'sb.jit, us':>12}{'ratio':>8}  collectives")
-    for devices in options.devices.split(","):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
-        arguments = [sys.executable, __file__, devices, str(options.rounds), str(options.variables)]
-        subprocess.run(arguments, env={**environment, "SEQBRIDGE_WORKER": "1"}, check=True)
+import seqbridge as sb
+
+COUNT = 8  # of virtual devices, which XLA must be told before it starts
+
+_BASELINE = "hand-written, jax.jit"
 
 
-def measure(devices: int, rounds: int, n: int) -> None:
-    import flax.linen as nn
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+def devices(quick: bool) -> list[Row]:
+    """One device and eight, few variables and many."""
+    rows = []
+    for n_devices in (1, COUNT):
+        for n_variables in (40,) if quick else (40, 200):
+            rows += _measured(n_devices, n_variables, 3 if quick else 20)
+    return rows
 
-    import seqbridge as sb
 
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    model = sb.Sequential([layer for _ in range(n // 2) for layer in (nn.Dense(16), nn.relu)]).build((None, 16))
+def _measured(n_devices: int, n_variables: int, rounds: int) -> list[Row]:
+    axes = (AxisType.Auto,)
+    mesh = jax.make_mesh((n_devices,), ("data",), axis_types=axes, devices=jax.devices()[:n_devices])
     x = np.ones((64, 16), "float32")
-    params = jax.device_put([variable.value for variable in model.vars().values()], whole)
+    model = sb.Sequential([layer for _ in range(n_variables // 2) for layer in (nn.Dense(16), nn.relu)])
+    model.build((None, 16))
+    params: Any = [variable.value for variable in model.vars().values()]
     model.shard(mesh)
-
-    def loss_by_hand(params: Any, x: Any) -> Any:
-        for bias, kernel in zip(params[::2], params[1::2], strict=True):
-            x = jax.nn.relu(x @ kernel + bias)
-        return (x**2).mean()
-
-    @jax.jit
-    def by_hand(params: Any, x: Any) -> Any:
-        loss, grads = jax.value_and_grad(loss_by_hand)(params, x)
-        return [p - 0.01 * g for p, g in zip(params, grads, strict=True)], loss
 
     @sb.jit(mesh=mesh)
     def step(model: Any, x: Any) -> Any:
@@ -66,28 +49,37 @@ def measure(devices: int, rounds: int, n: int) -> None:
             variable.assign(variable - 0.01 * grads[name])
         return loss
 
-    def run_by_hand() -> Any:
+    split, put, params = _by_hand(mesh, params)
+
+    def by_hand() -> Any:
         nonlocal params
-        params, loss = by_hand(params, jax.device_put(x, rows))
+        params, loss = split(params, put(x))
         return loss
 
-    systems: list[Callable[[], Any]] = [run_by_hand, lambda: step(model, x)]
-    times: list[list[float]] = [[], []]
-    assert all(abs(float(run_by_hand()) - float(step(model, x))) < 1e-6 for _ in range(3))
-    for _ in range(rounds):
-        for system, taken in zip(systems, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(system())
-            taken.append(time.perf_counter() - start)
-    hand, here = (1e6 * statistics.median(taken) for taken in times)
-    programs = by_hand.lower(params, jax.device_put(x, rows)), step.lower(model, x)
-    traffic = [Counter(re.findall(r"(all-\w+)(?:-start)?\(", str(p.compile().as_text()))) for p in programs]
-    assert traffic[0] == traffic[1]
-    print(f"{devices:8d}{n:11d}{hand:13.0f}{here:12.0f}{here / hand:8.2f}  {dict(traffic[1])}")
+    calls = {_BASELINE: by_hand, "sb.jit(mesh=mesh)": lambda: step(model, x)}
+    for _ in range(3):
+        one, other = (float(call()) for call in calls.values())
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    programs = split.lower(params, put(x)), step.lower(model, x)
+    collectives = [Counter(re.findall(r"(all-\w+)(?:-start)?\(", str(p.compile().as_text()))) for p in programs]
+    assert collectives[0] == collectives[1], collectives
+    column = f"{n_devices} device{'s' if n_devices > 1 else ''}, {n_variables} variables"
+    times = clock.interleaved(calls, rounds)
+    return clock.rows(times, _BASELINE, table="Training step, batch split over the devices", column=column)
 
 
-if __name__ == "__main__":
-    if "SEQBRIDGE_WORKER" in os.environ:
-        measure(*map(int, sys.argv[1:]))
-    else:
-        main()
+def _by_hand(mesh: Mesh, params: Any) -> tuple[Any, Any, Any]:
+    """The compiled step, what puts a batch in place, and the parameters in place."""
+
+    def loss_fn(params: Any, x: Any) -> Any:
+        for bias, kernel in zip(params[::2], params[1::2], strict=True):
+            x = jax.nn.relu(x @ kernel + bias)
+        return (x**2).mean()
+
+    @jax.jit
+    def step(params: Any, x: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_fn)(params, x)
+        return [p - 0.01 * g for p, g in zip(params, grads, strict=True)], loss
+
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    return step, lambda x: jax.device_put(x, rows), jax.device_put(params, whole)

@@ -102,8 +102,8 @@ class Variable(Operators, Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_array", "_label", "_lent", "_lock", "_namer", "_serial", "_trainable", "axes", "collection", "kind",
-        "metadata", "path",
+        "__weakref__", "_array", "_label", "_lent", "_lock", "_namer", "_serial", "_trainable", "axes", "collection",
+        "kind", "metadata", "path",
     )  # fmt: skip
 
     def __init__(
@@ -128,7 +128,7 @@ class Variable(Operators, Stateful):
         self._label = name or ".".join(path) or "variable"
         self._namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
-        self._lent = False  # whether the array may be that of an object of the user's, and not for us to give away
+        self._lent = False  # whether the array may be that of an object of the user's, which keeps it
         self._lock = threading.RLock()
         self._serial = serial()
 
