@@ -59,6 +59,7 @@ class Program:
         self.donated: tuple[int, ...] | None = None  # not known yet
         self.compiled = jax.jit(self._traced)
         self.bound: Bound | None = None
+        self.packed = False  # whether it was made sure that its variables are, if they are to be
         self.like: tuple[int, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
 
     def bind(self, holders: list[Stateful]) -> Bound:
@@ -217,14 +218,13 @@ class Jitted(Generic[P, R]):
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-        bound = program.bound
-        if bound is None:
+        if self._pack and not program.packed and not tracing():
             before = edits.count
-            if self._pack:
-                pack(holders)
+            pack(holders)
             if edits.count != before:  # the variables lie in other arrays now, for which there is another program
                 return self._prepare(args, keywords)
-            bound = program.bind(holders)
+            program.packed = True
+        bound = program.bound or program.bind(holders)
         self._now.call = holders, bound
         self._remember(args, keywords, program, bound, holders)
         return program, bound, arrays
@@ -254,7 +254,7 @@ class Jitted(Generic[P, R]):
     ) -> None:
         """Notes ids: those of the same objects for as long as the program is bound, since all of them live then."""
         self._latest, program.like = program, None
-        if keywords or self._static or bound.holders != tuple(map(id, holders)):
+        if keywords or self._static or self._pack > program.packed or bound.holders != tuple(map(id, holders)):
             return
         if all(isinstance(arg, Stateful) or is_array(arg) for arg in args) and all(h._steady for h in holders):
             kinds = tuple(id(arg) if isinstance(arg, Stateful) else None for arg in args)

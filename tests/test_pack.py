@@ -204,6 +204,16 @@ def test_inside_other_transforms_and_other_programs() -> None:
     close(values(model), values(other))
 
 
+def test_a_first_call_inside_another_program() -> None:
+    model, other = mixed(), mixed()
+    inner = sb.jit(lambda model, x: model(x, training=True).sum(), pack=True)
+    outer = sb.jit(lambda model, x: inner(model, x))
+    close(outer(model, X), other(X, training=True).sum())
+    close(inner(model, X), other(X, training=True).sum())
+    close(values(model), values(other))
+    assert arrays_passed(inner, model, X) == 4
+
+
 def test_on_a_mesh() -> None:
     (model, optimizer), (other, its) = pairs()
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
