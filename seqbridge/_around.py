@@ -12,15 +12,37 @@ from seqbridge._apply import apply, key_for
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._neutral import as_model, neutral
-from seqbridge._pure import PureLayer, Variables
+from seqbridge._paths import path_text
+from seqbridge._pure import Annotated, PureLayer, Variables
 from seqbridge._structure import Structure
 
 
 def as_layer(x: Any) -> Layer:
     """A layer, an entry, or a model as one layer."""
     if isinstance(x, Structure | list | Mapping):
-        x = neutral(as_model(x)[0])
+        x = _told(neutral(as_model(x)[0]))
     return x if isinstance(x, Layer) else Layer(x)
+
+
+def _told(pure: PureLayer) -> PureLayer:
+    """The same, whose variables say which of them are frozen."""
+
+    def told(variables: Variables) -> Variables:
+        frozen = pure.frozen()
+        return jax.tree_util.tree_map_with_path(
+            lambda path, a: Annotated(a, trainable=False) if path_text(path) in frozen else a, variables
+        )
+
+    def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
+        assert pure.init is not None
+        return told(pure.init(key, *inputs, **keywords))
+
+    ready = None if pure.ready is None else told(pure.ready)
+    return dataclasses.replace(pure, init=init, ready=ready, reduce=pure.reduce and (_again, pure.reduce))
+
+
+def _again(function: Any, args: tuple[Any, ...]) -> PureLayer:
+    return _told(function(*args))
 
 
 def around(layer: Layer) -> PureLayer:

@@ -14,7 +14,7 @@ from seqbridge._layer import Layer
 from seqbridge._layout import Layout, lookup
 from seqbridge._operators import Operators
 from seqbridge._sequential import Sequential
-from seqbridge._stateful import Locks
+from seqbridge._stateful import Locks, Stateful, Token
 from seqbridge._trace import commit
 from seqbridge._variable import Variable, cast
 
@@ -26,6 +26,8 @@ class Row(Operators):
         whole: The variable of all copies.
         index: Which copy.
     """
+
+    __slots__ = ("_index", "_whole")
 
     def __init__(self, whole: Variable, index: int):
         self._whole = whole
@@ -54,10 +56,18 @@ class Row(Operators):
         whole = self._whole.value
         return whole.at[self._index].set(cast(self.name, value, self.value))
 
+    @property
+    def trainable(self) -> bool:
+        return self._whole.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        raise AttributeError(f"the copies are trained together: set {self._whole.name} trainable, or not")
+
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "dtype", "ndim", "size"):
             return getattr(self.value, name)
-        if name in ("kind", "collection", "path", "trainable"):
+        if name in ("kind", "collection", "path"):
             return getattr(self._whole, name)
         raise AttributeError(f"a copy's variable has no attribute {name!r}; the array has it: write .value.{name}")
 
@@ -65,7 +75,7 @@ class Row(Operators):
         return f"Row({self.name}, {self.dtype}{list(self.shape)})"
 
 
-class Copy:
+class Copy(Stateful):
     """One of the copies of a repeated layer: `model[3][17]`.
 
     Its variables are attributes and items of it, and it can be called on its own, as a layer can.
@@ -80,6 +90,15 @@ class Copy:
         self._repeat = repeat
         self._one = one
         self._index = index
+
+    def _boxes(self) -> tuple[Variable, ...]:
+        return self._repeat._boxes()
+
+    def _token(self) -> Token:
+        return Token((self._repeat._token(), self._index))
+
+    def _by_name(self) -> Mapping[str, Variable]:
+        return self._repeat._by_name()
 
     def _layout(self) -> Layout:
         if self._repeat._layout is None:

@@ -84,6 +84,12 @@ class Parameters:
         self.decided = pure.decided
         self.key_name = pure.key_name
 
+    @property
+    def default_mode(self) -> bool | None:
+        """The mode of a call that says none: True in training. None: the layer wants to know."""
+        modes = {self._defaults.get(flag) is polarity for flag, polarity in self.flags.items()}
+        return modes.pop() if len(modes) == 1 and self.flags.keys() <= self._defaults.keys() else None
+
     def takes(self, name: str, inputs: int) -> bool:
         """Whether a keyword reaches the layer when `inputs` inputs do."""
         if name in self.decided or name in self.positional[:inputs]:

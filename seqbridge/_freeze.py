@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from seqbridge._arguments import rebuild, sort
-from seqbridge._build import specs
+from seqbridge._build import check_inputs, specs
 from seqbridge._functional import FLAT
 from seqbridge._neutral import Snapshot, as_model
 
@@ -110,7 +110,9 @@ def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: A
     """
     model, _ = as_model(x)
     if not model.built:
-        raise RuntimeError("the model isn't built, so it has no values to freeze: call model.build(...) first")
+        raise RuntimeError("what isn't built has no values to freeze: sb.Sequential([...]).build(shape) has some")
+    if inputs:
+        check_inputs(inputs)
     frozen = Frozen(Snapshot(model, FLAT, training), keywords)
     if inputs:
         frozen.lower(*specs(inputs)).compile()

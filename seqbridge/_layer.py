@@ -70,7 +70,7 @@ class Layer(Saved):
     ):
         if isinstance(entry, Stateful):
             kind = type(entry).__name__
-            raise TypeError(f"a Layer takes an entry, not a {kind}: put the {kind} into the list itself")
+            raise TypeError(f"a Layer takes an entry, not a {kind}; a model or a layer stands in the list itself")
         pure = as_pure(entry)
         if method is not None:
             pure = with_method(pure, method)

@@ -182,6 +182,7 @@ def neutral(
         label=_identifier(first.pure.label if first else type(model).__name__),
         ecosystem=first.pure.ecosystem if first else "seqbridge",
         text=" ".join(repr(first or model).split()),
+        traceable=all(layer.built or layer.pure.traceable for layer in leaves(model)),
         takes_key=any(layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)),
         ready=init(None) if model.built else None,
         reduce=(_again, (shot.model, single, training, shot.inputs)),
@@ -226,10 +227,11 @@ def _signature(model: Structure, training: bool | None) -> inspect.Signature:
             if name in layer.parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name} and not lifted:
                 default = None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
                 found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
-    undecided = any(layer.parameters.flags for layer in layers)
+    modes = {layer.parameters.default_mode for layer in layers if layer.parameters.flags}
+    undecided = None in modes or len(modes) > 1
     if undecided or not model.built or any(v.kind == "state" for v in model._boxes()):
         # Where no layer knows a mode, it still says whether state may change.
-        default = None if undecided and training is None else training is not False
+        default = training if undecided or training is not None else False not in modes
         found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
     if any(layer.parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)

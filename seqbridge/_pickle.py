@@ -10,6 +10,7 @@ from typing import Any
 
 from seqbridge._pure import PureLayer
 from seqbridge._registry import ask
+from seqbridge._stateful import Stateful
 
 
 class _Call:
@@ -36,7 +37,9 @@ def portable(obj: Any) -> Any:
         return type(obj)(portable(o) for o in obj)  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
     if type(obj) is dict:
         return {k: portable(v) for k, v in obj.items()}  # pyright: ignore[reportFunctionMemberAccess]
-    pure = obj if isinstance(obj, PureLayer) else None if isinstance(obj, type) else ask(obj, type(obj))
+    pure = obj if isinstance(obj, PureLayer) else None
+    if pure is None and not isinstance(obj, type | Stateful):
+        pure = ask(obj, type(obj))
     if pure is not None and pure.reduce is not None:
         function, args = pure.reduce
         return _Call(function, tuple(portable(a) for a in args))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from seqbridge._around import around, as_layer, key_within
 from seqbridge._copies import Copy
 from seqbridge._keys import fold_in
 from seqbridge._layer import Layer
-from seqbridge._pure import Annotated, PureLayer, Variables
+from seqbridge._names import nearest
+from seqbridge._pure import MODE_FLAGS, Annotated, PureLayer, Variables
 from seqbridge._variable import strong
 
 
@@ -54,14 +56,25 @@ class Repeat(Layer):
     """
 
     def __init__(
-        self, layer: Any, n: int, *, name: str | None = None, per_copy: str | tuple[str, ...] = (), unroll: int = 1
+        self,
+        layer: Any,
+        n: SupportsIndex,
+        *,
+        name: str | None = None,
+        per_copy: str | tuple[str, ...] = (),
+        unroll: int = 1,
     ):
-        if isinstance(n, bool) or not isinstance(n, int):
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
             raise TypeError(f"Repeat takes a layer and how often to repeat it, Repeat(layer, 12); got {n!r:.60}")
-        if n < 1:
-            raise ValueError(f"a layer is repeated once or more often, not {n} times")
+        n, unroll = operator.index(n), operator.index(unroll)
+        if n < 1 or unroll < 1:
+            raise ValueError(f"a layer is repeated, and unrolled, once or more often: not n={n}, unroll={unroll}")
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
+        for word in per_copy:
+            if not one.parameters.takes(word, 1) or word in MODE_FLAGS:
+                near = nearest(word, one.parameters.names)
+                raise TypeError(f"per_copy={word!r}: no copy takes a value of its own by that name{near}")
         super().__init__(_repeated(one, n, per_copy, unroll), name=name, trainable=one._options[2])
 
     @property
@@ -81,6 +94,7 @@ class Repeat(Layer):
             return super().__getitem__(index)
         if isinstance(index, slice):
             raise TypeError("a Repeat isn't sliced: its copies stand in one array; repeat[3] shows one of them")
+        index = operator.index(index)
         if index not in range(-self.n, self.n):
             raise IndexError(f"there is no copy {index}; there are {self.n}")
         return Copy(self, self.pure.one, range(self.n)[index])  # pyright: ignore[reportAttributeAccessIssue]
@@ -109,7 +123,10 @@ def _repeated(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> Pur
         each = {k: keywords.pop(k) for k in per_copy if k in keywords}
         for name, value in each.items():
             if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(value)):
-                raise ValueError(f"{name!r} holds a value for each of the {n} copies, so its first axis has that size")
+                raise ValueError(
+                    f"{name!r} holds a value for each of the {n} copies: give an array whose first axis is {n}; got "
+                    f"{value!r:.60}"
+                )
         inputs = jax.tree.map(strong, inputs)
         rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (variables, each))
         key = key_within(one, key, rows[0], inputs, {**keywords, **rows[1]})

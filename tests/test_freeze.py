@@ -99,7 +99,7 @@ def test_it_can_be_exported() -> None:
 
 
 def test_what_it_refuses_it_explains() -> None:
-    with pytest.raises(RuntimeError, match=r"model\.build"):
+    with pytest.raises(RuntimeError, match=r"\.build\(shape\)"):
         sb.freeze(sb.Sequential([nn.Dense(2)]))
     with pytest.raises(TypeError, match=r"would change .*BatchNorm\)\.mean.*training=False"):
         sb.freeze(sb.Sequential([nn.BatchNorm()]).build((3, 2)), training=True)(X)
@@ -108,5 +108,7 @@ def test_what_it_refuses_it_explains() -> None:
         dropout(X)
     key = jax.random.key(1)
     same(dropout(X, rng=key), sb.Sequential([nn.Dropout(0.5)])(X, training=True, rng=key))
+    with pytest.raises(TypeError, match="takes a shape or an array"):
+        sb.freeze(mixed(), 3, 2)
     with pytest.raises(TypeError, match="no layer takes the keyword 'slope'"):
         sb.freeze(mixed())(X, slope=2.0)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import optax
 import pytest
@@ -182,8 +183,11 @@ def test_keywords_are_broadcast_or_per_copy() -> None:
     same(model(X, rate=rates), X * 6)
     same(sb.jit(model)(X, rate=rates, shift=1.0), ((X + 1) * 2 + 1) * 3 + 1)
     same(sb.Sequential([sb.Repeat(scale, 3)])(X, rate=2.0), X * 8)
-    with pytest.raises(ValueError, match="'rate' holds a value for each of the 3 copies"):
-        model(X, rate=jnp.ones(2))
+    for wrong in (jnp.ones(2), [1.0, 2.0, 3.0]):
+        with pytest.raises(ValueError, match="'rate' holds a value for each of the 3 copies: give an array"):
+            model(X, rate=wrong)
+    with pytest.raises(TypeError, match=r"per_copy='rte'.*did you mean 'rate'"):
+        sb.Repeat(scale, 3, per_copy="rte")
     blocks = sb.Sequential([sb.Repeat([nn.Dense(8), scale], 3, per_copy=("rate",))]).build((2, 8), rate=rates)
     same(blocks(X * 0, rate=rates), X * 0)
 
@@ -191,14 +195,56 @@ def test_keywords_are_broadcast_or_per_copy() -> None:
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(TypeError, match=r"must return what it takes.*took float32\[4,8\] and returned float32\[4,4\]"):
         sb.Sequential([sb.Repeat(nn.Dense(4), 3)])(X)
-    with pytest.raises(ValueError, match="not 0 times"):
+    with pytest.raises(ValueError, match="not n=0"):
         sb.Repeat(nn.Dense(4), 0)
     with pytest.raises(TypeError, match=r"Repeat\(layer, 12\)"):
         sb.Repeat(3, nn.Dense(4))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="is no entry"):
         sb.Repeat(3, 3)
+    with pytest.raises(TypeError, match="prevent_ces"):
+        sb.remat(nn.Dense(4), prevent_ces=False)
+    assert sb.Repeat(nn.Dense(8), np.int64(2)).n == 2
     with pytest.raises(TypeError, match=r"\[0\].*training"):
         sb.Sequential([sb.Repeat(nn.Dropout(0.5), 3)])(X)
+
+
+def test_blocks_of_blocks() -> None:
+    inner = lambda: sb.Sequential([nn.Dense(8), nn.relu])  # noqa: E731
+    for nested in (
+        lambda: sb.Repeat(sb.Sequential([sb.Repeat(inner(), 2)]), 2),
+        lambda: sb.remat(sb.Sequential([sb.Repeat(inner(), 2)])),
+        lambda: sb.Repeat(sb.Repeat(inner(), 2), 2),
+    ):
+        model = sb.Sequential([nested()]).build((None, 8))
+        same(model(X), sb.jit(model)(X))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = sb.Sequential([sb.Repeat([keras.layers.Dense(8), jnp.tanh], 2)]).build((None, 8))
+        same(model(X), model[0][1](model[0][0](X)))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: sb.Repeat(x, 2), sb.remat])
+def test_what_is_frozen_inside_stays_frozen(wrap: Any) -> None:
+    frozen = lambda: sb.Layer(functools.partial(hk.Linear, 8), trainable=False)  # noqa: E731
+    built = sb.Sequential([nn.Dense(8), frozen()]).build((None, 8))
+    entries = [frozen(), sb.Sequential([nn.Dense(8), frozen()])]
+    for entry in entries if wrap is sb.remat else [*entries, built]:
+        model = sb.Sequential([wrap(entry)]).build((None, 8))
+        for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            trained = {name.rpartition(".")[2]: v.trainable for name, v in twin.vars().items()}
+            assert trained == {name: name in ("kernel", "bias") for name in trained}
+
+
+def test_a_copy_is_known_to_the_transforms() -> None:
+    model = sb.Sequential([sb.Repeat([nn.Dense(8), nn.relu], 3)]).build((None, 8))
+    expected = model[0][1](X)
+    same(sb.jit(model[0][1])(X), expected)
+    same(sb.jit(lambda one, x: one(x))(model[0][1], X), expected)
+    same(sb.jit(lambda one, x: one(x))(model[0][2], X), model[0][2](X))
+    same(sb.remat(model[0][1])(X), expected)
+    with pytest.raises(TypeError, match="not a Copy"):
+        sb.Sequential([model[0][1]])
+    with pytest.raises(AttributeError, match="copies are trained together"):
+        model[0][1].Dense_0.kernel.trainable = False
 
 
 def test_several_inputs_are_carried() -> None:
