@@ -40,6 +40,11 @@ ROOT = Path(__file__).parent
 pytest_plugins = ["matrix"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: not item.path.name.startswith(("test_examples", "test_processes")))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Installs the third-party adapter of the tests, once, where all workers and their processes find it."""
     if not hasattr(config, "workerinput"):

@@ -131,7 +131,7 @@ def a_mixed_model_in_numpyro() -> str:
         numpyro.sample("y", dist.Normal(mean, noise).to_event(2), obs=y)
 
     svi = SVI(model, autoguide.AutoNormal(model), optax.adam(1e-2), Trace_ELBO())
-    result = svi.run(jax.random.key(0), 1000, x, y, progress_bar=False)
+    result = svi.run(jax.random.key(0), 600, x, y, progress_bar=False)
     noise = float(jnp.exp(result.params["noise_auto_loc"]))
     assert 0.05 < noise < 0.2
     return f"linen, Equinox and Haiku in NumPyro: noise of {noise:.2f}, where it was 0.1"
@@ -146,7 +146,7 @@ def a_mixed_model_in_netket() -> str:
     )
     state = nk.vqs.MCState(nk.sampler.MetropolisLocal(spins, n_chains=16), ansatz, n_samples=512, seed=0)
     nk.driver.VMC_SR(hamiltonian, optax.sgd(0.05), diag_shift=0.01, variational_state=state).run(
-        100, show_progress=False
+        60, show_progress=False
     )
     energy, exact = state.expect(hamiltonian).mean.real, nk.exact.lanczos_ed(hamiltonian)[0]
     assert abs(energy - exact) < 0.05
