@@ -13,6 +13,7 @@ from seqbridge._forward import Run, traverse
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout, lookup
 from seqbridge._operators import Operators
+from seqbridge._pure import Variables
 from seqbridge._sequential import Sequential
 from seqbridge._stateful import Locks, Stateful, Token
 from seqbridge._trace import commit
@@ -123,21 +124,24 @@ class Copy(Stateful):
     def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
         """Takes the values of a native tree, or of a file; as `Layer.load_native`."""
         native = native_tree(self._one.pure, tree, self.native, allow_pickle=allow_pickle)
-        self._take(self._layout().flatten("load_native", self._one.pure.from_native(native)))
-
-    def _take(self, arrays: list[Any]) -> None:
         with Locks(self._repeat._variables):
-            commit({row._whole: row.put(new) for row, new in zip(self._rows(), arrays, strict=True)})
+            commit(self._changes("load_native", self._one.pure.from_native(native)))
+
+    def _changes(self, what: str, tree: Variables) -> dict[Variable, Any]:
+        arrays = self._layout().flatten(what, tree)
+        return {row._whole: row.put(new) for row, new in zip(self._rows(), arrays, strict=True)}
 
     def __call__(self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any) -> Any:
         """Runs this copy alone; takes what a model takes."""
-        tree = self._layout().tree([row.value for row in self._rows()])
-        run, changes = Run(lambda _: tree), {}
-        keys = self._repeat._alone()._keys(rng, changes).child(self._index)
-        out = traverse(Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys)
-        for state in run.states.values():
-            self._take(self._layout().flatten("the state after the call", state))
-        commit(changes)
+        alone = self._repeat._alone()
+        with alone._locks():
+            tree = self._layout().tree([row.value for row in self._rows()])
+            run, changes = Run(lambda _: tree), {}
+            keys = alone._keys(rng, changes).child(self._index)
+            out = traverse(Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys)
+            for state in run.states.values():
+                changes |= self._changes("the state after the call", state)
+            commit(changes)
         return out
 
     def __getattr__(self, name: str) -> Any:

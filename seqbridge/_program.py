@@ -57,6 +57,7 @@ class Program:
         self._n_closed = n_closed
         self._now = now
         self.donated: tuple[int, ...] | None = None  # not known yet
+        self._kept: tuple[int, ...] = ()
         self.compiled = jax.jit(self._traced)
         self.bound: Bound | None = None
         self.packed = False  # whether it was made sure that its variables are, if they are to be
@@ -109,7 +110,9 @@ class Program:
         return out, changed
 
     def donate(self, cells: Cells, arrays: list[Any]) -> None:
-        """From now on gives the arrays of what changes to the program."""
+        """From now on gives the arrays of what changes to the program, but none that a module of the user's holds."""
+        if self.donated is not None:
+            return
         _, changed = jax.eval_shape(self._traced, [], [cell._array for cell in cells], arrays)
         self.donated = tuple(changed)
         self._kept = tuple(i for i in range(len(cells)) if i not in changed)
@@ -175,8 +178,7 @@ class Jitted(Generic[P, R]):
                 return self._inside(program, boxes, arrays)
             with lock:
                 if self._donate:
-                    if program.donated is None:
-                        program.donate(cells, arrays)
+                    program.donate(cells, arrays)
                     out, changed = program.compiled(*program.values(cells, arrays), arrays)
                 else:
                     out, changed = program.compiled([], [cell._array for cell in cells], arrays)
@@ -197,6 +199,8 @@ class Jitted(Generic[P, R]):
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
         program, (_, cells, lock, _), arrays = self._prepare(args, keywords)
         with lock:
+            if self._donate:
+                program.donate(cells, arrays)
             return program.compiled.lower(*program.values(cells, arrays), arrays)
 
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
