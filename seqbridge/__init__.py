@@ -9,6 +9,7 @@ from typing import Any as _Any
 
 from seqbridge._checkpoint import Checkpoint as Checkpoint
 from seqbridge._collection import VarCollection as VarCollection
+from seqbridge._diff import diff as diff
 from seqbridge._export import to_pure as to_pure
 from seqbridge._export import way_out as _way_out
 from seqbridge._files import read as read
@@ -28,6 +29,7 @@ from seqbridge._parts import explicit as explicit
 from seqbridge._paths import nest as nest
 from seqbridge._paths import path_text as path_text
 from seqbridge._paths import unnest as unnest
+from seqbridge._picture import plot as plot
 from seqbridge._port import port as port
 from seqbridge._processes import feed as feed
 from seqbridge._pure import MODE_FLAGS as MODE_FLAGS

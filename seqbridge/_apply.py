@@ -96,8 +96,10 @@ def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:
     return jax.vmap(lambda _: _under(rest, function), axis_name=first, out_axes=None)(jnp.zeros(1))
 
 
-def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Any:
-    """The shapes of the outputs, computing nothing. Notes whether the layer draws random numbers."""
+def traced(
+    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """The program of a call, whose first argument is the key, and the shapes of the outputs and of the state."""
     leaves, treedef = jax.tree.flatten((variables, args, keywords))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
 
@@ -108,7 +110,13 @@ def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords
     shapes = {i: jax.ShapeDtypeStruct(a.shape, a.dtype) for i, a in arrays.items()}
     batch = (_batch(args),) if layer.pure.per_example else ()
     keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
-    closed, (out, _) = jax.make_jaxpr(call, return_shape=True)(keys, shapes)
+    closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, shapes)
+    return closed, out, state
+
+
+def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Any:
+    """The shapes of the outputs, computing nothing. Notes whether the layer draws random numbers."""
+    closed, out, _ = traced(layer, variables, args, keywords)
     key = closed.jaxpr.invars[0]
     # What an evaluation would do to the state is dropped, so it needs no random numbers either.
     results = closed.jaxpr.outvars[: len(jax.tree.leaves(out))] if mode is False else closed.jaxpr.outvars

@@ -152,13 +152,13 @@ def _outside(layer: Layer, keys: Keys, abstract: bool) -> Any:
     return key
 
 
-def specs(tree: Any, size: int = 1) -> Any:
+def specs(tree: Any, size: int | None = 1) -> Any:
     """Shapes in place of arrays, shape tuples and the like; everything else as it is.
 
     Args:
         tree: Arrays, `jax.ShapeDtypeStruct`s, shapes (a tuple of ints, where None may be anything; float32), or
             nested containers of them.
-        size: What None stands for.
+        size: What None stands for. None: a shape that has one stays as it is.
     """
     return jax.tree.map(lambda value: _spec(value, size), tree, is_leaf=_is_shape)
 
@@ -184,7 +184,9 @@ def has_open_sizes(inputs: Any) -> bool:
     return any(_is_shape(s) and None in s for s in jax.tree.leaves(inputs, is_leaf=_is_shape))
 
 
-def _spec(value: Any, size: int) -> Any:
+def _spec(value: Any, size: int | None) -> Any:
+    if _is_shape(value) and size is None and None in value:
+        return value
     if _is_shape(value):
         return jax.ShapeDtypeStruct(tuple(size if n is None else n for n in value), jnp.float32)
     if hasattr(value, "shape") and hasattr(value, "dtype"):

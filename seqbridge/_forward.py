@@ -15,7 +15,7 @@ from seqbridge._apply import apply, key_for
 from seqbridge._dispatch import Call, check_taken
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
-from seqbridge._names import nearest
+from seqbridge._names import nearest, shape_text, shapes_text
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure, walk
 
@@ -83,16 +83,25 @@ def run_through(
         here = call.of(per_layer.get(i, {}))
         if not isinstance(layer, Layer):
             visit.enter(layer, args, here)
-            out = run_through(layer, args, here, visit, keys.child(i), prefix + place)
+            with jax.named_scope(f"{place}({type(layer).__name__})"):
+                out = run_through(layer, args, here, visit, keys.child(i), prefix + place)
         else:
-            out = _visit(model, layer, keys.child(i), args, here, visit, f"{prefix}{place}")
+            out = _visit(model, layer, keys.child(i), args, here, visit, prefix, place)
         args = out if type(out) is tuple else (out,)  # a namedtuple is one value
     return out
 
 
 def _visit(
-    model: Structure, layer: Layer, keys: Keys, args: tuple[Any, ...], call: Call, visit: Visitor, where: str
+    model: Structure,
+    layer: Layer,
+    keys: Keys,
+    args: tuple[Any, ...],
+    call: Call,
+    visit: Visitor,
+    prefix: str,
+    place: str,
 ) -> Any:
+    where = prefix + place
     try:
         keywords, mode = layer.parameters.route(call, len(args))
     except LookupError:
@@ -111,10 +120,11 @@ def _visit(
             f"{missing[0]}=...{near}"
         )
     try:
-        return visit(layer, keys, args, keywords, mode)
+        with jax.named_scope(f"{place}({layer.pure.label})"):  # as profiles and dumped programs show it
+            return visit(layer, keys, args, keywords, mode)
     except Exception as error:
-        given = f"; keywords: {', '.join(f'{k}={_shape(v)}' for k, v in keywords.items())}" if keywords else ""
-        error.add_note(f"in layer {where} {layer!r}; inputs: {', '.join(map(_shape, args)) or 'none'}{given}")
+        given = f"; keywords: {', '.join(f'{k}={shape_text(v)}' for k, v in keywords.items())}" if keywords else ""
+        error.add_note(f"in layer {where} {layer!r}; inputs: {shapes_text(args) or 'none'}{given}")
         raise
 
 
@@ -150,15 +160,3 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
             raise TypeError(f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}")
         found[i] = own
     return found
-
-
-def _shape(value: Any) -> str:
-    def leaf(x: Any) -> str:
-        if hasattr(x, "shape") and hasattr(x, "dtype"):
-            return f"{x.dtype}[{','.join(map(str, x.shape))}]"
-        return f"{x!r:.40}"
-
-    leaves, treedef = jax.tree.flatten(value)
-    return (
-        leaf(value) if treedef == jax.tree.structure(0) else f"{type(value).__name__}({', '.join(map(leaf, leaves))})"
-    )

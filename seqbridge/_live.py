@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import jax
 
 
 class Draws(NamedTuple):
@@ -28,3 +30,10 @@ def needed(equations: Iterable[Any], results: Iterable[Any], *, effects: bool) -
             kept.append(equation)
             read.update(map(id, equation.invars))
     return kept[::-1], read
+
+
+def inner(equation: Any) -> Iterator[Any]:
+    """The jaxprs inside an equation: the body of a loop, a function that is called."""
+    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+        if hasattr(found := getattr(value, "jaxpr", value), "eqns"):
+            yield found

@@ -1,4 +1,4 @@
-"""Names that don't match, and the nearest ones."""
+"""How things are called in messages: names, the nearest ones where they don't match, and shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
+
+import jax
 
 
 def nearest(name: Any, names: Iterable[Any]) -> str:
@@ -33,3 +35,22 @@ def plain(name: str) -> str:
         '[0].kernel'
     """
     return re.sub(r"\([^()]*\)", "", name)
+
+
+def shape_text(value: Any) -> str:
+    """The dtype and shape of an array, `"float32[8,28,28,1]"`; of a container, those of what is in it."""
+
+    def leaf(x: Any) -> str:
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+        return f"{x!r:.40}"
+
+    leaves, treedef = jax.tree.flatten(value)
+    if treedef == jax.tree.structure(0):
+        return leaf(value)
+    return f"{type(value).__name__}({', '.join(map(leaf, leaves))})"
+
+
+def shapes_text(values: Iterable[Any]) -> str:
+    """Those of several."""
+    return ", ".join(map(shape_text, values))

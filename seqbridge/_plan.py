@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._build import specs
 from seqbridge._carry import Problem, Row
+from seqbridge._live import inner
 from seqbridge._safetensors import WeightsError
 from seqbridge._stateful import Locks
 from seqbridge._structure import Structure
@@ -78,7 +80,7 @@ def activations(source: Structure, target: Structure) -> Problem | None:
         args, call = inputs
         keywords = {**call.keywords, "training": False}
         try:
-            found.append(_nonlinear(model, args, keywords))
+            found.append(_nonlinear(model, specs(args), keywords))
         except Exception:  # what can't be run like this isn't compared
             return None
     ours, theirs = found
@@ -119,9 +121,8 @@ def _nonlinear(model: Any, args: Any, keywords: Mapping[str, Any]) -> frozenset[
     def look(jaxpr: Any) -> None:
         for equation in jaxpr.eqns:
             found.add("erf" if equation.primitive.name in ("erf", "erfc", "erf_inv") else equation.primitive.name)
-            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-                if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
-                    look(inner)
+            for body in inner(equation):
+                look(body)
 
     def run(variables: Any, args: Any) -> Any:
         return model.apply(variables, *args, rng=jax.random.key(0), **keywords)[0]

@@ -14,15 +14,17 @@ from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
-from seqbridge._list import LayerList, entries_of, first_names, is_entry
+from seqbridge._list import entries_of, first_names, is_entry
+from seqbridge._looks import Looks
+from seqbridge._outputs import Outputs, Watched
 from seqbridge._sharing import share
 from seqbridge._stateful import edits
-from seqbridge._structure import Item, leaves
+from seqbridge._structure import Item, leaves, walk
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
 
-class Sequential(LayerList):
+class Sequential(Looks):
     """A list of layers of any JAX library, and of functions, that runs them in order.
 
     It owns the variables of all of them under one set of names and gives every layer the keyword arguments that it
@@ -54,9 +56,8 @@ class Sequential(LayerList):
 
     def __init__(self, *layers: Any, seed: int = 0, key: Any = None):
         super().__init__(seed if key is None else as_key(key))
-        self._inputs: tuple[tuple[Any, ...], Call] | None = None
         given: Any = list(layers)
-        if len(layers) == 1 and isinstance(layers[0], list | Mapping | Iterator | LayerList):
+        if len(layers) == 1 and isinstance(layers[0], list | Mapping | Iterator | Looks):
             given = layers[0]
         elif len(layers) == 1 and type(layers[0]) is tuple and not is_entry(layers[0]):
             given = list(layers[0])
@@ -96,22 +97,47 @@ class Sequential(LayerList):
                 one.
             Exception: What a layer raises, with a note that names the layer and says what reached it.
         """
-        call = Call(mode_of(training), keywords, per_layer or {})
+        return self._call(args, Call(mode_of(training), keywords, per_layer or {}), rng)
+
+    def _call(self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None) -> Any:
+        """Runs the layers, and notes what each returns in `outputs`."""
         with self._locks():
             first = None
             if not self.built:
-                refuse_in_trace("building a model", jax.tree.leaves((args, keywords)))
+                refuse_in_trace("building a model", jax.tree.leaves((args, call.keywords)))
                 first = FirstRun(taken=self._family())
                 first.enter(self, args, call)
             run = first or Run(Layer._tree)
             changes: dict[Variable, Any] = {}
-            out = traverse(self, args, call, run, self._keys(rng, changes))
+            visitor = run if outputs is None else Watched(run, outputs)
+            out = traverse(self, args, call, visitor, self._keys(rng, changes))
             if first is not None:
                 self._take(first.layouts, first.inputs)
             for layer, variables in run.states.items():
                 changes |= layer._changes(variables)
             commit(changes)
         return out
+
+    def trace(self, /, *args: Any, rng: Any = None, **keywords: Any) -> Outputs:
+        """Calls the model, and returns what every layer returns, by name. The last one's is the model's.
+
+        Args:
+            *args: As for a call.
+            rng: As for a call.
+            **keywords: As for a call, with `training` and `per_layer`.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> model = Sequential({"double": lambda x: 2 * x, "sum": jnp.sum})
+            >>> outputs = model.trace(jnp.ones(3))
+            >>> list(outputs)
+            ['(Sequential).double(<lambda>)', '(Sequential).sum(sum)']
+            >>> float(outputs["sum"])
+            6.0
+        """
+        outputs: list[Any] = []
+        self._call(args, call_of(keywords), rng, outputs)
+        return Outputs(zip((name for name, _ in walk(self)), outputs, strict=True))
 
     def _keys(self, rng: Any, changes: dict[Variable, Any]) -> Keys:
         """The keys of one call; taking the next one of the stream is one of its changes."""
@@ -153,7 +179,7 @@ class Sequential(LayerList):
         check_keywords(self, inputs, call)
         with self._lock:
             self._check_sizes(inputs, call)
-            self._build(specs(inputs), call)
+            self._build(specs(inputs, None), call)
         return self
 
     def _check_sizes(self, inputs: tuple[Any, ...], call: Call) -> None:
@@ -168,7 +194,7 @@ class Sequential(LayerList):
         build = Build(taken=self._family())
         build.enter(self, args, call)
         try:
-            run_through(self, args, call, build, self._initial_keys())
+            run_through(self, specs(args), call, build, self._initial_keys())
         except Exception:
             left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
             if build.failed or (left and not editing):
@@ -271,13 +297,3 @@ class Sequential(LayerList):
             RuntimeError: The model isn't built.
         """
         _functional.assign(self, variables)
-
-    # Looks
-
-    def __repr__(self) -> str:
-        lines = []
-        for i, (name, item) in enumerate(zip(self._labels, self._layers, strict=True)):
-            text = repr(item).replace("\n", "\n  ")
-            lines.append(f"  [{i}] {f'{name}: ' if name else ''}{text}")
-        body = "\n".join(lines)
-        return f"{type(self).__name__}(\n{body}\n)" if lines else f"{type(self).__name__}()"

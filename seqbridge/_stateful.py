@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from seqbridge._variable import Variable
@@ -60,6 +60,11 @@ class Stateful(ABC):
     @abstractmethod
     def _by_name(self) -> Mapping[str, Variable]:
         """The variables by name."""
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        from seqbridge._tree import unfolding  # which knows all that hold variables
+
+        return unfolding(self, path, subtree_renderer)
 
 
 class Locks(tuple[threading.RLock, ...]):

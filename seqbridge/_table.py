@@ -1,23 +1,94 @@
-"""Tables of text."""
+"""Tables: as plain text, in a terminal, and in a notebook."""
 
 from __future__ import annotations
 
+import colorsys
+import html
 import io
+import sys
+import zlib
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        title: Its heading.
+        wraps: Whether it may be broken into lines where the terminal is narrow.
+        right: Whether it holds numbers.
+        coloured: Whether it holds the names of libraries.
+    """
+
+    title: str
+    wraps: bool = True
+    right: bool = False
+    coloured: bool = False
+
+
+def colour(library: str, lightness: float = 0.34) -> str:
+    """The colour of a library, `"#rrggbb"`, the same wherever it is shown; functions are grey."""
+    # Of the words tried, these keep the libraries that are known furthest from each other.
+    hue = zlib.crc32(f"hue of {library}".encode()) % 360 / 360
+    saturation = 0.0 if library in ("", "function") else 0.65
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))
+
+
+def table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> str:
     """Rows under their headings, as wide as they need be."""
-    from rich.box import SIMPLE_HEAD  # late: nobody needs it but who looks
-    from rich.console import Console
+    columns = [Column(c) if isinstance(c, str) else c for c in columns]
+    out = io.StringIO()
+    _console(file=out, width=10_000, color_system=None).print(_rich(columns, rows))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+
+
+def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequence[str]) -> str:
+    """The table for whatever stands at the end of stdout: in colours and as wide as it is, or as plain text."""
+    if not sys.stdout.isatty():
+        return "\n".join([table(columns, rows), *footer])
+    console = _console()
+    with console.capture() as captured:
+        console.print(_rich(columns, rows))
+        for line in footer:
+            console.print(line, highlight=False, markup=False)
+    return captured.get().rstrip("\n")
+
+
+def _console(**options: Any) -> Any:
+    from rich.console import Console  # late: nobody needs it but who looks
+
+    return Console(**options)
+
+
+def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
+    from rich.box import Box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=Box("    \n" * 2 + " -- \n" + "    \n" * 5, ascii=True), pad_edge=False, show_edge=False)
     for column in columns:
-        made.add_column(column, no_wrap=True)
+        justify = "right" if column.right else "left"
+        made.add_column(column.title, no_wrap=not column.wraps, justify=justify, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    out = io.StringIO()
-    Console(file=out, width=10_000, color_system=None).print(made)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+        cells = zip(row, columns, strict=True)
+        made.add_row(*(Text(cell, f"bold {colour(cell, 0.6)}" if col.coloured else "") for cell, col in cells))
+    return made
+
+
+def to_html(columns: Sequence[Column], rows: Iterable[Sequence[str]], footer: Sequence[str]) -> str:
+    """The table for a notebook; it has no scripts, so that it is seen wherever the notebook is."""
+    cell = "padding: 2px 8px; white-space: pre"
+
+    def data(text: str, column: Column) -> str:
+        align = "right" if column.right else "left"
+        shown = html.escape(text)
+        if column.coloured and text:
+            look = f"background: {colour(text)}; color: white; border-radius: 4px; padding: 0 6px"
+            shown = f'<span style="{look}">{shown}</span>'
+        return f'<td style="{cell}; text-align: {align}">{shown}</td>'
+
+    head = "".join(f'<th style="{cell}; text-align: left">{html.escape(c.title)}</th>' for c in columns)
+    body = "".join(f"<tr>{''.join(map(data, row, columns))}</tr>" for row in rows)
+    below = "".join(f"<div>{html.escape(line)}</div>" for line in footer)
+    return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"

@@ -1,0 +1,189 @@
+"""`diff`: which variables differ between two models, or a model and a file, and by how much."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from seqbridge._files import format_of, read
+from seqbridge._names import plain
+from seqbridge._paths import path_text
+from seqbridge._safetensors import file_path, read_safetensors
+from seqbridge._saving import bare
+from seqbridge._stateful import Locks, Stateful
+from seqbridge._table import Column, shown, table, to_html
+
+_COLUMNS = (
+    Column("variable"),
+    Column("difference"),
+    Column("numbers that differ", right=True),
+    Column("largest", right=True),
+    Column("relative", right=True),
+)
+
+
+@dataclass(frozen=True)
+class Different:
+    """One variable that differs.
+
+    Attributes:
+        name: Its name, in the first of the two where it stands in both.
+        what: `"value"`, `"shape (2, 3), (3, 2)"`, `"dtype float32, bfloat16"`, `"only in the first"` or
+            `"only in the second"`.
+        changed: How many of its numbers differ.
+        size: How many it has.
+        largest: The largest absolute difference.
+        relative: The norm of the difference over that of the first.
+    """
+
+    name: str
+    what: str
+    changed: int = 0
+    size: int = 0
+    largest: float = 0.0
+    relative: float = 0.0
+
+
+class Differences(Sequence[Different]):
+    """What `diff` has found. It prints itself as a table, and is false if there is no difference.
+
+    Attributes:
+        compared: How many variables were compared.
+    """
+
+    def __init__(self, found: Sequence[Different], compared: int):
+        self._found = tuple(found)
+        self.compared = compared
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._found[index]
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the variables that differ."""
+        return tuple(row.name for row in self._found)
+
+    def __str__(self) -> str:
+        return shown(_COLUMNS, self._cells(), self._footer()) if self else self._footer()[0]
+
+    __repr__ = __str__
+
+    def text(self) -> str:
+        """The table as plain text, as wide as it need be."""
+        return "\n".join([table(_COLUMNS, self._cells()), *self._footer()])
+
+    def _repr_html_(self) -> str:
+        return to_html(_COLUMNS, self._cells(), self._footer())
+
+    def _footer(self) -> list[str]:
+        return [f"{len(self) or 'none'} of {self.compared} variables differ{'s' if len(self) == 1 else ''}"]
+
+    def _cells(self) -> list[list[str]]:
+        return [
+            [row.name, row.what, f"{row.changed:,} of {row.size:,}", f"{row.largest:.3g}", f"{row.relative:.3g}"]
+            if row.changed
+            else [row.name, row.what, "", "", ""]
+            for row in self._found
+        ]
+
+
+def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickle: bool = False) -> Differences:
+    """Which variables differ, by name, and by how much.
+
+    Variables are compared by their names; those of classes in a name needn't be the same.
+
+    Args:
+        a: A model, a layer, a collection, an optimizer; the pure form or another tree of arrays; or the path of a file
+            of weights.
+        b: Likewise.
+        atol: Numbers that differ by no more are taken for the same.
+        rtol: Likewise, relative to the second.
+        allow_pickle: See `read`.
+
+    Raises:
+        WeightsError, OSError: What `read` raises.
+        RuntimeError: A model isn't built.
+
+    Examples:
+        >>> import copy, jax.numpy as jnp
+        >>> from seqbridge import Sequential
+        >>> model = Sequential([lambda x, w=jnp.ones(4): x * w, lambda x, b=jnp.ones(4): x + b])
+        >>> trained = copy.deepcopy(model)
+        >>> trained[0].w.assign([1.0, 1.0, 1.0, 1.5])
+        >>> print(diff(model, trained))
+        variable                      difference   numbers that differ   largest   relative
+        -----------------------------------------------------------------------------------
+        (Sequential)[0](<lambda>).w   value                     1 of 4       0.5       0.25
+        1 of 2 variables differs
+        >>> bool(diff(model, model))
+        False
+    """
+    first, second = (_Side(x, allow_pickle) for x in (a, b))
+    found = []
+    matched = {}
+    for name, array in first.arrays.items():
+        other = second.find(name)
+        if other is None:
+            found.append(Different(name, "only in the first"))
+            continue
+        matched[other] = name
+        if row := _compared(name, array, second.arrays[other], atol, rtol):
+            found.append(row)
+    found += [Different(name, "only in the second") for name in second.arrays if name not in matched]
+    return Differences(found, len(first.arrays) + len(second.arrays) - len(matched))
+
+
+class _Side:
+    """The arrays of one side, by name."""
+
+    def __init__(self, given: Any, allow_pickle: bool):
+        self.arrays = _arrays(given, allow_pickle)
+        often = Counter(map(plain, self.arrays))
+        self._plain = {plain(name): name for name in self.arrays if often[plain(name)] == 1}
+
+    def find(self, name: str) -> str | None:
+        return name if name in self.arrays else self._plain.get(plain(name))
+
+
+def _arrays(given: Any, allow_pickle: bool) -> dict[str, np.ndarray]:
+    if isinstance(given, Stateful):
+        if not getattr(given, "built", True):
+            raise RuntimeError("this isn't built, so it has no variables yet: call build(...) first, then diff")
+        table = given._by_name()
+        with Locks(table.values()):
+            return {name: np.asarray(bare(box.value)) for name, box in table.items()}
+    if isinstance(given, str | os.PathLike):
+        path = file_path(given)
+        if format_of(path) == "safetensors":
+            return read_safetensors(path)[0]
+        given = read(path, allow_pickle=allow_pickle)
+    if isinstance(given, Mapping) and given.keys() <= {"params", "state"}:
+        given = {name: array for part in given.values() for name, array in part.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(given)
+    return {
+        ".".join(path_text(path)): np.asarray(bare(leaf) if hasattr(leaf, "dtype") else leaf) for path, leaf in leaves
+    }
+
+
+def _compared(name: str, a: np.ndarray, b: np.ndarray, atol: float, rtol: float) -> Different | None:
+    if a.shape != b.shape:
+        return Different(name, f"shape {a.shape}, {b.shape}")
+    wide = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+    one, two = a.astype(wide), b.astype(wide)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, np.abs(one - two))
+        far = np.isnan(apart) | (apart > atol + rtol * np.abs(two))
+        norm = float(np.linalg.norm(one.ravel()))
+        relative = float(np.linalg.norm(apart.ravel())) / norm if norm else float("inf")
+    if far.any():
+        return Different(name, "value", int(far.sum()), a.size, float(apart.max()), relative)
+    return Different(name, f"dtype {a.dtype}, {b.dtype}") if a.dtype != b.dtype else None

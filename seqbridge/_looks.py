@@ -1,0 +1,66 @@
+"""How a model shows itself."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from seqbridge._dispatch import Call, call_of
+from seqbridge._list import LayerList
+from seqbridge._summary import Summary, summarize
+
+
+class Looks(LayerList):
+    """A list of layers that can be looked at."""
+
+    def __init__(self, seed: Any = 0) -> None:
+        super().__init__(seed)
+        # What the first layer takes, with None for sizes that may be anything; and the keywords.
+        self._inputs: tuple[tuple[Any, ...], Call] | None = None
+
+    def summary(self, *inputs: Any, **keywords: Any) -> Summary:
+        """A table of the layers: library, entry, shapes, variables, floating-point operations. Nothing is computed.
+
+        Print it, or let a notebook show it. The model needn't be built, nor is it built by this.
+
+        Args:
+            *inputs: As for `build`. Without any, those that the model was built for.
+            **keywords: As for a call. Where they say no mode, the call that is looked at is one in evaluation.
+
+        Raises:
+            TypeError, ValueError: What a layer raises for these shapes.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp
+            >>> from seqbridge import Sequential
+            >>> model = Sequential([lambda x, w=jnp.ones((4, 8)): x @ w, jax.nn.relu])
+            >>> print(model.summary((None, 4)))
+            layer   library    entry      input -> output                      params   trained   FLOPs
+            -------------------------------------------------------------------------------------------
+            [0]     function   <lambda>   float32[None,4] -> float32[None,8]       32       yes      64
+            [1]     function   relu       float32[None,8] -> float32[None,8]                          8
+            total: 32 parameters, 0 of state, 128 bytes, 72 FLOPs
+            FLOPs are those for 1 in place of None
+        """
+        return self._summary(inputs, call_of(keywords))
+
+    def _summary(self, inputs: tuple[Any, ...], call: Call, *, count: bool = True) -> Summary:
+        given = bool(inputs)
+        if not given and self._inputs is not None:
+            inputs, built_for = self._inputs
+            call = Call(call.training, {**built_for.keywords, **call.keywords}, call.per_layer or built_for.per_layer)
+        return summarize(self, inputs, call, given=given, count=count)
+
+    def _repr_html_(self) -> str:
+        try:
+            return self._summary((), Call(), count=False)._repr_html_()
+        except Exception:  # a notebook must be able to show what is broken, too
+            return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, (name, item) in enumerate(zip(self._labels, self._layers, strict=True)):
+            text = repr(item).replace("\n", "\n  ")
+            lines.append(f"  [{i}] {f'{name}: ' if name else ''}{text}")
+        body = "\n".join(lines)
+        return f"{type(self).__name__}(\n{body}\n)" if lines else f"{type(self).__name__}()"
