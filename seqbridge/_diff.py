@@ -20,8 +20,8 @@ from seqbridge._stateful import Locks, Stateful
 from seqbridge._table import Column, shown, table, to_html
 
 _COLUMNS = (
-    Column("variable"),
-    Column("difference"),
+    Column("variable", least=30),
+    Column("difference", least=12),
     Column("numbers that differ", right=True),
     Column("largest", right=True),
     Column("relative", right=True),
@@ -120,9 +120,9 @@ def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickl
         >>> trained = copy.deepcopy(model)
         >>> trained[0].w.assign([1.0, 1.0, 1.0, 1.5])
         >>> print(diff(model, trained))
-        variable                      difference   numbers that differ   largest   relative
-        -----------------------------------------------------------------------------------
-        (Sequential)[0](<lambda>).w   value                     1 of 4       0.5       0.25
+        variable                     difference  numbers that differ  largest  relative
+        -------------------------------------------------------------------------------
+        (Sequential)[0](<lambda>).w  value                    1 of 4      0.5      0.25
         1 of 2 variables differs
         >>> bool(diff(model, model))
         False

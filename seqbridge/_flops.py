@@ -32,8 +32,9 @@ def _left_out(jaxpr: Any) -> float:
         for body in inner(equation):
             more = _left_out(body)
             if equation.primitive.name == "scan":
-                n = equation.params["length"]
-                more = n * more + (n - 1) * _counted(equation.params["jaxpr"])
+                n, unroll = equation.params["length"], int(equation.params["unroll"])
+                seen = min(n, unroll + n % unroll)  # of the steps, these stand in the program
+                more = n * more + (n - seen) * _counted(equation.params["jaxpr"])
             total += more
     return total
 

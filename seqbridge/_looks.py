@@ -35,10 +35,10 @@ class Looks(LayerList):
             >>> from seqbridge import Sequential
             >>> model = Sequential([lambda x, w=jnp.ones((4, 8)): x @ w, jax.nn.relu])
             >>> print(model.summary((None, 4)))
-            layer   library    entry      input -> output                      params   trained   FLOPs
-            -------------------------------------------------------------------------------------------
-            [0]     function   <lambda>   float32[None,4] -> float32[None,8]       32       yes      64
-            [1]     function   relu       float32[None,8] -> float32[None,8]                          8
+            layer  library   entry     input -> output                     params  trained  FLOPs
+            -------------------------------------------------------------------------------------
+            [0]    function  <lambda>  float32[None,4] -> float32[None,8]      32      yes     64
+            [1]    function  relu      float32[None,8] -> float32[None,8]                       8
             total: 32 parameters, 0 of state, 128 bytes, 72 FLOPs
             FLOPs are those for 1 in place of None
         """

@@ -25,14 +25,14 @@ from seqbridge._structure import Structure
 from seqbridge._table import Column, shown, table, to_html
 
 _COLUMNS = (
-    Column("layer", wraps=False),
-    Column("library", wraps=False, coloured=True),
-    Column("entry"),
-    Column("input -> output"),
-    Column("params", wraps=False, right=True),
-    Column("state", wraps=False, right=True),
-    Column("trained", wraps=False, right=True),
-    Column("FLOPs", wraps=False, right=True),
+    Column("layer"),
+    Column("library", coloured=True),
+    Column("entry", least=20),
+    Column("input -> output", least=24),
+    Column("params", right=True),
+    Column("state", right=True, optional=True),
+    Column("trained", right=True, optional=True),
+    Column("FLOPs", right=True, optional=True),
 )
 
 

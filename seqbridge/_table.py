@@ -16,15 +16,17 @@ class Column(NamedTuple):
 
     Attributes:
         title: Its heading.
-        wraps: Whether it may be broken into lines where the terminal is narrow.
+        least: How wide it is at least where the terminal is narrow, and it is broken into lines; 0: it isn't.
         right: Whether it holds numbers.
         coloured: Whether it holds the names of libraries.
+        optional: Whether it may be left out where the terminal is still too narrow.
     """
 
     title: str
-    wraps: bool = True
+    least: int = 0
     right: bool = False
     coloured: bool = False
+    optional: bool = False
 
 
 def colour(library: str, lightness: float = 0.34) -> str:
@@ -48,11 +50,27 @@ def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequ
     if not sys.stdout.isatty():
         return "\n".join([table(columns, rows), *footer])
     console = _console()
+    kept = _fitting(columns, rows, console.width)
+    if left := [column.title for i, column in enumerate(columns) if i not in kept]:
+        footer = [*footer, f"{', '.join(left)}: left out, as the terminal is narrow; .text() has all"]
     with console.capture() as captured:
-        console.print(_rich(columns, rows))
+        console.print(_rich([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
         for line in footer:
             console.print(line, highlight=False, markup=False)
     return captured.get().rstrip("\n")
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that there is room for."""
+    needed = []
+    for i, column in enumerate(columns):
+        own = max(len(text) for text in (column.title, *(row[i] for row in rows)))
+        needed.append(min(own, column.least or own) + 2)
+    kept = list(range(len(columns)))
+    for i in reversed(range(len(columns))):
+        if columns[i].optional and sum(needed[k] for k in kept) > width:
+            kept.remove(i)
+    return kept
 
 
 def _console(**options: Any) -> Any:
@@ -66,10 +84,15 @@ def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=Box("    \n" * 2 + " -- \n" + "    \n" * 5, ascii=True), pad_edge=False, show_edge=False)
+    made = Table(
+        box=Box("    \n" * 2 + " -- \n" + "    \n" * 5, ascii=True),
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
         justify = "right" if column.right else "left"
-        made.add_column(column.title, no_wrap=not column.wraps, justify=justify, overflow="fold")
+        made.add_column(column.title, no_wrap=not column.least, justify=justify, overflow="fold")
     for row in rows:
         cells = zip(row, columns, strict=True)
         made.add_row(*(Text(cell, f"bold {colour(cell, 0.6)}" if col.coloured else "") for cell, col in cells))

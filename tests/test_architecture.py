@@ -173,7 +173,7 @@ def test_the_public_names_are_these() -> None:
     assert {name for name in vars(seqbridge) if not name.startswith("_")} == {
         "MODE_FLAGS", "Annotated", "Checkpoint", "Layer", "Optimizer", "Part", "PureLayer", "Repeat", "Sequential",
         "Untyped", "VarCollection", "Variable", "Variables", "Weight", "WeightsError", "as_method", "call_text",
-        "diff", "eval_shape", "explicit", "feed", "freeze", "from_native", "grad", "jit", "nest", "path_text", "plot", "port",
-        "read", "register", "register_export", "remat", "scan", "signature_of", "to_pure", "training_of", "unnest",
-        "value_and_grad", "vmap",
+        "diff", "eval_shape", "explicit", "feed", "freeze", "from_native", "grad", "jit", "nest", "path_text", "plot",
+        "port", "read", "register", "register_export", "remat", "scan", "signature_of", "to_pure", "training_of",
+        "unnest", "value_and_grad", "vmap",
     }  # fmt: skip
