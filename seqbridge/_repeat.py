@@ -72,8 +72,8 @@ class Repeat(Layer):
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
         for word in per_copy:
-            if not one.parameters.takes(word, 1) or word in MODE_FLAGS:
-                near = nearest(word, one.parameters.names)
+            if not one._parameters.takes(word, 1) or word in MODE_FLAGS:
+                near = nearest(word, one._parameters.names)
                 raise TypeError(f"per_copy={word!r}: no copy takes a value of its own by that name{near}")
         super().__init__(_repeated(one, n, per_copy, unroll), name=name, trainable=one._options[2])
 
