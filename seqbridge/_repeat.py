@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,11 @@ class Repeat(Layer):
     def __iter__(self) -> Iterator[Copy]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (self[i] for i in range(self.n))
 
-    def __getitem__(self, index: int | str) -> Any:
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Copy: ...
+    @overload
+    def __getitem__(self, index: str) -> Any: ...
+    def __getitem__(self, index: SupportsIndex | str) -> Any:
         """A copy, by its position; or a variable of all copies, by its name."""
         if isinstance(index, str):
             return super().__getitem__(index)
