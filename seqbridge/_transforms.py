@@ -76,8 +76,9 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
         )
         changed: list[Variable] = []
 
-        def one(keys: list[Any], arrays: dict[Any, Any]) -> Any:
+        def one(keys: list[Any], values: list[Any]) -> Any:
             streams = dict(zip(rngs, keys, strict=True))
+            arrays = dict(zip(mapped, values, strict=True))  # JAX couldn't sort positions and names
             with Frame({**values_of(boxes), **streams}) as frame:
                 given = [arrays.get(i, a) for i, a in enumerate(args)]
                 out: Any = call(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
@@ -89,9 +90,9 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
             rngs = [box for box in boxes if box.kind == "rng"]
             pairs = [jax.random.split(box.value) for box in rngs]
             keys = [jax.random.split(pair[1], size) for pair in pairs]
-            arrays, over = ({k: pair[n] for k, pair in mapped.items()} for n in (0, 1))
+            values, over = ([pair[n] for pair in mapped.values()] for n in (0, 1))
             try:
-                out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, arrays)
+                out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, values)
             except ValueError as error:
                 if "out_axes" in str(error) and changed:
                     names = ", ".join(box.name for box in changed if box not in rngs)
