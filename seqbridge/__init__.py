@@ -5,6 +5,7 @@ or says None. `Sequential` is a list of layers that own named variables; everyth
 pure functions.
 """
 
+from collections.abc import Callable as _Callable
 from typing import Any as _Any
 
 from seqbridge._checkpoint import Checkpoint as Checkpoint
@@ -51,7 +52,7 @@ from seqbridge._transforms import vmap as vmap
 from seqbridge._variable import Variable as Variable
 
 
-def __getattr__(name: str) -> _Any:
+def __getattr__(name: str) -> _Callable[..., _Any]:
     """`to_<library>`, one for each adapter that has a way out; loaded when it is asked for."""
     if name.startswith("to_"):
         return _way_out(name.removeprefix("to_"))

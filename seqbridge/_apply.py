@@ -64,7 +64,7 @@ def _apply(layer: Layer, variables: Variables, keys: Any, args: tuple[Any, ...],
 
 def _call(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
     name = layer.pure.key_name
-    if name is not None and name not in keywords and name not in layer.parameters.positional[: len(args)]:
+    if name is not None and name not in keywords and name not in layer._parameters.positional[: len(args)]:
         keywords = {**keywords, name: key}
     result = binding(lambda: layer.pure.apply(variables, key, *args, **keywords))
     if type(result) is not tuple or len(result) != 2:

@@ -95,7 +95,7 @@ class FirstRun(Run):
     ) -> Any:
         if not layer.built and layer not in self.layouts:
             assert keys.initial is not None
-            shapes, training = specs(args), layer.parameters.in_training(specs(keywords))
+            shapes, training = specs(args), layer._parameters.in_training(specs(keywords))
             own = self._taken.unused(layer, keys.initial)
             self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training), (shapes, training))
             key_for(layer, keys, self._variables(layer), shapes, training, True)

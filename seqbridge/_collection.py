@@ -104,8 +104,14 @@ class VarCollection(Saved, Mapping[str, Variable]):
     def __len__(self) -> int:
         return len(self._source())
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    def __eq__(self, other: object) -> bool:
+        return object.__eq__(self, other)  # identity: a mapping would compare its items
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VarCollection, (dict(self._source()),)
@@ -221,7 +227,7 @@ def _unflatten(aux: Any, leaves: Iterable[Any]) -> VarCollection:
     boxes = []
     for leaf, (kind, collection, path, trainable) in zip(leaves, rest, strict=True):
         # JAX puts anything into a pytree (a tracer, a shape, None), so the leaf isn't converted.
-        boxes.append(Variable.holding(leaf, kind=kind, collection=collection, path=path, trainable=trainable))
+        boxes.append(Variable._holding(leaf, kind=kind, collection=collection, path=path, trainable=trainable))
     return VarCollection({name: boxes[i] for name, i in names})
 
 

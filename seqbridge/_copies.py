@@ -160,5 +160,8 @@ class Copy(Stateful):
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *(name.partition(".")[0] for name in self._named())})
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._named())
+
     def __repr__(self) -> str:
         return f"copy {self._index} of {self._repeat!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,25 @@ from seqbridge._stateful import Locks, Stateful
 from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
 
+A = TypeVar("A")
+P = ParamSpec("P")
+R = TypeVar("R")
 
+Gradients: TypeAlias = dict[str, jax.Array]
+
+
+@overload
+def value_and_grad(
+    function: Callable[P, R], *, wrt: Filter | None = None, has_aux: Literal[False] = False, vars: Any = None
+) -> Callable[P, tuple[R, Gradients]]: ...
+@overload
+def value_and_grad(
+    function: Callable[P, tuple[R, A]], *, wrt: Filter | None = None, has_aux: Literal[True], vars: Any = None
+) -> Callable[P, tuple[tuple[R, A], Gradients]]: ...
+@overload
+def value_and_grad(
+    function: Callable[P, tuple[Any, Any]], *, wrt: Filter | None = None, has_aux: bool, vars: Any = None
+) -> Callable[P, tuple[Any, Gradients]]: ...
 def value_and_grad(
     function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
 ) -> Callable[..., Any]:
@@ -79,6 +97,18 @@ def _of_changes(transform: Callable[..., Any], pure: Callable[..., Any], values:
     return (value, (aux, dict(zip(keys, arrays, strict=True)))), grads
 
 
+@overload
+def grad(
+    function: Callable[P, Any], *, wrt: Filter | None = None, has_aux: Literal[False] = False, vars: Any = None
+) -> Callable[P, Gradients]: ...
+@overload
+def grad(
+    function: Callable[P, tuple[Any, A]], *, wrt: Filter | None = None, has_aux: Literal[True], vars: Any = None
+) -> Callable[P, tuple[Gradients, A]]: ...
+@overload
+def grad(
+    function: Callable[P, tuple[Any, Any]], *, wrt: Filter | None = None, has_aux: bool, vars: Any = None
+) -> Callable[P, Any]: ...
 def grad(
     function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
 ) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from seqbridge._files import native_tree
 from seqbridge._layout import Layout, lookup
 from seqbridge._live import Draws
 from seqbridge._pickle import portable
-from seqbridge._pure import Variables
+from seqbridge._pure import PureLayer, Variables
 from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit
@@ -55,8 +55,8 @@ class Layer(Saved):
     """
 
     __slots__ = (
-        "__weakref__", "_copy", "_draws", "_homes", "_layout", "_options", "_origin", "_outputs", "_serial", "_solo",
-        "_variables", "entry", "name", "parameters", "pure",
+        "__weakref__", "_copy", "_draws", "_homes", "_layout", "_options", "_origin", "_outputs", "_parameters",
+        "_serial", "_solo", "_variables", "entry", "name", "pure",
     )  # fmt: skip
 
     def __init__(
@@ -78,10 +78,10 @@ class Layer(Saved):
             pure = dataclasses.replace(pure, per_example=per_example)
         if pure.ready is not None:
             pure = dataclasses.replace(pure, ready=jax.tree.map(strong, pure.ready))
-        self.entry = entry
-        self.pure = pure
-        self.name = name
-        self.parameters = Parameters(pure)
+        self.entry: Any = entry
+        self.pure: PureLayer = pure
+        self.name: str | None = name
+        self._parameters = Parameters(pure)
         self._layout: Layout | None = None
         self._variables: tuple[Variable, ...] = ()
         self._homes: list[weakref.ref[Any]] = []  # the models that it stands in
@@ -105,7 +105,7 @@ class Layer(Saved):
         return id(self.entry), self._options, self._copy
 
     @staticmethod
-    def key_of(entry: Any) -> Hashable:
+    def _key_of(entry: Any) -> Hashable:
         return id(entry), (None, None, True), 0
 
     def _boxes(self) -> tuple[Variable, ...]:
@@ -182,12 +182,9 @@ class Layer(Saved):
         self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
 
     def _name_of(self, box: Variable) -> str | None:
-        for home in self._homes:
-            model = home()
-            for root in () if model is None else model._roots():
-                if box in root._names():
-                    return root._names()[box]
-        return None
+        living = (model for home in self._homes if (model := home()) is not None)
+        tables = (root._names() for model in living for root in model._roots())
+        return next((names[box] for names in tables if box in names), None)
 
     def _changes(self, variables: Variables) -> dict[Variable, Any]:
         """Which variables `variables`, the tree after a call, changes.
@@ -272,6 +269,9 @@ class Layer(Saved):
     def __dir__(self) -> Iterator[str]:
         yield from object.__dir__(self)
         yield from (name.partition(".")[0] for name in self._by_name())
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._by_name())
 
     def __repr__(self) -> str:
         return f"{self.pure.ecosystem} {self.pure.text or self.pure.label}"

@@ -129,6 +129,9 @@ class Branch:
     def __dir__(self) -> list[str]:
         return sorted({name.partition(".")[0] for name in self._variables})
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._variables)
+
     def vars(self) -> VarCollection:
         return VarCollection(self._variables)
 

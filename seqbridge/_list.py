@@ -41,7 +41,7 @@ class LayerList(Structure, MutableSequence[Any]):
                 item: Item = entry
             elif isinstance(entry, Layer):
                 item = entry
-            elif (key := Layer.key_of(entry)) in known:
+            elif (key := Layer._key_of(entry)) in known:
                 item = known[key]
             else:
                 try:
@@ -93,7 +93,11 @@ class LayerList(Structure, MutableSequence[Any]):
     @overload
     def __getitem__(self, index: slice) -> Self: ...
     def __getitem__(self, index: int | str | slice) -> Any:
-        """A layer, by position or name; or, by a slice, a model that shares these layers."""
+        """A layer, by position or name; or, by a slice, a model that shares these layers.
+
+        What stands at a place, a `Layer` or a nested model, is known when the program runs; a type checker is told by
+        an annotation: `block: sb.Sequential = model["block"]`.
+        """
         if isinstance(index, slice):
             return self._sharing(self._layers[index], self._labels[index])
         return self._layers[self._position(index)]
@@ -202,9 +206,6 @@ class LayerList(Structure, MutableSequence[Any]):
 
     def __contains__(self, value: object) -> bool:
         return self.count(value) > 0
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
     def _position(self, index: int | str) -> int:
         """The position of a name; an index as it is, for a list to judge."""

@@ -82,7 +82,7 @@ class Snapshot:
         kept = [layer for layer in leaves(model) if layer.built]
         streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
         # The same layers in lists of their own; those that aren't built are copies, which nobody builds.
-        self.model = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
+        self.model: Structure = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
         # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
         self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
         built_for = model._inputs if isinstance(model, Sequential) else None
@@ -224,16 +224,16 @@ def _signature(model: Structure, training: bool | None) -> inspect.Signature:
         parameters = dict(layer.pure.signature.parameters) if layer.pure.signature else {}
         for name, p in list(parameters.items())[1:]:
             lifted = isinstance(p.default, jax.Array)  # a variable, and no value to repeat at every call
-            if name in layer.parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name} and not lifted:
+            if name in layer._parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name} and not lifted:
                 default = None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
                 found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
-    modes = {layer.parameters.default_mode for layer in layers if layer.parameters.flags}
+    modes = {layer._parameters.default_mode for layer in layers if layer._parameters.flags}
     undecided = None in modes or len(modes) > 1
     if undecided or not model.built or any(v.kind == "state" for v in model._boxes()):
         # Where no layer knows a mode, it still says whether state may change.
         default = training if undecided or training is not None else False not in modes
         found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
-    if any(layer.parameters.any for layer in layers):
+    if any(layer._parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))
 

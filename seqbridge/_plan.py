@@ -39,10 +39,10 @@ class Plan:
         notes: Sequence[str],
         new: dict[Variable, Any],
     ):
-        self.rows = tuple(rows)
-        self.problems = tuple(problems)
-        self.accepted = tuple(accepted)
-        self.notes = tuple(notes)
+        self.rows: tuple[Row, ...] = tuple(rows)
+        self.problems: tuple[str, ...] = tuple(problems)
+        self.accepted: tuple[str, ...] = tuple(accepted)
+        self.notes: tuple[str, ...] = tuple(notes)
         self.difference: float | None = None
         self._new = new
 

@@ -11,7 +11,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeVar, overload
 
 import jax
 
@@ -23,7 +23,9 @@ from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
 from seqbridge._variable import Variable
 
+Owner = TypeVar("Owner")
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 _MOST_PROGRAMS = 64  # kept of one function; the oldest goes first
@@ -159,6 +161,7 @@ class Jitted(Generic[P, R]):
     """What `jit` returns: calls like the function that it was made from."""
 
     _spread: Spread | None = None
+    __wrapped__: Callable[P, R]
 
     def __init__(self, function: Callable[P, R], vars: Any, static_argnames: Iterable[str], donate: bool, pack: bool):
         functools.update_wrapper(self, function, updated=())
@@ -264,7 +267,11 @@ class Jitted(Generic[P, R]):
             kinds = tuple(id(arg) if isinstance(arg, Stateful) else None for arg in args)
             program.like = edits.count, kinds
 
-    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+    @overload
+    def __get__(self, owner: None, cls: type, /) -> Self: ...
+    @overload
+    def __get__(self: Jitted[Concatenate[Owner, Q], R], owner: Owner, cls: type | None = None, /) -> Callable[Q, R]: ...
+    def __get__(self, owner: Any, cls: type | None = None, /) -> Any:
         return self if owner is None else types.MethodType(self, owner)
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +72,8 @@ class Repeat(Layer):
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
         for word in per_copy:
-            if not one.parameters.takes(word, 1) or word in MODE_FLAGS:
-                near = nearest(word, one.parameters.names)
+            if not one._parameters.takes(word, 1) or word in MODE_FLAGS:
+                near = nearest(word, one._parameters.names)
                 raise TypeError(f"per_copy={word!r}: no copy takes a value of its own by that name{near}")
         super().__init__(_repeated(one, n, per_copy, unroll), name=name, trainable=one._options[2])
 
@@ -88,7 +88,11 @@ class Repeat(Layer):
     def __iter__(self) -> Iterator[Copy]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (self[i] for i in range(self.n))
 
-    def __getitem__(self, index: int | str) -> Any:
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Copy: ...
+    @overload
+    def __getitem__(self, index: str) -> Any: ...
+    def __getitem__(self, index: SupportsIndex | str) -> Any:
         """A copy, by its position; or a variable of all copies, by its name."""
         if isinstance(index, str):
             return super().__getitem__(index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -153,7 +153,7 @@ class Sequential(Looks):
 
     # Building
 
-    def build(self, *inputs: Any, seed: int | None = None, key: Any = None, **keywords: Any) -> Sequential:
+    def build(self, *inputs: Any, seed: int | None = None, key: Any = None, **keywords: Any) -> Self:
         """Makes the variables of the layers that have none, from shapes alone.
 
         Args:

@@ -226,6 +226,9 @@ class Structure(Saved):
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return [n for n in self.names if n is not None]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
         memo[id(self)] = made

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import jax
+from jax.typing import ArrayLike
 
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort, values_of
 from seqbridge._around import around, as_layer, key_within
@@ -19,8 +20,28 @@ from seqbridge._structure import Structure
 from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
 
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
+Y = TypeVar("Y")
 
-def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None) -> Callable[..., Any]:
+# Of what `remat` takes, that which is an entry to a type checker, too. Others can be called, before and after.
+_NoFunction: TypeAlias = (
+    functools.partial[Any] | type[Any] | PureLayer | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+)
+
+
+class _LoopOptions(TypedDict, total=False):
+    reverse: bool
+    unroll: int | bool
+
+
+class _RematOptions(TypedDict, total=False):
+    prevent_cse: bool | Sequence[bool]
+    policy: Callable[..., bool] | None
+
+
+def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None) -> Callable[P, R]:
     """Maps a function over axes of its array arguments; models and what else holds variables aren't mapped.
 
     Each example draws its own random numbers. A state that would differ between the examples is refused.
@@ -41,10 +62,11 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, v
         >>> vmap(lambda w, x: w.value @ x)(w, jnp.ones((3, 2)))
         Array([3., 3., 3.], dtype=float32)
     """
+    call: Callable[..., Any] = function
     closed = holders_of(function, vars)
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **keywords: Any) -> Any:
+    def wrapped(*args: P.args, **keywords: P.kwargs) -> Any:
         boxes = boxes_of(closed + sort(args, keywords)[2])
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
         mapped = {i: (a, axis) for i, (a, axis) in enumerate(zip(args, axes, strict=True)) if _only_arrays(a)}
@@ -54,11 +76,12 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, v
         )
         changed: list[Variable] = []
 
-        def one(keys: list[Any], arrays: dict[Any, Any]) -> Any:
+        def one(keys: list[Any], values: list[Any]) -> Any:
             streams = dict(zip(rngs, keys, strict=True))
+            arrays = dict(zip(mapped, values, strict=True))  # JAX couldn't sort positions and names
             with Frame({**values_of(boxes), **streams}) as frame:
                 given = [arrays.get(i, a) for i, a in enumerate(args)]
-                out = function(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
+                out: Any = call(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
             changes = frame.changes()
             changed[:] = changes
             return out, [new for box, new in changes.items() if box not in streams]
@@ -67,9 +90,9 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, v
             rngs = [box for box in boxes if box.kind == "rng"]
             pairs = [jax.random.split(box.value) for box in rngs]
             keys = [jax.random.split(pair[1], size) for pair in pairs]
-            arrays, over = ({k: pair[n] for k, pair in mapped.items()} for n in (0, 1))
+            values, over = ([pair[n] for pair in mapped.values()] for n in (0, 1))
             try:
-                out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, arrays)
+                out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, values)
             except ValueError as error:
                 if "out_axes" in str(error) and changed:
                     names = ", ".join(box.name for box in changed if box not in rngs)
@@ -90,6 +113,26 @@ def _only_arrays(value: Any) -> bool:
     return bool(arrays) and not holders and len(arrays) == len(jax.tree.leaves(value))
 
 
+@overload
+def scan(
+    function: Callable[[jax.Array, Any], tuple[jax.Array, Y]],
+    init: ArrayLike,
+    xs: Any = None,
+    length: int | None = None,
+    *,
+    vars: Any,
+    **options: Unpack[_LoopOptions],
+) -> tuple[jax.Array, Y]: ...
+@overload
+def scan(
+    function: Callable[[C, Any], tuple[C, Y]],
+    init: C,
+    xs: Any = None,
+    length: int | None = None,
+    *,
+    vars: Any,
+    **options: Unpack[_LoopOptions],
+) -> tuple[C, Y]: ...
 def scan(
     function: Callable[[Any, Any], tuple[Any, Any]],
     init: Any,
@@ -97,7 +140,7 @@ def scan(
     length: int | None = None,
     *,
     vars: Any,
-    **options: Any,
+    **options: Unpack[_LoopOptions],
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` of a function that uses, and may change, variables.
 
@@ -143,6 +186,10 @@ def scan(
     return carry, ys
 
 
+@overload
+def remat(function: _NoFunction, *, vars: Any = None, **options: Unpack[_RematOptions]) -> Layer: ...
+@overload
+def remat(function: Callable[P, R], *, vars: Any = None, **options: Unpack[_RematOptions]) -> Callable[P, R]: ...
 def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     """`jax.checkpoint` of whatever uses variables: inner values are computed again for the gradients, to save memory.
 

@@ -121,10 +121,10 @@ class Variable(Operators, Stateful):
         self._array: Any = strong(value)
         born(self)
         self.kind: Kind = kind
-        self.collection = collection
-        self.path = path
-        self.metadata = metadata
-        self.axes = axes
+        self.collection: str = collection
+        self.path: tuple[str, ...] = path
+        self.metadata: Any = metadata
+        self.axes: tuple[Any, ...] = axes
         self._label = name or ".".join(path) or "variable"
         self._namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
@@ -133,7 +133,7 @@ class Variable(Operators, Stateful):
         self._serial = serial()
 
     @classmethod
-    def holding(cls, leaf: Any, **options: Any) -> Variable:
+    def _holding(cls, leaf: Any, **options: Any) -> Variable:
         """A variable that holds `leaf` as it is, even if that is no array."""
         variable = cls(np.zeros(()), **options)
         variable._array = leaf

@@ -156,7 +156,7 @@ def test_a_copy_is_read_written_loaded_and_called() -> None:
     with pytest.raises(IndexError, match="there are 4"):
         _ = deep[4]
     with pytest.raises(TypeError, match="isn't sliced"):
-        _ = deep[1:2]  # pyright: ignore[reportArgumentType]
+        _ = deep[1:2]  # pyright: ignore[reportCallIssue, reportArgumentType]
     with pytest.raises(AttributeError, match=r"\.value\.mean"):
         _ = kernel.mean
 
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(TypeError, match="is no entry"):
         sb.Repeat(3, 3)
     with pytest.raises(TypeError, match="prevent_ces"):
-        sb.remat(nn.Dense(4), prevent_ces=False)
+        sb.remat(nn.Dense(4), prevent_ces=False)  # pyright: ignore[reportCallIssue]
     assert sb.Repeat(nn.Dense(8), np.int64(2)).n == 2
     with pytest.raises(TypeError, match=r"\[0\].*training"):
         sb.Sequential([sb.Repeat(nn.Dropout(0.5), 3)])(X)

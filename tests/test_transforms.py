@@ -418,6 +418,10 @@ def test_vmap_refuses_a_state_of_each_example() -> None:
     assert "(Sequential)[0](BatchNorm).mean" in error.value.__notes__[-1]
 
 
+def test_vmap_maps_arrays_by_position_and_by_name() -> None:
+    assert same(sb.vmap(lambda x, scale: x * scale)(X, scale=jnp.arange(3.0)), X * jnp.arange(3.0)[:, None])
+
+
 def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
     model = sb.Sequential([nn.Dense(4)]).build((1, 2))
     assert sb.vmap(lambda m, x, y: m(x) + y, in_axes=(None, 1, None), out_axes=1)(model, X.T, 1.0).shape == (4, 3)
