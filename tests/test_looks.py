@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import treescope
 from flax import nnx
+from jax.core import Tracer
 
 import seqbridge as sb
 
@@ -56,7 +57,7 @@ def test_a_summary_runs_no_layer() -> None:
     seen = []
 
     def look(x: Any, factor: float = 1.0) -> Any:
-        seen.append(isinstance(x, jax.core.Tracer))
+        seen.append(isinstance(x, Tracer))
         return x * factor
 
     sb.Sequential([look]).summary((2, 3), factor=2.0)
