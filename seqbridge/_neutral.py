@@ -86,7 +86,8 @@ class Snapshot:
         # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
         self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
         built_for = model._inputs if isinstance(model, Sequential) else None
-        self.inputs: tuple[Any, ...] = specs(inputs or built_for[0]) if inputs or built_for else ()
+        inputs = inputs or (built_for[0] if built_for else ())
+        self.inputs: tuple[Any, ...] = specs(inputs) if inputs else ()
         self._naming = naming
         self._training = training
         self._form: tuple[Form, frozenset[str]] | None = None
