@@ -48,6 +48,8 @@ def test_the_sdist_holds_what_a_developer_needs(built: Path) -> None:
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
+        "mkdocs.yml",
+        "docs/site_hooks.py",
         "tests/cases/__init__.py",
         "examples/quickstart.py",
     ):
