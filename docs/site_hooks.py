@@ -13,7 +13,7 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"```.*?```|`[^`\n]*`|(?<!!)\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", re.DOTALL)  # or code, where none is
+LINK = re.compile(r"```.*?```|`[^`]+`|(?<!!)\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", re.DOTALL)  # or code, where none is
 
 # Files outside of docs/ that are pages of the site, and what the page is called there.
 SHOWN = {"adapters/README.md": "adapters.md", "benchmarks/README.md": "benchmarking.md"} | {
