@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import os
 import posixpath
@@ -13,10 +14,10 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"```.*?```|`[^`]+`|(?<!!)\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", re.DOTALL)  # or code, where none is
+LINK = re.compile(r"```.*?```|`[^`]+`|\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", re.DOTALL)  # or code, where none is
 
 # Files outside of docs/ that are pages of the site, and what the page is called there.
-SHOWN = {"adapters/README.md": "adapters.md", "benchmarks/README.md": "benchmarking.md"} | {
+SHOWN = {"README.md": "rules.md", "adapters/README.md": "adapters.md", "benchmarks/README.md": "benchmarking.md"} | {
     path.relative_to(ROOT).as_posix(): f"examples/{path.stem}.md" for path in sorted(ROOT.glob("examples/*.py"))
 }
 
@@ -25,7 +26,7 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in SHOWN.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         if source.endswith(".py"):
-            text = f"# {source}\n\n```python\n{text}```\n"
+            text = f"---\nhide: [toc]\n---\n\n# {source}\n\n```python\n{text}```\n"
         files.append(File.generated(config, page, content=text))
     return files
 
@@ -69,7 +70,7 @@ class WaysOut(griffe.Extension):
             export = module["_export"]["export"]
             name = f"to_{adapter.parent.name.removeprefix('seqbridge_')}"
             own = [copy.copy(p) for p in export.parameters if p.name != "layer"]
-            text = re.sub(r"    layer: .*\n", lambda _: eval(arguments), export.docstring.value)
+            text = re.sub(r"    layer: .*\n", lambda _: ast.literal_eval(arguments), export.docstring.value)
             made = griffe.Function(name, parameters=griffe.Parameters(*first, *own), returns=export.returns)
             made.docstring = griffe.Docstring(text, parent=made, lineno=1)
             pkg.set_member(name, made)
