@@ -32,7 +32,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links lead to pages, wherever the linked file lies; what is no page is named. Sessions are shown as such."""
+    """Links lead to pages, wherever the linked file lies; what is no page is named. Prompts are shown as prompts."""
     where = page.file.src_uri
     source = next((source for source, shown in SHOWN.items() if shown == where), f"docs/{where}")
 
