@@ -15,8 +15,8 @@ from seqbridge._paths import Path
 from seqbridge._variable import Kind
 
 Variables: TypeAlias = dict[str, Any]
+"""Plain arrays in plain nested dicts, at the top one dict a collection: `{"params": {"kernel": ..., "bias": ...}}`."""
 
-# The keywords that tell training from evaluation. True: follows `training`; False: its opposite.
 MODE_FLAGS: Mapping[str, bool] = {
     "training": True,
     "train": True,
@@ -25,6 +25,7 @@ MODE_FLAGS: Mapping[str, bool] = {
     "use_running_average": False,
     "inference": False,
 }
+"""The keywords that tell training from evaluation. True: follows `training`; False: its opposite."""
 
 
 def _same(value: Any) -> Any:

@@ -168,6 +168,7 @@ class Variable(Operators, Stateful):
 
     @property
     def value(self) -> jax.Array:
+        """The array: the one that is there now, or in a transform the one that it traces."""
         return read(self)
 
     @value.setter
@@ -190,6 +191,7 @@ class Variable(Operators, Stateful):
 
     @property
     def trainable(self) -> bool:
+        """Whether gradients and optimizers see the variable; can be set."""
         return self.kind == "params" if self._trainable is None else self._trainable
 
     @trainable.setter
@@ -199,18 +201,22 @@ class Variable(Operators, Stateful):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the array, which stays as it is."""
         return self.value.shape
 
     @property
     def dtype(self) -> Any:
+        """The dtype of the array, which stays as it is."""
         return self.value.dtype
 
     @property
     def ndim(self) -> int:
+        """How many axes the array has."""
         return self.value.ndim
 
     @property
     def size(self) -> int:
+        """How many numbers the array holds."""
         return self.value.size
 
     def __repr__(self) -> str:

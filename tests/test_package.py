@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def test_the_sdist_holds_what_a_developer_needs(built: Path) -> None:
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
+        "mkdocs.yml",
+        "docs/site_hooks.py",
         "tests/cases/__init__.py",
         "examples/quickstart.py",
     ):
@@ -112,3 +115,11 @@ def test_every_public_name_is_documented() -> None:
         if not name.startswith("_") and callable(value):
             assert value.__doc__
             assert len(value.__doc__) > 60, name
+
+
+def test_the_api_page_has_every_public_name_once() -> None:
+    shown = re.findall(r"^::: seqbridge\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    ours = {adapter.name for adapter in ADAPTERS}
+    ways = {f"to_{p.name}" for p in entry_points(group="seqbridge.exports") if p.value.partition(":")[0] in ours}
+    public = {name for name in vars(sb) if not name.startswith("_") and not inspect.ismodule(getattr(sb, name))}
+    assert sorted(shown) == sorted(public | ways)
