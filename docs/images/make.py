@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -46,8 +47,9 @@ def screenshot(html: str, name: str, width: int, height: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         page.write_text(html)
-        size = [f"--window-size={width},{height}", "--force-device-scale-factor=1.6", f"--user-data-dir={folder}/profile"]
-        command = [*BROWSER, *size, f"--screenshot={HERE / name}", page.as_uri()]
+        size = [f"--window-size={width},{height}", "--force-device-scale-factor=1.6"]
+        where = [f"--user-data-dir={folder}/profile", f"--screenshot={HERE / name}", page.as_uri()]
+        command = [*BROWSER, *size, *where]
         subprocess.run(command, check=True, capture_output=True)
 
 
@@ -68,7 +70,7 @@ def in_a_terminal(code: str, width: int) -> str:
 if __name__ == "__main__":
     width = 150
     text = in_a_terminal("import make; print(make.model().summary((None, 28, 28, 1)))", width)
-    console = Console(record=True, width=width, file=tempfile.TemporaryFile("w"))
+    console = Console(record=True, width=width, file=io.StringIO())
     console.print(Text.from_ansi(text))
     page = console.export_svg(title="print(model.summary((None, 28, 28, 1)))")
     screenshot(f"<body style='margin: 0'><div style='width: 1200px'>{page}</div></body>", "summary.png", 1200, 372)
