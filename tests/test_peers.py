@@ -112,6 +112,9 @@ def test_dropout() -> None:
     with pytest.raises(flax.errors.InvalidRngError):
         hk.transform_with_state(lifted).init(KEY, X)
 
+    bridged = to_nnx(nn.Dropout(0.5, deterministic=False))
+    assert not np.array_equal(bridged(X, rngs=nnx.Rngs(dropout=0)), bridged(X, rngs=nnx.Rngs(dropout=1)))
+
     model = sb.Sequential([nn.Dropout(0.5), hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x))])
     assert not np.array_equal(model(X, training=True), model(X, training=True))
 
