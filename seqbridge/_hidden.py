@@ -14,7 +14,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -187,6 +187,11 @@ def _refuse_globals(function: types.FunctionType, name: str) -> None:
         for used in found:
             if used is not None and not inspect.isfunction(used):
                 _module(used, label, name, liftable=False)
+            if callable(used) and (held := next(_modules(used, with_globals=False), None)):
+                raise TypeError(
+                    f"{name} uses {label}, which holds a {held.label} ({held.ecosystem}): its parameters would be "
+                    f"constants. Put {label} into the list itself."
+                )
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:
@@ -235,7 +240,17 @@ def check_held(pure: PureLayer) -> None:
     Raises:
         TypeError: With what to do instead.
     """
-    waiting, seen = list(pure.held), dict[int, Any]()
+    for held in pure.held:
+        if module := next(_modules(held, with_globals=True), None):
+            raise TypeError(
+                f"{pure.label} ({pure.ecosystem}) holds a {module.label} ({module.ecosystem}) in a function: its "
+                "parameters would be constants. Put it into the list itself, as an entry of its own."
+            )
+
+
+def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
+    """The modules with parameters that a function holds, or a container of functions."""
+    waiting, seen = [held], dict[int, Any]()
     while waiting:
         obj = waiting.pop()
         if id(obj) in seen or isinstance(obj, type) or not (callable(obj) or type(obj) in (list, tuple, dict)):
@@ -246,11 +261,8 @@ def check_held(pure: PureLayer) -> None:
         except TypeError:  # an adapter's word on what is no entry
             module = None
         if module is not None and module.ready:
-            raise TypeError(
-                f"{pure.label} ({pure.ecosystem}) holds a {module.label} ({module.ecosystem}) in a function: its "
-                "parameters would be constants. Put it into the list itself, as an entry of its own."
-            )
-        if inspect.isfunction(obj):
+            yield module
+        if with_globals and inspect.isfunction(obj):
             used = [obj.__globals__.get(label) for label in _names(obj.__code__)]
             waiting += [value for value in used if not inspect.isroutine(value)]
         opened = _open(obj)

@@ -17,6 +17,7 @@ import objax
 import pytest
 from flax import nnx
 from jax.example_libraries import stax
+from jax.nn import relu
 
 import seqbridge as sb
 
@@ -175,3 +176,27 @@ def test_a_module_in_another_librarys_module_is_refused(
 @pytest.mark.parametrize("function", [jnp.tanh, jax.jit(jnp.tanh), lambda x: x * 2, functools.partial(jnp.clip, min=0)])
 def test_functions_without_modules_are_welcome_there(function: Any, hold: Callable[[Any], Any]) -> None:
     assert sb.Sequential([hold(function)]).build(X.shape)(X).shape == (3, 3)
+
+
+LINEAR = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+MAPPED, COMPILED, BOUND = jax.vmap(LINEAR), jax.jit(LINEAR), functools.partial(lambda module, x: module(x), LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("MAPPED", lambda x: MAPPED(x)),  # noqa: PLW0108
+        ("COMPILED", lambda x: jnp.tanh(COMPILED(x))),
+        ("BOUND", lambda x: BOUND(x) + 1),
+    ],
+)
+def test_a_module_in_a_function_among_the_globals_is_refused(name: str, function: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=rf"uses {name}, which holds a Linear \(equinox\).*Put {name} into the list"):
+        sb.Sequential([function])
+
+
+def test_functions_among_the_globals_that_hold_none_are_welcome() -> None:
+    assert float(sb.Sequential([lambda x: FACTORED(x) + relu(x)])(1.0)) == 3.0
+
+
+FACTORED = functools.partial(lambda factor, x: factor * x, 2.0)
