@@ -97,6 +97,19 @@ def test_gradients_are_the_librarys_own(case: Case) -> None:
     assert all(np.abs(g).sum() > 0 for g in grads.values()) or case.mode
 
 
+def test_a_summary_tells_what_a_call_will_show(case: Case) -> None:
+    model = sb.Sequential([case.make()])
+    built = model.built  # what came with its values
+    before = model.summary(*case.inputs, training=True, **case.keywords)
+    assert model.built == built
+    model.build(*case.inputs, **case.keywords)
+    (row,) = before.rows
+    assert row == model.summary(training=True).rows[0]
+    assert row.params == sum(box.size for box in model.vars().subset("params").values())
+    outputs = model.trace(*case.arrays(), training=True, rng=KEY, **case.keywords)
+    assert repr(outputs).endswith(f"  {row.outputs}")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_jit_agrees_and_traces_once(case: Case, training: bool) -> None:
     model, other = make(case), make(case)

@@ -185,7 +185,7 @@ MAPPED, COMPILED, BOUND = jax.vmap(LINEAR), jax.jit(LINEAR), functools.partial(l
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        ("MAPPED", lambda x: MAPPED(x)),  # noqa: PLW0108
+        ("MAPPED", lambda x: MAPPED(x)),
         ("COMPILED", lambda x: jnp.tanh(COMPILED(x))),
         ("BOUND", lambda x: BOUND(x) + 1),
     ],
