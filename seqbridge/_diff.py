@@ -17,7 +17,7 @@ from seqbridge._paths import path_text
 from seqbridge._safetensors import file_path, read_safetensors
 from seqbridge._saving import bare
 from seqbridge._stateful import Locks, Stateful
-from seqbridge._table import Column, shown, table, to_html
+from seqbridge._table import Column, filled, shown, table, to_html
 
 _COLUMNS = (
     Column("variable", least=30),
@@ -73,27 +73,27 @@ class Differences(Sequence[Different]):
         return tuple(row.name for row in self._found)
 
     def __str__(self) -> str:
-        return shown(_COLUMNS, self._cells(), self._footer()) if self else self._footer()[0]
+        return shown(*self._table(), self._footer()) if self else self._footer()[0]
 
     __repr__ = __str__
 
     def text(self) -> str:
         """The table as plain text, as wide as it need be."""
-        return "\n".join([table(_COLUMNS, self._cells()), *self._footer()])
+        return "\n".join([table(*self._table()), *self._footer()])
 
     def _repr_html_(self) -> str:
-        return to_html(_COLUMNS, self._cells(), self._footer())
+        return to_html(*self._table(), self._footer())
 
     def _footer(self) -> list[str]:
         return [f"{len(self) or 'none'} of {self.compared} variables differ{'s' if len(self) == 1 else ''}"]
 
-    def _cells(self) -> list[list[str]]:
-        return [
-            [row.name, row.what, f"{row.changed:,} of {row.size:,}", f"{row.largest:.3g}", f"{row.relative:.3g}"]
-            if row.changed
-            else [row.name, row.what, "", "", ""]
-            for row in self._found
-        ]
+    def _table(self) -> tuple[list[Column], list[list[str]]]:
+        return filled(_COLUMNS, [_cells(row) for row in self._found], 2)
+
+
+def _cells(row: Different) -> list[str]:
+    numbers = [f"{row.changed:,} of {row.size:,}", f"{row.largest:.3g}", f"{row.relative:.3g}"]
+    return [row.name, row.what, *(numbers if row.changed else [""] * 3)]
 
 
 def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickle: bool = False) -> Differences:

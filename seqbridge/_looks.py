@@ -51,11 +51,13 @@ class Looks(LayerList):
             call = Call(call.training, {**built_for.keywords, **call.keywords}, call.per_layer or built_for.per_layer)
         return summarize(self, inputs, call, given=given, count=count)
 
-    def _repr_html_(self) -> str:
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows; not as `_repr_html_`, which treescope would show in place of its tree."""
         try:
-            return self._summary((), Call(), count=False)._repr_html_()
+            shown = self._summary((), Call(), count=False)._repr_html_()
         except Exception:  # a notebook must be able to show what is broken, too
-            return f"<pre>{html.escape(repr(self))}</pre>"
+            shown = f"<pre>{html.escape(repr(self))}</pre>"
+        return {"text/plain": repr(self), "text/html": shown}
 
     def __repr__(self) -> str:
         lines = []

@@ -31,7 +31,8 @@ class Outputs(OrderedDict[str, Any]):
         raise KeyError(f"no layer is called {name!r}{hint}; there are {', '.join(short)}")
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name}  {shape_text(out)}" for name, out in self.items())
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:<{width}}  {shape_text(out)}" for name, out in self.items())
 
 
 def _flatten(outputs: Outputs) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:

@@ -15,9 +15,17 @@ from seqbridge._live import inner
 from seqbridge._safetensors import WeightsError
 from seqbridge._stateful import Locks
 from seqbridge._structure import Structure
-from seqbridge._table import table
+from seqbridge._table import Column, table, to_html
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable, cast
+
+_COLUMNS = (
+    Column("source", 20),
+    Column("target", 20),
+    Column("weight"),
+    Column("shape", 12),
+    Column("transformation", 16),
+)
 
 
 class Plan:
@@ -59,13 +67,18 @@ class Plan:
             commit({box: cast(box.name, jnp.array(array), box.value) for box, array in self._new.items()})
 
     def __str__(self) -> str:
-        lines = [table(("source", "target", "weight", "shape", "transformation"), self.rows)] if self.rows else []
-        lines += [f"problem: {text}" for text in self.problems]
+        return "\n".join([*([table(_COLUMNS, self.rows)] if self.rows else []), *self._below()])
+
+    def _repr_html_(self) -> str:
+        return to_html(_COLUMNS, self.rows, self._below())
+
+    def _below(self) -> list[str]:
+        lines = [f"problem: {text}" for text in self.problems]
         lines += [f"accepted: {text}" for text in self.accepted]
         lines += [f"note: {text}" for text in self.notes]
         if self.difference is not None:
             lines.append(f"largest difference of the outputs: {self.difference:.3g}")
-        return "\n".join(lines)
+        return lines
 
     __repr__ = __str__
 

@@ -22,7 +22,7 @@ from seqbridge._layout import Layout
 from seqbridge._names import shape_text, shapes_text
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure
-from seqbridge._table import Column, shown, table, to_html
+from seqbridge._table import Column, filled, shown, table, to_html
 
 _COLUMNS = (
     Column("layer"),
@@ -102,10 +102,7 @@ class Summary:
         return to_html(*self._table(), self._footer())
 
     def _table(self) -> tuple[list[Column], list[list[str]]]:
-        """The columns that have anything in them, and the rows."""
-        cells = [_cells(row) for row in self.rows]
-        kept = [i for i in range(len(_COLUMNS)) if i < 3 or any(row[i] for row in cells)]
-        return [_COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in cells]
+        return filled(_COLUMNS, [_cells(row) for row in self.rows], 3)
 
     def _footer(self) -> list[str]:
         from rich.filesize import decimal  # late: nobody needs it but who looks

@@ -37,6 +37,14 @@ def colour(library: str, lightness: float = 0.34) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))
 
 
+def filled(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], always: int
+) -> tuple[list[Column], list[list[str]]]:
+    """The table without the columns that have nothing in them, after the first `always`."""
+    kept = [i for i in range(len(columns)) if i < always or any(row[i] for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
 def table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> str:
     """Rows under their headings, as wide as they need be."""
     columns = [Column(c) if isinstance(c, str) else c for c in columns]
@@ -76,7 +84,8 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
 def _console(**options: Any) -> Any:
     from rich.console import Console  # late: nobody needs it but who looks
 
-    return Console(**options)
+    # In a notebook rich would show the table by itself, wherever it was to go.
+    return Console(force_jupyter=False, **options)
 
 
 def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
@@ -101,7 +110,7 @@ def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
 
 def to_html(columns: Sequence[Column], rows: Iterable[Sequence[str]], footer: Sequence[str]) -> str:
     """The table for a notebook; it has no scripts, so that it is seen wherever the notebook is."""
-    cell = "padding: 2px 8px; white-space: pre"
+    cell = "padding: 2px 8px"
 
     def data(text: str, column: Column) -> str:
         align = "right" if column.right else "left"
@@ -109,7 +118,8 @@ def to_html(columns: Sequence[Column], rows: Iterable[Sequence[str]], footer: Se
         if column.coloured and text:
             look = f"background: {colour(text)}; color: white; border-radius: 4px; padding: 0 6px"
             shown = f'<span style="{look}">{shown}</span>'
-        return f'<td style="{cell}; text-align: {align}">{shown}</td>'
+        space = "normal" if column.least else "pre"
+        return f'<td style="{cell}; text-align: {align}; white-space: {space}">{shown}</td>'
 
     head = "".join(f'<th style="{cell}; text-align: left">{html.escape(c.title)}</th>' for c in columns)
     body = "".join(f"<tr>{''.join(map(data, row, columns))}</tr>" for row in rows)

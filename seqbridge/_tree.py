@@ -19,7 +19,10 @@ def unfolding(node: Stateful, path: str | None, render: Any) -> Any:
     (head, opened, closed), children, background = _content(node)
     lines = []
     for called, place, child in children:
-        below = render(child, path=None if path is None else path + place)
+        if isinstance(child, Layer) and not child._by_name():  # a function that stands twice shares nothing
+            below = rendering_parts.text(repr(child))
+        else:
+            below = render(child, path=None if path is None else path + place)
         lines.append(rendering_parts.siblings_with_annotations(called, below))
     return rendering_parts.build_foldable_tree_node_from_children(
         head + opened, lines, closed, comma_separated=True, path=path, background_color=background
@@ -35,7 +38,7 @@ def _content(node: Any) -> tuple[tuple[str, str, str], list[tuple[str, str, Any]
 
 @_content.register
 def _(node: Variable) -> Any:
-    shown = {"value": node.value, "name": node.name, "kind": node.kind, "trainable": node.trainable}
+    shown = {"value": node.value, "kind": node.kind, "trainable": node.trainable, "name": node.name}
     if node.trainable == (node.kind == "params"):
         del shown["trainable"]
     return ("Variable", "(", ")"), [(f"{name}=", f".{name}", value) for name, value in shown.items()], None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").rglob("*.py"))
+NOTEBOOKS = [path for path in EXAMPLES if path.parent.name == "notebooks"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -25,3 +26,20 @@ def test_example(example: Path, tmp_path: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert {"quickstart", "seed_walkthrough"} <= {path.stem for path in EXAMPLES}
+
+
+def test_there_are_three_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [
+        "embeddings_from_a_classifier",
+        "mix_three_libraries",
+        "port_a_haiku_model",
+    ]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_have_cells_of_text_and_of_code(notebook: Path) -> None:
+    lines = notebook.read_text().splitlines()
+    assert lines[0] == "# %% [markdown]"
+    assert lines[1].startswith("# # ")  # the title
+    assert lines.count("# %% [markdown]") >= 5
+    assert lines.count("# %%") >= 5
