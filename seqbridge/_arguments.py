@@ -24,6 +24,18 @@ class _Tree(NamedTuple):
     leaves: tuple[Any, ...]
 
 
+class _Unhashable(tuple[type, Any]):
+    """A static value that a compiled function can't be told from others by."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise TypeError(
+            f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static argument must be "
+            "hashable: give a tuple or a frozenset of it, say, or let the function close over it"
+        )
+
+
 _GIVEN = object()  # the place of an array in a signature
 _sorts: dict[type, int] = {}
 
@@ -83,10 +95,8 @@ def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
         return value._token()
     leaves, treedef = jax.tree.flatten(value, is_leaf=lambda leaf: isinstance(leaf, Stateful))
     if len(leaves) == 1 and leaves[0] is value:
-        if callable(value) or isinstance(value, Hashable):
-            return type(value), value
-        arrays.append(value)  # JAX says what is wrong with it
-        return _GIVEN
+        static = type(value), value
+        return static if callable(value) or isinstance(value, Hashable) else _Unhashable(static)
     return _Tree(treedef, tuple([_sort(leaf, arrays, holders) for leaf in leaves]))
 
 

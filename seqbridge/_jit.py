@@ -93,7 +93,8 @@ def _check_known(function: Callable[..., Any], places: Iterable[str | int]) -> N
         return
     for name in places:
         if isinstance(name, str) and name not in signature.parameters:
-            raise TypeError(f"the function takes no {name!r}{nearest(name, signature.parameters)}")
+            near = nearest(name, signature.parameters)
+            raise TypeError(f"sb.jit was told of an argument {name!r}, but the function takes no {name!r}{near}")
 
 
 @overload
@@ -165,6 +166,7 @@ def jit(
         return functools.partial(jit, **given)
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
+    _check_known(function, places_of(function, static_argnames))
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate, pack)
     batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)
