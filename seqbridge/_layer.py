@@ -196,12 +196,12 @@ class Layer(Saved):
             KeyError, ValueError, TypeError: The call changed the structure, a shape or a dtype.
         """
         assert self._layout is not None
+        arrays = self._layout.flatten(f"the state of {self!r} after the call", variables)
         changed = {}
-        for box, new in zip(self._variables, self._layout.flatten("the state after the call", variables), strict=True):
-            old = box.value
-            if new is old:
+        for box, new in zip(self._variables, arrays, strict=True):
+            if new is (old := box.value):
                 continue
-            if new.dtype != old.dtype:
+            if hasattr(new, "dtype") and new.dtype != old.dtype:
                 raise TypeError(f"{box.name} was {old.dtype} and would become {new.dtype}: a state keeps its dtype")
             changed[box] = cast(box.name, new, old)
         return changed

@@ -162,7 +162,8 @@ def refuse_in_trace(what: str, arguments: Iterable[Any] = ()) -> None:
         RuntimeError: With the cure.
     """
     if tracing() or has_tracer(list(arguments)):
+        cure = ", for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply"
         raise RuntimeError(
             f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store tracers. "
-            "Do it before, for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply."
+            f"Do it before{cure if 'build' in what else ', or after it'}."
         )

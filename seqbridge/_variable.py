@@ -37,7 +37,9 @@ def cast(name: str, value: Any, like: Any) -> Any:
         raise ValueError(f"{name} can't be assigned an array that is deleted: it was donated to a program")
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         if not (isinstance(value, jax.Array) and value.dtype == like.dtype):
-            raise TypeError(f"{name} holds a PRNG key, {like.dtype}: can't assign {_shown(value)}")
+            raise TypeError(
+                f"{name} holds a PRNG key, {like.dtype}: can't assign {_shown(value)}; jax.random.key makes one"
+            )
         array = value
     elif isinstance(value, jax.Array) and value.dtype == like.dtype and not value.weak_type:
         array = value
@@ -243,7 +245,8 @@ class Variable(Operators, Stateful):
         return iter(self.value)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
-        return _restore(jnp.copy(self._concrete()), *self._rest())
+        with jax.ensure_compile_time_eval():  # a value, even if JAX is tracing something else
+            return _restore(jnp.copy(self._concrete()), *self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
         value = self._concrete()
