@@ -167,6 +167,17 @@ def pack_of(box: Variable) -> Pack | None:
 Cell: TypeAlias = Variable | Pack
 
 
+def store(cells: Sequence[Cell], arrays: Mapping[int, Any]) -> None:
+    """Writes the arrays of cells, by their numbers."""
+    try:
+        for i, array in arrays.items():
+            cells[i]._array = array
+    except BaseException:  # Ctrl-C, between two of them
+        for i, array in arrays.items():
+            cells[i]._array = array
+        raise
+
+
 def lost(cells: Sequence[Cell]) -> str:
     """The names of those whose array was donated to a program that failed, and is gone."""
     packs = [cell if isinstance(cell, Pack) else pack_of(cell) for cell in cells]

@@ -18,7 +18,7 @@ import jax
 
 from seqbridge._arguments import boxes_of, holders_of, is_array, rebuild, sort
 from seqbridge._function import signature_of
-from seqbridge._pack import Cells, lost, pack
+from seqbridge._pack import Cells, lost, pack, store
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
@@ -186,8 +186,7 @@ class Jitted(Generic[P, R]):
                     out, changed = program.compiled([], [cell._array for cell in cells], arrays)
                 if changed and tracing():
                     return self._inside(program, boxes, arrays)
-                for i, new in changed.items():
-                    cells[i]._array = new
+                store(cells, changed)
             return out
         except Exception as error:
             if gone := lost(cells):

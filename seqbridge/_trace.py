@@ -121,6 +121,14 @@ def read(variable: Variable) -> Any:
 def commit(changes: Mapping[Variable, Any]) -> None:
     """Writes all of `changes`, which are checked already, or raises and writes none."""
     targets = [_target(variable, value) for variable, value in changes.items()]
+    try:
+        _write(targets, changes)
+    except BaseException:  # Ctrl-C, between two of them
+        _write(targets, changes)
+        raise
+
+
+def _write(targets: Iterable[Frame | None], changes: Mapping[Variable, Any]) -> None:
     for frame, (variable, value) in zip(targets, changes.items(), strict=True):
         if frame is None:
             variable._value = value

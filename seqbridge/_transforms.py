@@ -13,6 +13,7 @@ import jax
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort, values_of
 from seqbridge._around import around, as_layer, key_within
 from seqbridge._layer import Layer
+from seqbridge._program import Jitted
 from seqbridge._pure import PureLayer
 from seqbridge._stateful import Locks, Stateful
 from seqbridge._structure import Structure
@@ -177,7 +178,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
 
 
 # Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to find.
-_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type(jax.jit(len)), Stateful
+_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type(jax.jit(len)), Jitted, Stateful
 
 
 def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
