@@ -130,7 +130,8 @@ def jit(
         vars: What the function closes over: `model.vars()`, a model, or a list of them.
         static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
         donate: Whether the arrays of the variables that change are given to the program, which saves memory and
-            time. Whoever else holds such an array loses it.
+            time. Whoever else holds such an array loses it. If the program fails while it runs, for want of memory,
+            say, they are lost, and the error names them.
         pack: Whether small variables are kept in a few arrays, which makes calls of a model with many of them faster;
             they are read, assigned and saved as before. See docs/speed.md for when it pays.
         mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ("data",))`.

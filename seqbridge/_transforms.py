@@ -48,11 +48,14 @@ def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, v
     def wrapped(*args: Any, **keywords: Any) -> Any:
         boxes = boxes_of(closed + sort(args, keywords)[2])
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
+        if len(axes) != len(args):
+            raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
         mapped = {i: (a, axis) for i, (a, axis) in enumerate(zip(args, axes, strict=True)) if _only_arrays(a)}
         mapped |= {name: (a, 0) for name, a in keywords.items() if _only_arrays(a)}
-        size = next(
-            leaf.shape[axis] for a, axis in mapped.values() if isinstance(axis, int) for leaf in jax.tree.leaves(a)
-        )
+        arrays = ((leaf, axis) for a, axis in mapped.values() if isinstance(axis, int) for leaf in jax.tree.leaves(a))
+        size = next((leaf.shape[axis] for leaf, axis in arrays if jax.numpy.ndim(leaf)), None)
+        if size is None:
+            raise ValueError("vmap: no argument is an array that could be mapped over")
         changed: list[Variable] = []
 
         def one(keys: list[Any], arrays: dict[Any, Any]) -> Any:

@@ -196,6 +196,8 @@ class Variable(Operators, Stateful):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"trainable is True or False, not {value!r:.60}")
         self._trainable = bool(value)
         edits.count += 1
 
