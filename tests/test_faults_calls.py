@@ -430,6 +430,63 @@ def _() -> None:
         kept.check()
 
 
+def loss(model: sb.Sequential, x: Any = X) -> Any:
+    return model(x, training=False).sum()
+
+
+@fault(
+    "a gradient of another shape", ValueError, r"\[0\]\(Dense\)\.bias has shape \(3,\): its gradient can't .* \(2, 3\)"
+)
+def _(model: sb.Sequential) -> None:
+    gradients = sb.grad(loss)(model)
+    sb.Optimizer(model, optax.sgd(0.1)).update({**gradients, "(Sequential)[0](Dense).bias": X})
+
+
+untyped: Any = sb  # what a type checker would refuse
+BY_NAME = r"an Optimizer knows its variables: write optimizer\.update\(gradients\), arrays by name; got "
+fault("an update with the model", TypeError, BY_NAME + "dict, Sequential")(
+    lambda model: untyped.Optimizer(model, optax.sgd(0.1)).update({}, model)
+)
+fault("an update without gradients", TypeError, BY_NAME + "NoneType")(
+    lambda model: untyped.Optimizer(model, optax.sgd(0.1)).update(None)
+)
+fault(
+    "an optimizer that wasn't called",
+    TypeError,
+    r"takes a transformation, such as optax\.adam\(1e-3\), not <function sgd",
+)(lambda model: untyped.Optimizer(model, optax.sgd))
+fault(
+    "the arguments of an optimizer in the wrong order",
+    TypeError,
+    "takes a model, a layer or a collection, not Gradient",
+)(lambda model: untyped.Optimizer(optax.sgd(0.1), model))
+fault("gradients of a number", TypeError, "gradients are of a function of models, or of a model, not of int")(
+    lambda model: untyped.grad(3)
+)
+fault("gradients of a vector", TypeError, r"scalar-output functions. Output had shape: \(2, 3\)")(
+    lambda model: sb.grad(lambda model: model(X, training=False))(model)
+)
+fault(
+    "gradients of one value where two are wanted",
+    TypeError,
+    "has_aux=True wants a pair of a scalar and anything, and got",
+)(lambda model: sb.grad(loss, has_aux=True)(model))
+fault("gradients of nothing", ValueError, r"nothing to differentiate: .* no trainable variable that wrt= lets through")(
+    lambda model: sb.grad(loss, wrt="kernal")(model)
+)
+fault("a map over nothing", ValueError, "vmap: no argument is an array that could be mapped over")(
+    lambda model: sb.vmap(loss)(model)
+)
+fault("axes that don't fit the arguments", ValueError, "vmap: in_axes= says 1 axes for 2 arguments")(
+    lambda model: sb.vmap(loss, in_axes=(0,))(model, X)
+)
+
+
+@fault("a text as trainable", TypeError, "trainable is True or False, not 'no'")
+def _(model: sb.Sequential) -> None:
+    model[0].bias.trainable = "no"
+
+
 @design("a slice shares its variables, and a deep copy has its own")
 def _() -> None:
     model = filled(sb.Sequential([nn.Dense(3), nn.Dense(3)]).build((2, 3)))

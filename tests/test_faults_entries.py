@@ -302,6 +302,14 @@ def _(model: sb.Sequential) -> None:
 # Building
 
 
+TAKES = r"build takes a shape or an array for each input, model\.build\(\(None, 28, 28, 1\)\); got "
+for given, shown in (("28", "'28'"), ((2.0, 3), r"\(2\.0, 3\)"), ((np.int64(2), 3), r"\(.*2.*, 3\)"), (True, "True")):
+    fault(f"{given} as a shape", TypeError, TAKES + shown)(lambda model, given=given: model.build(given))
+fault("a size of -1", ValueError, r"a size that may be anything is None, not -1: got the shape \(-1, 3\)")(
+    lambda model: model.build((-1, 3))
+)
+
+
 def broken(*_: Any) -> Any:
     raise FloatingPointError("no values")
 
