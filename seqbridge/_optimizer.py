@@ -55,7 +55,8 @@ class Optimizer(Saved):
             raise TypeError(f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}")
         if not all(callable(getattr(transformation, part, None)) for part in ("init", "update")):
             raise TypeError(
-                f"an Optimizer takes a transformation, such as optax.adam(1e-3), not {transformation!r:.60}"
+                "an Optimizer takes a gradient transformation that was made, such as adam(1e-3), not "
+                f"{transformation!r:.60}"
             )
         self._serial = 0
         self.transformation = transformation

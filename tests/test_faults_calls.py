@@ -453,7 +453,7 @@ fault("an update without gradients", TypeError, BY_NAME + "NoneType")(
 fault(
     "an optimizer that wasn't called",
     TypeError,
-    r"takes a transformation, such as optax\.adam\(1e-3\), not <function sgd",
+    r"takes a gradient transformation that was made, such as adam\(1e-3\), not <function sgd",
 )(lambda model: untyped.Optimizer(model, optax.sgd))
 fault(
     "the arguments of an optimizer in the wrong order",
