@@ -78,7 +78,12 @@ def _() -> None:
         assert sb.Sequential([transform(lambda x: hk.Linear(4)(x))])(X).shape == (2, 4)
 
 
-fault("a pair of functions that are no layer", TypeError, "is no entry", "seqbridge_stax")(
+fault(
+    "a list as an entry",
+    TypeError,
+    r"\(builtins\.list\) is no entry: .*, or Sequential\(\.\.\.\) for several entries in one",
+)(lambda model: model.append([jnp.tanh, jnp.sin]))
+fault("a pair of functions that are no layer", TypeError, r"is no entry: .*Sequential\(\.\.\.\)", "seqbridge_stax")(
     lambda model: model.append((jnp.tanh, jnp.sin))
 )
 fault("an optimizer of optax", TypeError, r"GradientTransformation.* is no entry")(
