@@ -32,10 +32,10 @@ def _batch(args: tuple[Any, ...]) -> int:
     """
     sizes = {leaf.shape[0] if jnp.ndim(leaf) else -1 for leaf in jax.tree.leaves(args)}
     if len(sizes) != 1 or -1 in sizes:
+        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)) or "none"
         raise ValueError(
-            "a per-example layer takes inputs with one leading axis, the batch; got shapes "
-            f"{', '.join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args))}. For an entry that takes a whole "
-            "batch, or one example at a time: sb.Layer(entry, per_example=False)"
+            f"a per-example layer takes inputs with one leading axis, the batch; got shapes {shapes}. For an entry "
+            "that takes a whole batch, or one example at a time: sb.Layer(entry, per_example=False)"
         )
     return sizes.pop()
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
+from seqbridge._function import signature_of
 from seqbridge._stateful import Stateful, Token, distinct
 from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
@@ -22,6 +23,18 @@ class _Tree(NamedTuple):
 
     treedef: Any
     leaves: tuple[Any, ...]
+
+
+class _Unhashable(tuple[type, Any]):
+    """A static value that a compiled function can't be told from others by."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise TypeError(
+            f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static argument must be "
+            "hashable: give a tuple or a frozenset of it, say, or let the function close over it"
+        )
 
 
 _GIVEN = object()  # the place of an array in a signature
@@ -83,10 +96,8 @@ def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
         return value._token()
     leaves, treedef = jax.tree.flatten(value, is_leaf=lambda leaf: isinstance(leaf, Stateful))
     if len(leaves) == 1 and leaves[0] is value:
-        if callable(value) or isinstance(value, Hashable):
-            return type(value), value
-        arrays.append(value)  # JAX says what is wrong with it
-        return _GIVEN
+        static = type(value), value
+        return static if callable(value) or isinstance(value, Hashable) else _Unhashable(static)
     return _Tree(treedef, tuple([_sort(leaf, arrays, holders) for leaf in leaves]))
 
 
@@ -151,3 +162,19 @@ def boxes_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
 
 def values_of(boxes: Iterable[Variable]) -> dict[Variable, Any]:
     return {box: box.value for box in boxes}
+
+
+def places_of(function: Callable[..., Any], names: Iterable[str]) -> frozenset[str | int]:
+    """Arguments by their names, and by the positions at which a call may give them."""
+    chosen = {names} if isinstance(names, str) else set(names)
+    signature = signature_of(function) if chosen else None
+    positions = enumerate(signature.parameters) if signature is not None else ()
+    return frozenset(chosen | {i for i, name in positions if name in chosen})
+
+
+def is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

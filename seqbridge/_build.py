@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge._apply import binding, evaluate, key_for, unused_key
 from seqbridge._dispatch import Call
@@ -167,12 +168,16 @@ def _is_shape(value: Any) -> bool:
     return type(value) is tuple and all(n is None or type(n) is int for n in value)
 
 
+_NUMBERS = int, float, np.generic
+
+
 def check_inputs(inputs: tuple[Any, ...]) -> None:
     """Raises if an input of `build` is no array and no shape, or if there is none."""
     for value in inputs or (None,):
         if type(value) is tuple and _is_shape(value) and any(n is not None and n < 0 for n in value):
             raise ValueError(f"a size that may be anything is None, not -1: got the shape {value}")
-        if value is None or isinstance(value, int) or (isinstance(value, list) and _is_shape(tuple(value))):
+        numbers = isinstance(value, list | tuple) and all(n is None or isinstance(n, _NUMBERS) for n in value)
+        if value is None or isinstance(value, (str, *_NUMBERS)) or (numbers and not _is_shape(value)):
             got = repr(value) if inputs else "nothing"
             raise TypeError(
                 f"build takes a shape or an array for each input, model.build((None, 28, 28, 1)); got {got}"

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._dtypes import category
 from seqbridge._match import DEFAULTS
 from seqbridge._parts import Part, Weight
 from seqbridge._pieces import Piece
-from seqbridge._variable import Variable, category
+from seqbridge._variable import Variable
 
 # Options that no weights can make up for.
 _REFUSED = {

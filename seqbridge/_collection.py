@@ -202,8 +202,10 @@ class VarCollection(Saved, Mapping[str, Variable]):
         if isinstance(values, Mapping):
             check_names("assign", (n for n in values if n not in self or n in first), first)
             values = [values[name] for name in first]
+        elif not isinstance(values, Sequence):
+            raise TypeError(f"assign takes arrays by name, or a list of them, not {type(values).__name__}")
         elif len(values) != len(first):
-            raise ValueError(f"got {len(values)} arrays for {len(first)} variables")
+            raise ValueError(f"got {len(values)} arrays for {len(first)} variables: {', '.join(first)}"[:500])
         with Locks(first.values()):
             commit({v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)})
 

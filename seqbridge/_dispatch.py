@@ -27,6 +27,13 @@ class Call:
     used: set[str] = field(default_factory=set)  # the keywords that a layer has got
     said: bool = True  # whether the mode is the caller's; what nobody said isn't handed to `**kwargs`
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.per_layer, Mapping):
+            raise TypeError(
+                "per_layer= takes a dict from the names or positions of layers to dicts of keywords, "
+                f"not {type(self.per_layer).__name__}"
+            )
+
     def of(self, own: Mapping[str, Any]) -> Call:
         """The call as one layer sees it, that has keywords of its own."""
         if not own:

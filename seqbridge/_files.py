@@ -19,7 +19,7 @@ import numpy as np
 from seqbridge._names import nearest
 from seqbridge._npz import check_size, read_npz
 from seqbridge._pure import PureLayer
-from seqbridge._safetensors import WeightsError, file_path, read_safetensors
+from seqbridge._safetensors import WeightsError, file_path, read_safetensors, seen_in
 
 GROUP = "seqbridge.files"
 _SUFFIXES = {
@@ -96,41 +96,17 @@ def format_of(path: str, wanted: str | None = None) -> str:
         raise WeightsError(f"{path} is neither a file nor a folder")
     else:
         with open(path, "rb") as file:
-            found = _seen_in(path, file.read(4096), os.path.getsize(path))
+            head = file.read(4096)
+        found = seen_in(path, head)
+        packed_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
+        if not found and packed_map and len(head) > 1 and not path.lower().endswith(tuple(_SUFFIXES)):
+            found = "msgpack"
     found = found or wanted or _SUFFIXES.get(os.path.splitext(path)[1].lower())
     if found is None:
         raise WeightsError(f"{path} is of no known format: name it, format=..., if it is {', '.join(sorted(known))}")
     if wanted not in (None, found):
         raise WeightsError(f"{path} is in the format {found}, not {wanted}")
     return found
-
-
-def _seen_in(path: str, head: bytes, size: int) -> str | None:
-    """The format by the first bytes; None: it can't be told from these."""
-    if not head:
-        raise WeightsError(f"{path} is empty: it was not written, or not downloaded, to the end")
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and 2 <= length <= 100_000_000:
-        return "safetensors"
-    for magic, kind in ((b"\x89HDF\r\n\x1a\n", "h5"), (b"\x93NUMPY", "eqx"), (b"PK", "npz")):
-        if head.startswith(magic):
-            return kind
-    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
-        return "pickle"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    no_weights = f"{path} holds no weights: it is "
-    if text.startswith(b"version https://git-lfs"):
-        raise WeightsError(no_weights + "a pointer of git-lfs to them. Get them by: git lfs pull")
-    if text.startswith(b"<"):
-        raise WeightsError(no_weights + "a page of a web site. Download the file itself, by its raw or resolve address")
-    if head.startswith(b"{") and b"\n\x93NUMPY" in head:
-        return "eqx"  # after a line of notes
-    if text.startswith((b"{", b"[")):
-        raise WeightsError(no_weights + "JSON, the configuration of a model, say. Give the file beside it")
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
-        raise WeightsError(f"{path} is compressed: unpack it first")
-    packed_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-    return "msgpack" if packed_map and size > 1 and not path.lower().endswith(tuple(_SUFFIXES)) else None
 
 
 def _reader(kind: str) -> Callable[..., Any]:

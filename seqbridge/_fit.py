@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._dtypes import category
 from seqbridge._names import nearest, plain
 from seqbridge._safetensors import WeightsError
-from seqbridge._variable import Variable, cast, category
+from seqbridge._variable import Variable, cast
 
 Rename: TypeAlias = "Mapping[Any, str | None] | Sequence[Any] | Callable[[str], str | None]"
 _MOST = 12  # lines of one kind

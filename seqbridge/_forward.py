@@ -16,6 +16,7 @@ from seqbridge._dispatch import Call, check_taken
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._names import nearest, shape_text, shapes_text
+from seqbridge._pack import lost
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure, walk
 
@@ -48,7 +49,7 @@ class Run:
         variables = self.states.get(layer) or self._tree(layer)
         key = key_for(layer, keys, variables, args, keywords, mode)
         out, state = apply(layer, variables, key, args, keywords)
-        if state and mode is not False:
+        if state and mode is not False and not _empty(args):
             self.states[layer] = {**variables, **state}
         return out
 
@@ -124,7 +125,9 @@ def _visit(
             return visit(layer, keys, args, keywords, mode)
     except Exception as error:
         given = f"; keywords: {', '.join(f'{k}={shape_text(v)}' for k, v in keywords.items())}" if keywords else ""
-        error.add_note(f"in layer {where} {layer!r}; inputs: {shapes_text(args) or 'none'}{given}")
+        note = f"in layer {where} {layer!r}; inputs: {shapes_text(args) or 'none'}{given}{_more(layer, args)}"
+        if note not in getattr(error, "__notes__", ()):  # once, however often a layer calls itself
+            error.add_note(note)
         raise
 
 
@@ -160,3 +163,24 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
             raise TypeError(f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}")
         found[i] = own
     return found
+
+
+def _more(layer: Layer, args: tuple[Any, ...]) -> str:
+    """What else may be wrong: inputs of other shapes than the variables were made for, or variables that are gone."""
+    built_for = layer._layout.inputs if layer._layout is not None else None
+    text = ""
+    if built_for is not None and _sizes(args) != _sizes(built_for[0]):
+        text = f"; its variables were made for: {shapes_text(built_for[0]) or 'none'}"
+    gone = lost(layer._variables)
+    return f"{text}; the arrays of {gone} were donated and are gone: assign them, or load the model" if gone else text
+
+
+def _sizes(args: tuple[Any, ...]) -> list[Any]:
+    """The shapes of arrays, but for the size of a batch."""
+    shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(args)]
+    return [shape and (len(shape), *shape[1:]) for shape in shapes]
+
+
+def _empty(args: tuple[Any, ...]) -> bool:
+    """Whether there are no examples: what most libraries take for their statistics is then NaN, for good."""
+    return any(getattr(leaf, "size", 1) == 0 for leaf in jax.tree.leaves(args))

@@ -71,8 +71,8 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     while isinstance(base, functools.partial):
         bound = {**base.keywords, **bound}
         base = base.func
-    if inspect.iscoroutinefunction(base) or inspect.isgeneratorfunction(base):
-        raise TypeError(f"{base.__name__} is a coroutine or generator function: its call returns no arrays")
+    if any(_returns_later(called) for called in (base, type(base).__call__)):
+        raise TypeError(f"{_name(base)} is a coroutine or generator function: its call returns no arrays")
     if isinstance(base, np.ufunc):
         if base is not function or not hasattr(jnp, base.__name__):
             raise TypeError(f"np.{base.__name__} takes no JAX tracers: write the function of jax.numpy")
@@ -107,6 +107,11 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         key_name=next((n for n in _KEY_NAMES if n in named and n not in bound), None),
         takes_key=any(n in named and n not in bound for n in _KEY_NAMES),
     )
+
+
+def _returns_later(function: Any) -> bool:
+    kinds = inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction
+    return any(kind(function) for kind in kinds)
 
 
 def _of_jax(function: Any) -> bool:

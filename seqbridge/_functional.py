@@ -16,7 +16,7 @@ from seqbridge._forward import Run, traverse
 from seqbridge._keys import Keys, as_key
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
-from seqbridge._names import check_names
+from seqbridge._names import check_names, nearest
 from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
 from seqbridge._variable import cast
@@ -82,18 +82,26 @@ class Form:
         self, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, keys: Keys
     ) -> tuple[Any, Parts, bool]:
         """Outputs, the variables after the call, and whether it has changed any."""
-        if not all(isinstance(part, Mapping) for part in variables.values()):
-            raise TypeError('apply takes {"params": {name: array}, "state": {name: array}}, as init returns it')
+        _check_form("apply", variables)
         given = {name: array for part in variables.values() for name, array in part.items()}
         check_names("apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own))
         arrays = {layer: [given[name] for name, _ in own] for layer, own in self.names.items()}
         run = Run(lambda layer: self.layouts[layer].tree(arrays[layer]))
         out = traverse(self._model, args, call, run, keys)
         after = {
-            layer: self.layouts[layer].flatten("the state after the call", new) for layer, new in run.states.items()
+            layer: self.layouts[layer].flatten(f"the state of {layer!r} after the call", new)
+            for layer, new in run.states.items()
         }
         changed = any(a is not b for layer in after for a, b in zip(after[layer], arrays[layer], strict=True))
         return out, self.parts(arrays | after), changed
+
+
+def _check_form(what: str, variables: Any) -> None:
+    if not isinstance(variables, Mapping) or not all(isinstance(part, Mapping) for part in variables.values()):
+        got = f"a flat {type(variables).__name__}" if isinstance(variables, Mapping) else type(variables).__name__
+        raise TypeError(
+            f'{what} takes {{"params": {{name: array}}, "state": {{name: array}}}}, as init returns it; got {got}'
+        )
 
 
 def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
@@ -157,7 +165,12 @@ def read(model: Structure) -> Parts:
 
 def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None:
     """Takes all of `variables`, or raises and takes none."""
-    check_names("assign", (kind for kind in variables if kind not in ("params", "state")), ())
+    _check_form("assign", variables)
+    for kind in variables:
+        if kind not in ("params", "state"):
+            raise KeyError(
+                f"assign: there is no {kind!r}{nearest(kind, ('params', 'state'))}; there are params and state"
+            )
     changes = {}
     with model._locks():
         table = model._by_name()

@@ -61,6 +61,8 @@ def value_and_grad(
         (Array(5., dtype=float32), {'w': Array([2., 4.], dtype=float32)})
     """
     closed = holders_of(function, vars)
+    if not callable(function):
+        raise TypeError(f"gradients are of a function of models, or of a model, not of {type(function).__name__}")
 
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
@@ -72,6 +74,8 @@ def value_and_grad(
             inside = {chosen[name]: value for name, value in values.items()}
             with Frame({**values_of(boxes), **inside}) as frame:
                 out = function(*args, **keywords)
+            if has_aux and not (isinstance(out, tuple | list) and len(out) == 2):
+                raise TypeError(f"has_aux=True wants a pair of a scalar and anything, and got {type(out).__name__}")
             value, aux = out if has_aux else (out, None)
             return value, (aux, frame.changes())
 

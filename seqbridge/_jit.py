@@ -9,10 +9,11 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 import jax
 import jax.numpy as jnp
 
+from seqbridge._arguments import places_of
 from seqbridge._function import signature_of
 from seqbridge._names import nearest
 from seqbridge._processes import check_agreement
-from seqbridge._program import Bound, Jitted, Program, places_of
+from seqbridge._program import Bound, Jitted, Program
 from seqbridge._spread import Spread
 from seqbridge._stateful import Stateful, edits
 from seqbridge._trace import tracing
@@ -93,7 +94,8 @@ def _check_known(function: Callable[..., Any], places: Iterable[str | int]) -> N
         return
     for name in places:
         if isinstance(name, str) and name not in signature.parameters:
-            raise TypeError(f"the function takes no {name!r}{nearest(name, signature.parameters)}")
+            near = nearest(name, signature.parameters)
+            raise TypeError(f"sb.jit was told of an argument {name!r}, but the function takes no {name!r}{near}")
 
 
 @overload
@@ -129,7 +131,8 @@ def jit(
         vars: What the function closes over: `model.vars()`, a model, or a list of them.
         static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
         donate: Whether the arrays of the variables that change are given to the program, which saves memory and
-            time. Whoever else holds such an array loses it.
+            time. Whoever else holds such an array loses it. If the program fails while it runs, for want of memory,
+            say, they are lost, and the error names them.
         pack: Whether small variables are kept in a few arrays, which makes calls of a model with many of them faster;
             they are read, assigned and saved as before. See docs/speed.md for when it pays.
         mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ("data",))`.
@@ -165,6 +168,7 @@ def jit(
         return functools.partial(jit, **given)
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
+    _check_known(function, places_of(function, static_argnames))
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate, pack)
     batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge._trace import tracing
 
@@ -61,15 +63,17 @@ def as_key(key: Any) -> jax.Array:
     Raises:
         TypeError: It is none of these.
     """
-    if isinstance(key, int) and not isinstance(key, bool):
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
         return jax.random.key(key)
     array: Any = key
     dtype = getattr(array, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and array.shape == ():
         return array
     if dtype == "uint32" and array.ndim == 1:
-        return jax.random.wrap_key_data(array)
-    raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {key!r:.60}")
+        with contextlib.suppress(TypeError):  # of a length that no key has
+            return jax.random.wrap_key_data(array)
+    got = f"{key!r:.60}" if dtype is None else f"{dtype}[{','.join(map(str, array.shape))}]"
+    raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {got}")
 
 
 def stream(seed: Any) -> jax.Array:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax
 from seqbridge._adapt import as_pure, owner_of, with_method
 from seqbridge._collection import VarCollection
 from seqbridge._dispatch import Parameters
+from seqbridge._dtypes import strong
 from seqbridge._files import native_tree
 from seqbridge._layout import Layout, lookup
 from seqbridge._live import Draws
@@ -22,7 +23,7 @@ from seqbridge._pure import PureLayer, Variables
 from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit
-from seqbridge._variable import Variable, cast, strong
+from seqbridge._variable import Variable, cast
 
 
 class Layer(Saved):
@@ -193,12 +194,12 @@ class Layer(Saved):
             KeyError, ValueError, TypeError: The call changed the structure, a shape or a dtype.
         """
         assert self._layout is not None
+        arrays = self._layout.flatten(f"the state of {self!r} after the call", variables)
         changed = {}
-        for box, new in zip(self._variables, self._layout.flatten("the state after the call", variables), strict=True):
-            old = box.value
-            if new is old:
+        for box, new in zip(self._variables, arrays, strict=True):
+            if new is (old := box.value):
                 continue
-            if new.dtype != old.dtype:
+            if hasattr(new, "dtype") and new.dtype != old.dtype:
                 raise TypeError(f"{box.name} was {old.dtype} and would become {new.dtype}: a state keeps its dtype")
             changed[box] = cast(box.name, new, old)
         return changed
@@ -266,9 +267,8 @@ class Layer(Saved):
         shown = name in named or any(n.startswith(f"{name}.") for n in named)
         return lookup(repr(self), named if shown else native | named, name, KeyError, built=self.built)
 
-    def __dir__(self) -> Iterator[str]:
-        yield from object.__dir__(self)
-        yield from (name.partition(".")[0] for name in self._by_name())
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *(name.partition(".")[0] for name in self._by_name())]
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self._by_name())

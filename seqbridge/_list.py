@@ -84,7 +84,9 @@ class LayerList(Structure, MutableSequence[Any]):
             if hasattr(type(self), name) or name in vars(self):
                 raise ValueError(f"{name!r} can't be the name of a layer: it is an attribute of {type(self).__name__}")
             if name in names[:i]:
-                raise ValueError(f"two layers are called {name!r}")
+                raise ValueError(
+                    f"two layers are called {name!r}, [{names.index(name)}] and [{i}]: give one of them another name"
+                )
 
     # The list
 

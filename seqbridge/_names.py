@@ -46,7 +46,7 @@ def shape_text(value: Any) -> str:
         return f"{x!r:.40}"
 
     leaves, treedef = jax.tree.flatten(value)
-    if treedef == jax.tree.structure(0):
+    if value is None or treedef == jax.tree.structure(0):
         return leaf(value)
     return f"{type(value).__name__}({', '.join(map(leaf, leaves))})"
 

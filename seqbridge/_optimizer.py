@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge._collection import Filter, VarCollection
 from seqbridge._names import check_names
@@ -52,6 +53,11 @@ class Optimizer(Saved):
     def __init__(self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None):
         if not isinstance(model, Stateful):
             raise TypeError(f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}")
+        if not all(callable(getattr(transformation, part, None)) for part in ("init", "update")):
+            raise TypeError(
+                "an Optimizer takes a gradient transformation that was made, such as adam(1e-3), not "
+                f"{transformation!r:.60}"
+            )
         self._serial = 0
         self.transformation = transformation
         self._model, self._wrt = model, wrt
@@ -87,13 +93,20 @@ class Optimizer(Saved):
 
         Raises:
             KeyError: Gradients are missing, or are of no variable of this optimizer.
+            ValueError: A gradient has another shape than its variable.
         """
-        if more or isinstance(gradients, Stateful):
-            raise TypeError("an Optimizer knows its variables: write optimizer.update(gradients)")
+        if more or isinstance(gradients, Stateful) or not isinstance(gradients, Mapping):
+            got = ", ".join(type(given).__name__ for given in (gradients, *more))
+            raise TypeError(
+                f"an Optimizer knows its variables: write optimizer.update(gradients), arrays by name; got {got}"
+            )
         self._follow()
         check_names("the gradients don't belong to the optimizer's variables", gradients, self._params)
         with Locks((*self._params.values(), *self._state)):
             params = {name: box.value for name, box in self._params.items()}
+            for name, param in params.items():
+                if (shape := np.shape(gradients[name])) != param.shape:
+                    raise ValueError(f"{name} has shape {param.shape}: its gradient can't have shape {shape}")
             state = jax.tree.unflatten(self._treedef, [box.value for box in self._state])
             steps, state = self.transformation.update({n: gradients[n] for n in params}, state, params, **extra)
             new = {box: params[n] + jnp.asarray(steps[n], params[n].dtype) for n, box in self._params.items()}

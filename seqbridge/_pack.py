@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._stateful import Stateful, edits, serial
+from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
 from seqbridge._within import Within
 
@@ -164,6 +165,26 @@ def pack_of(box: Variable) -> Pack | None:
 
 
 Cell: TypeAlias = Variable | Pack
+
+
+def store(cells: Sequence[Cell], arrays: Mapping[int, Any]) -> None:
+    """Writes the arrays of cells, by their numbers."""
+    try:
+        for i, array in arrays.items():
+            cells[i]._array = array
+    except BaseException:  # Ctrl-C, between two of them
+        for i, array in arrays.items():
+            cells[i]._array = array
+        raise
+
+
+def lost(cells: Sequence[Cell]) -> str:
+    """The names of those whose array was donated to a program that failed, and is gone."""
+    packs = [cell if isinstance(cell, Pack) else pack_of(cell) for cell in cells]
+    arrays = [cell._array if pack is None else pack._joined for cell, pack in zip(cells, packs, strict=True)]
+    real = [isinstance(array, jax.Array) and not isinstance(array, Tracer) for array in arrays]
+    gone = [c.name for c, array, known in zip(cells, arrays, real, strict=True) if known and array.is_deleted()]
+    return ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
 
 
 class Cells(tuple[Cell, ...]):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import threading
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeVar, overload
 
 import jax
 
-from seqbridge._arguments import boxes_of, holders_of, is_array, rebuild, sort
-from seqbridge._function import signature_of
-from seqbridge._pack import Cells, pack
+from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort
+from seqbridge._pack import Cells, lost, pack, store
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
@@ -130,7 +130,7 @@ class Program:
             return [], held
         if True in [value.is_deleted() for value in held]:
             name = next(cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted())
-            raise RuntimeError(f"the array of {name} was donated before and is gone; assign the variable first")
+            raise RuntimeError(f"the array of {name} was donated before and is gone: assign it, or load the model")
         donated = held if not self._kept else [held[i] for i in self.donated]
         kept = [held[i] for i in self._kept]
         ids = set(map(id, held))
@@ -149,14 +149,6 @@ def _forget(program: weakref.ref[Program]) -> None:
         found.bound = None
 
 
-def places_of(function: Callable[..., Any], names: Iterable[str]) -> frozenset[str | int]:
-    """Arguments by their names, and by the positions at which a call may give them."""
-    chosen = {names} if isinstance(names, str) else set(names)
-    signature = signature_of(function) if chosen else None
-    positions = enumerate(signature.parameters) if signature is not None else ()
-    return frozenset(chosen | {i for i, name in positions if name in chosen})
-
-
 class Jitted(Generic[P, R]):
     """What `jit` returns: calls like the function that it was made from."""
 
@@ -173,6 +165,7 @@ class Jitted(Generic[P, R]):
         self._programs: dict[Hashable, Program] = {}
         self._now = _Now()
         self._latest: Program | None = None
+        self._warned = False
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
         program, (boxes, cells, lock, _), arrays = self._prepare(args, keywords)
@@ -187,9 +180,12 @@ class Jitted(Generic[P, R]):
                     out, changed = program.compiled([], [cell._array for cell in cells], arrays)
                 if changed and tracing():
                     return self._inside(program, boxes, arrays)
-                for i, new in changed.items():
-                    cells[i]._array = new
+                store(cells, changed)
             return out
+        except Exception as error:
+            if gone := lost(cells):
+                error.add_note(f"the arrays of {gone} were donated and are gone: assign them, or load the model")
+            raise
         finally:
             self._now.call = None
 
@@ -217,14 +213,19 @@ class Jitted(Generic[P, R]):
         try:
             program = self._programs.get(key)
         except TypeError as error:
-            named = {n: value for n, value in keywords.items() if n in self._static}
-            bad = next((n for n, value in named.items() if not _hashable(value)), "a static argument")
-            raise TypeError(f"{bad!r} is static, and a static argument must be hashable: {error}") from error
+            named = {**dict(enumerate(args)), **keywords}
+            bad = next((n for n, value in named.items() if n in self._static and not is_hashable(value)), None)
+            if bad is None:
+                raise
+            raise TypeError(
+                f"argument {bad!r} is static, and a static argument must be hashable: {error}. Give a tuple, say"
+            ) from error
         if program is None:
             program = Program(self._function, signature, len(self._closed), self._now, self._spread)
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
+                self._warn()
         if self._pack and not program.packed and not tracing():
             before = edits.count
             pack(holders)
@@ -235,6 +236,16 @@ class Jitted(Generic[P, R]):
         self._now.call = holders, bound
         self._remember(args, keywords, program, bound, holders)
         return program, bound, arrays
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self!r} was compiled {_MOST_PROGRAMS + 1} times. Each value of what is static (a bool, a string, a "
+                "function, what static_argnames names) is another program, and so is each edit of a model: give as an "
+                "array what changes often, and the same function object each time",
+                stacklevel=4,
+            )
 
     def _again(self, args: tuple[Any, ...]) -> tuple[Program, Bound, list[Any]] | None:
         """What the call before prepared, if this one is like it, as nearly every call is."""
@@ -276,11 +287,3 @@ class Jitted(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from seqbridge._around import around, as_layer, key_within
 from seqbridge._copies import Copy
+from seqbridge._dtypes import strong
 from seqbridge._keys import fold_in
 from seqbridge._layer import Layer
 from seqbridge._names import nearest
 from seqbridge._pure import MODE_FLAGS, Annotated, PureLayer, Variables
-from seqbridge._variable import strong
 
 
 class Repeat(Layer):

@@ -93,6 +93,8 @@ def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mappin
         raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, whose place the file would take
+        raise OSError(f"{path} can't be written: it is neither a file nor a folder")
     with replacing(path) as temporary:
         try:
             save_file(stored, temporary, metadata)
@@ -121,6 +123,8 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     from safetensors import SafetensorError, deserialize
 
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe might take forever
+        raise WeightsError(f"{path} is neither a file nor a folder")
     with open(path, "rb") as file:
         data = file.read()
     try:
@@ -132,8 +136,10 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             if name != "__metadata__"
         }
     except (SafetensorError, ValueError, KeyError, MemoryError, OverflowError, RecursionError) as error:
+        kind = seen_in(path, data[:4096])
+        looks = f" (it looks like {kind})" if kind not in (None, "safetensors") else ""
         raise WeightsError(
-            f"{path} is damaged, or no safetensors file: {error}. What other libraries have written, "
+            f"{path} is damaged, or no safetensors file{looks}: {error}. What other libraries have written, "
             "model[i].load_native(path) reads"
         ) from error
     metadata = header.get("__metadata__", {})
@@ -152,6 +158,37 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, dict(said["about"])
     except (AttributeError, KeyError, TypeError, RecursionError) as error:  # nor is it as `write_safetensors` makes it
         raise WeightsError(f"{path} says of itself what can't be: {error}") from error
+
+
+def seen_in(path: str, head: bytes) -> str | None:
+    """The format of a file by its first bytes; None: it can't be told from these.
+
+    Raises:
+        WeightsError: It holds no weights, and what it is instead.
+    """
+    if not head:
+        raise WeightsError(f"{path} is empty: it was not written, or not downloaded, to the end")
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= length <= 100_000_000:
+        return "safetensors"
+    for magic, kind in ((b"\x89HDF\r\n\x1a\n", "h5"), (b"\x93NUMPY", "eqx"), (b"PK", "npz")):
+        if head.startswith(magic):
+            return kind
+    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
+        return "pickle"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    no_weights = f"{path} holds no weights: it is "
+    if text.startswith(b"version https://git-lfs"):
+        raise WeightsError(no_weights + "a pointer of git-lfs to them. Get them by: git lfs pull")
+    if text.startswith(b"<"):
+        raise WeightsError(no_weights + "a page of a web site. Download the file itself, by its raw or resolve address")
+    if head.startswith(b"{") and b"\n\x93NUMPY" in head:
+        return "eqx"  # after a line of notes
+    if text.startswith((b"{", b"[")):
+        raise WeightsError(no_weights + "JSON, the configuration of a model, say. Give the file beside it")
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
+        raise WeightsError(f"{path} is compressed: unpack it first")
+    return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

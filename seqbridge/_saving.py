@@ -152,6 +152,8 @@ def restored(array: Any, note: Mapping[str, Any]) -> Any:
 
 def _stored(name: str, value: Any) -> np.ndarray:
     """The array as a file takes it."""
+    if value.is_deleted():
+        raise RuntimeError(f"the array of {name} was donated and is gone: assign it, or load the model")
     if not value.is_fully_addressable:
         raise RuntimeError(
             f"{name} is spread over several processes: save it by sb.Checkpoint, which each of them calls"

@@ -77,8 +77,15 @@ class Locks(tuple[threading.RLock, ...]):
         return super().__new__(cls, (distinct[key] for key in sorted(distinct)))
 
     def __enter__(self) -> None:
-        for lock in self:
-            lock.acquire()
+        held = 0
+        try:
+            for lock in self:
+                lock.acquire()
+                held += 1
+        except BaseException:  # Ctrl-C, while it waits for one of them
+            for lock in self[:held]:
+                lock.release()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for lock in reversed(self):

@@ -242,7 +242,7 @@ class Structure(Saved):
         Structure.__init__(self)
         vars(self).update(state)
         self._adopt()
-        if self._stream is not None:
+        if self._stream is not None and self._stream._namer is None:  # a copy; else it is that of a model that lives
             self._stream._lock = self._lock
             self._stream._namer = stream_namer(self)
 

@@ -121,6 +121,14 @@ def read(variable: Variable) -> Any:
 def commit(changes: Mapping[Variable, Any]) -> None:
     """Writes all of `changes`, which are checked already, or raises and writes none."""
     targets = [_target(variable, value) for variable, value in changes.items()]
+    try:
+        _write(targets, changes)
+    except BaseException:  # Ctrl-C, between two of them
+        _write(targets, changes)
+        raise
+
+
+def _write(targets: Iterable[Frame | None], changes: Mapping[Variable, Any]) -> None:
     for frame, (variable, value) in zip(targets, changes.items(), strict=True):
         if frame is None:
             variable._value = value
@@ -162,7 +170,8 @@ def refuse_in_trace(what: str, arguments: Iterable[Any] = ()) -> None:
         RuntimeError: With the cure.
     """
     if tracing() or has_tracer(list(arguments)):
+        cure = ", for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply"
         raise RuntimeError(
             f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store tracers. "
-            "Do it before, for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply."
+            f"Do it before{cure if 'build' in what else ', or after it'}."
         )

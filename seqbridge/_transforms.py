@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from seqbridge._arguments import boxes_of, holders_of, rebuild, sort, values_of
 from seqbridge._around import around, as_layer, key_within
 from seqbridge._layer import Layer
+from seqbridge._program import Jitted
 from seqbridge._pure import PureLayer
 from seqbridge._stateful import Locks, Stateful
 from seqbridge._structure import Structure
@@ -69,11 +70,14 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
     def wrapped(*args: P.args, **keywords: P.kwargs) -> Any:
         boxes = boxes_of(closed + sort(args, keywords)[2])
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
+        if len(axes) != len(args):
+            raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
         mapped = {i: (a, axis) for i, (a, axis) in enumerate(zip(args, axes, strict=True)) if _only_arrays(a)}
         mapped |= {name: (a, 0) for name, a in keywords.items() if _only_arrays(a)}
-        size = next(
-            leaf.shape[axis] for a, axis in mapped.values() if isinstance(axis, int) for leaf in jax.tree.leaves(a)
-        )
+        arrays = ((leaf, axis) for a, axis in mapped.values() if isinstance(axis, int) for leaf in jax.tree.leaves(a))
+        size = next((leaf.shape[axis] for leaf, axis in arrays if jax.numpy.ndim(leaf)), None)
+        if size is None:
+            raise ValueError("vmap: no argument is an array that could be mapped over")
         changed: list[Variable] = []
 
         def one(keys: list[Any], values: list[Any]) -> Any:
@@ -95,10 +99,9 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
                 out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, values)
             except ValueError as error:
                 if "out_axes" in str(error) and changed:
-                    names = ", ".join(box.name for box in changed if box not in rngs)
                     error.add_note(
-                        f"{names} would get another value for each example: run the model on the whole batch, or with "
-                        "training=False"
+                        f"{', '.join(box.name for box in changed if box not in rngs)} would get another value for each "
+                        "example: run the model on the whole batch, or with training=False"
                     )
                 raise
             changes = dict(zip((box for box in changed if box not in rngs), new, strict=True))
@@ -224,7 +227,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
 
 
 # Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to find.
-_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type(jax.jit(len)), Stateful
+_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type(jax.jit(len)), Jitted, Stateful
 
 
 def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:

@@ -10,18 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._dtypes import category, strong, value_text
 from seqbridge._operators import Operators
 from seqbridge._stateful import Stateful, Token, edits, serial
 from seqbridge._trace import Tracer, born, commit, read
 from seqbridge._within import Within
 
 Kind = Literal["params", "state", "rng"]
-
-_CATEGORIES = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-
-
-def category(dtype: Any) -> int:
-    return next(i for i, kind in enumerate(_CATEGORIES) if jnp.issubdtype(dtype, kind))
 
 
 def cast(name: str, value: Any, like: Any) -> Any:
@@ -37,7 +32,9 @@ def cast(name: str, value: Any, like: Any) -> Any:
         raise ValueError(f"{name} can't be assigned an array that is deleted: it was donated to a program")
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         if not (isinstance(value, jax.Array) and value.dtype == like.dtype):
-            raise TypeError(f"{name} holds a PRNG key, {like.dtype}: can't assign {_shown(value)}")
+            raise TypeError(
+                f"{name} holds a PRNG key, {like.dtype}: can't assign {value_text(value)}; jax.random.key makes one"
+            )
         array = value
     elif isinstance(value, jax.Array) and value.dtype == like.dtype and not value.weak_type:
         array = value
@@ -48,7 +45,7 @@ def cast(name: str, value: Any, like: Any) -> Any:
             # A copy: JAX may alias a NumPy array, which its owner can write to.
             array = jnp.array(value)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} takes an array: can't assign {_shown(value)} ({error})") from error
+            raise TypeError(f"{name} takes an array: can't assign {value_text(value)} ({error})") from error
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or category(array.dtype) > category(like.dtype):
             raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
         if array.dtype != like.dtype or array.weak_type:
@@ -59,18 +56,6 @@ def cast(name: str, value: Any, like: Any) -> Any:
     if isinstance(layout, jax.sharding.NamedSharding) and not isinstance(array, Tracer) and array.sharding != layout:
         array = jax.device_put(array, layout)
     return array
-
-
-def strong(value: Any) -> jax.Array:
-    """`value` as an array whose dtype doesn't give way to others."""
-    array = value if isinstance(value, jax.Array) else jnp.array(value)
-    weak = getattr(array, "weak_type", False)  # keys have none
-    return jax.lax.convert_element_type(array, array.dtype) if weak else array
-
-
-def _shown(value: Any) -> str:
-    dtype = getattr(value, "dtype", None)
-    return f"{dtype}{list(value.shape)}" if dtype is not None else f"{type(value).__name__} {value!r:.60}"
 
 
 class Variable(Operators, Stateful):
@@ -196,6 +181,8 @@ class Variable(Operators, Stateful):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"trainable is True or False, not {value!r:.60}")
         self._trainable = bool(value)
         edits.count += 1
 
@@ -249,7 +236,8 @@ class Variable(Operators, Stateful):
         return iter(self.value)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
-        return _restore(jnp.copy(self._concrete()), *self._rest())
+        with jax.ensure_compile_time_eval():  # a value, even if JAX is tracing something else
+            return _restore(jnp.copy(self._concrete()), *self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
         value = self._concrete()
