@@ -48,12 +48,18 @@ pytest_plugins = ["matrix"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: not item.path.name.startswith(("test_examples", "test_processes")))
+    items.sort(key=lambda item: not item.path.name.startswith(("test_examples", "test_conformance", "test_export")))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Installs the third-party adapter of the tests, once, where all workers and their processes find it."""
+    """Installs the third-party adapter of the tests, once, where all workers and their processes find it.
+
+    They share what they compile, too: many tests run the same layers.
+    """
     if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="seqbridge-compiled-", ignore_cleanup_errors=True)
+        config.add_cleanup(cache.cleanup)
+        os.environ["SEQBRIDGE_COMPILED"] = cache.name
         folder = tempfile.TemporaryDirectory(prefix="seqbridge-toy-")
         config.add_cleanup(folder.cleanup)
         build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder.name]
@@ -61,6 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
         for wheel in Path(folder.name).glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(folder.name)
         os.environ["SEQBRIDGE_TOY"] = folder.name
+    jax.config.update("jax_compilation_cache_dir", os.environ["SEQBRIDGE_COMPILED"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
     where = os.environ["SEQBRIDGE_TOY"]
     sys.path.append(where)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), where]))

@@ -55,8 +55,8 @@ def _find(entry: Any) -> PureLayer:
         return function_layer(entry)
     several = ", or Sequential(...) for several entries in one" if type(entry) in (list, tuple, dict) else ""
     raise TypeError(
-        f"{entry!r:.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give a module, a transform "
-        f"or a callable{several}; {_known()}"
+        f"{' '.join(repr(entry).split()):.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give "
+        f"a module, a transform or a callable{several}; {_known()}"
     )
 
 

@@ -179,9 +179,7 @@ def check_inputs(inputs: tuple[Any, ...]) -> None:
         numbers = isinstance(value, list | tuple) and all(n is None or isinstance(n, _NUMBERS) for n in value)
         if value is None or isinstance(value, (str, *_NUMBERS)) or (numbers and not _is_shape(value)):
             got = repr(value) if inputs else "nothing"
-            raise TypeError(
-                f"build takes a shape or an array for each input, model.build((None, 28, 28, 1)); got {got}"
-            )
+            raise TypeError(f"a shape or an array is wanted for each input, model.build((None, 28, 28, 1)); got {got}")
 
 
 def has_open_sizes(inputs: Any) -> bool:
@@ -195,7 +193,8 @@ def _spec(value: Any, size: int | None) -> Any:
     if _is_shape(value):
         return jax.ShapeDtypeStruct(tuple(size if n is None else n for n in value), jnp.float32)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype))
+        dtype = jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)  # keys have such a one
+        return jax.ShapeDtypeStruct(value.shape, dtype)
     return value
 
 

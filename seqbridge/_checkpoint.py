@@ -142,7 +142,7 @@ class Checkpoint:
                     raise WeightsError(f"{where} has no {name}{nearest(name, stored)}; it has {', '.join(stored)}")
                 new, report = fit(table, stored[name], rename=rename, also=also[name], loose=cast)
                 if (strict and not report.whole) or (table and not new):
-                    raise WeightsError(f"{where} doesn't fit {name}, and nothing was loaded\n{report}")
+                    raise WeightsError(f"{where} doesn't fit {name}, and nothing was loaded\n{report.refused}")
                 self.reports[name] = report
                 changes |= new
             commit(changes)

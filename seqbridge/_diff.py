@@ -112,6 +112,7 @@ def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickl
     Raises:
         WeightsError, OSError: What `read` raises.
         RuntimeError: A model isn't built.
+        TypeError: Something else is given.
 
     Examples:
         >>> import copy, jax.numpy as jnp
@@ -169,6 +170,10 @@ def _arrays(given: Any, allow_pickle: bool) -> dict[str, np.ndarray]:
     if isinstance(given, Mapping) and given.keys() <= {"params", "state"}:
         given = {name: array for part in given.values() for name, array in part.items()}
     leaves = jax.tree_util.tree_leaves_with_path(given)
+    if any(not path for path, _ in leaves):
+        raise TypeError(
+            f"diff takes models, layers, collections, trees of arrays and paths; got {type(given).__name__}"
+        )
     return {
         ".".join(path_text(path)): np.asarray(bare(leaf) if hasattr(leaf, "dtype") else leaf) for path, leaf in leaves
     }

@@ -11,6 +11,7 @@ import numpy as np
 
 from seqbridge._names import nearest
 from seqbridge._pure import MODE_FLAGS, PureLayer
+from seqbridge._trace import Tracer
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _OF_THE_MODEL = {"rng", "per_layer"}  # the call's own, which no layer gets by name
@@ -67,10 +68,10 @@ def mode_of(training: Any) -> bool | None:
     """
     if training is None or isinstance(training, bool | np.bool_):
         return None if training is None else bool(training)
-    raise TypeError(
-        f"training= is True, False or None, not {training!r:.60}. Inside jax.jit make it a static argument; sb.jit "
-        "does so by itself."
+    cure = (
+        ". Inside jax.jit make it a static argument; sb.jit does so by itself" if isinstance(training, Tracer) else ""
     )
+    raise TypeError(f"training= is True, False or None, not {training!r:.60}{cure}")
 
 
 class Parameters:

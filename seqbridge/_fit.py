@@ -42,11 +42,17 @@ class Report:
         return not (self.missing or self.unexpected or self.wrong)
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} variables"]
-        lines += _some(f"missing: {name}{nearest(name, self.unexpected)}" for name in self.missing)
+        return "\n".join([f"loaded {len(self.loaded)} variables", *self._lines()])
+
+    @property
+    def refused(self) -> str:
+        """The report where nothing was loaded, though some would have been."""
+        return "\n".join([f"{len(self.loaded)} variables fit", *self._lines()])
+
+    def _lines(self) -> list[str]:
+        lines = _some(f"missing: {name}{nearest(name, self.unexpected)}" for name in self.missing)
         lines += _some(f"unexpected: {name}{nearest(name, self.missing)}" for name in self.unexpected)
-        lines += _some(self.wrong.values())
-        return "\n".join(lines)
+        return lines + _some(self.wrong.values())
 
 
 def _some(lines: Iterable[str]) -> list[str]:

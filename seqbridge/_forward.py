@@ -171,6 +171,8 @@ def _more(layer: Layer, args: tuple[Any, ...]) -> str:
     text = ""
     if built_for is not None and _sizes(args) != _sizes(built_for[0]):
         text = f"; its variables were made for: {shapes_text(built_for[0]) or 'none'}"
+    if any(isinstance(arg, bool) for arg in args):
+        text += "; the mode of a call is given by name: training=True"
     gone = lost(layer._variables)
     return f"{text}; the arrays of {gone} were donated and are gone: assign them, or load the model" if gone else text
 

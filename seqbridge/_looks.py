@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from seqbridge._build import check_inputs
 from seqbridge._dispatch import Call, call_of
 from seqbridge._list import LayerList
 from seqbridge._summary import Summary, summarize
@@ -46,7 +47,9 @@ class Looks(LayerList):
 
     def _summary(self, inputs: tuple[Any, ...], call: Call, *, count: bool = True) -> Summary:
         given = bool(inputs)
-        if not given and self._inputs is not None:
+        if given:
+            check_inputs(inputs)
+        elif self._inputs is not None:
             inputs, built_for = self._inputs
             call = Call(call.training, {**built_for.keywords, **call.keywords}, call.per_layer or built_for.per_layer)
         return summarize(self, inputs, call, given=given, count=count)

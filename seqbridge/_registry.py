@@ -147,12 +147,12 @@ def exporter(name: str) -> Export:
     try:
         return points[0].load()
     except ImportError as error:
-        error.add_note(f'to_{name} needs a library that isn\'t there: pip install "seqbridge[{name}]"')
+        error.add_note(f'to_{name} needs what this installs: pip install "seqbridge[{name}]"')
         raise
 
 
 def known() -> list[str]:
-    """What all adapters take, or, of those that aren't asked by a library's name, where they come from."""
-    packages = {name: point.value.partition(":")[0] for name, point in _installed().items()}
+    """What all adapters take, or, of those that aren't asked by a library's name, what they are called."""
+    packages = {name: point.value.partition(":")[0].removeprefix("seqbridge_") for name, point in _installed().items()}
     names = {*packages, *_registered}
     return sorted(packages.get(name, name) if name.startswith("builtins.") else name for name in names)

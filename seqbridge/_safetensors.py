@@ -25,6 +25,8 @@ _OURS = "seqbridge"
 class WeightsError(ValueError):
     """What is wrong with a file of weights, or between weights and the model that they are for."""
 
+    __module__ = "seqbridge"  # where whoever reads a traceback finds it
+
 
 def file_path(path: Any) -> str:
     """A path as text, with `~` spelt out."""

@@ -112,7 +112,7 @@ class Saved(Stateful):
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
             if (strict and not report.whole) or (not changes and table):
                 raise WeightsError(
-                    f"{path} doesn't fit, and nothing was loaded\n{report}{_hint(report, strict=strict)}"
+                    f"{path} doesn't fit, and nothing was loaded\n{report.refused}{_hint(report, strict=strict)}"
                 )
             commit(changes)
         return report

@@ -55,7 +55,8 @@ class Sequential(Looks):
     """
 
     def __init__(self, *layers: Any, seed: int = 0, key: Any = None):
-        super().__init__(seed if key is None else as_key(key))
+        start = seed if key is None else key
+        super().__init__(start if type(start) is int else as_key(start))
         given: Any = list(layers)
         if len(layers) == 1 and isinstance(layers[0], list | Mapping | Iterator | Looks):
             given = layers[0]

@@ -145,7 +145,8 @@ def _target(variable: Variable, value: Any) -> Frame | None:
             return frame
         if frame.compiled:
             raise _leak(variable, value)
-    if isinstance(value, Tracer):
+    # A value that isn't traced, too: the next key of a stream under jax.vmap, say, would be one key for all examples.
+    if isinstance(value, Tracer) or tracing():
         raise _leak(variable, value)
     return None
 

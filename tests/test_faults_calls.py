@@ -37,6 +37,12 @@ TAKEN = r"Keywords that are taken: factor \(\[1\]\(scale\)\); .*use_running_aver
 fault("a misspelt keyword", TypeError, r"no layer takes the keyword 'facter'; did you mean 'factor'\?", TAKEN)(
     lambda model: model(X, training=False, facter=2.0)
 )
+fault("a key by another name at a first call", TypeError, "the keyword 'key'; did you mean 'rng', the key of a call")(
+    lambda: sb.Sequential([nn.Dense(3), nn.Dropout(0.5)])(X, training=True, key=jax.random.key(0))
+)
+fault("one key for all examples of a plain vmap", RuntimeError, r"\.rng is assigned inside a JAX transform.*sb\.vmap")(
+    lambda model: jax.vmap(lambda x: model(x[None], training=True))(X)
+)
 fault("a misspelt keyword, compiled", TypeError, r"'facter'; did you mean 'factor'\?", TAKEN)(
     lambda model: sb.jit(model)(X, training=False, facter=2.0)
 )
@@ -100,6 +106,9 @@ def _() -> None:
 
 # Modes
 
+fault("a mode by position", TypeError, r"inputs: .*, True.*the mode of a call is given by name: training=True")(
+    lambda: sb.Sequential([nn.Dense(3)])(X, True)
+)
 fault("a mode that is no bool", TypeError, "training= is True, False or None, not 'yes'")(
     lambda model: model(X, training="yes")
 )

@@ -307,9 +307,17 @@ def _(model: sb.Sequential) -> None:
 # Building
 
 
-TAKES = r"build takes a shape or an array for each input, model\.build\(\(None, 28, 28, 1\)\); got "
+TAKES = r"a shape or an array is wanted for each input, model\.build\(\(None, 28, 28, 1\)\); got "
 for given, shown in (("28", "'28'"), ((2.0, 3), r"\(2\.0, 3\)"), ((np.int64(2), 3), r"\(.*2.*, 3\)"), (True, "True")):
     fault(f"{given} as a shape", TypeError, TAKES + shown)(lambda model, given=given: model.build(given))
+fault("a path for the inputs of a picture", TypeError, TAKES + r"'model\.svg'")(
+    lambda model: sb.plot(model, "model.svg")
+)
+fault("a number for the inputs of a summary", TypeError, TAKES + "28")(lambda model: model.summary(28))
+fault("a number to compare with", TypeError, "diff takes models, .*; got int")(lambda model: sb.diff(model, 3))
+fault("a seed that is none", TypeError, r"a key is an int, jax\.random\.key\(0\).*not 'a'")(
+    lambda: sb.Sequential([nn.Dense(2)], seed="a")  # pyright: ignore[reportArgumentType]
+)
 fault("a size of -1", ValueError, r"a size that may be anything is None, not -1: got the shape \(-1, 3\)")(
     lambda model: model.build((-1, 3))
 )

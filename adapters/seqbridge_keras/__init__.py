@@ -10,7 +10,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
-import keras
+
+try:
+    import keras
+except ImportError as error:  # Keras asks for TensorFlow where nobody says otherwise
+    error.add_note('seqbridge runs Keras on JAX: set os.environ["KERAS_BACKEND"] = "jax" before keras is imported')
+    raise
 
 from seqbridge import Annotated, Part, PureLayer, Variables, call_text, nest, signature_of
 from seqbridge_keras._export import export as export
