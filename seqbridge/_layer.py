@@ -284,7 +284,7 @@ class Layer(Saved):
 
     def __reduce__(self) -> tuple[Any, ...]:
         layout = self._layout
-        notes = layout and (layout.described(list(range(len(self._variables)))), layout.inputs)
+        notes = layout and (layout.described(list(range(len(self._variables)))), portable(layout.inputs))
         rest = self._variables, self._draws, self._origin
         return _remake, (type(self), portable(self.entry), self.name, self._options, notes, *rest)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from typing import Any
 
 from seqbridge._build import check_inputs
 from seqbridge._dispatch import Call, call_of
 from seqbridge._list import LayerList
+from seqbridge._pickle import portable
 from seqbridge._summary import Summary, summarize
 
 
@@ -18,6 +20,15 @@ class Looks(LayerList):
         super().__init__(seed)
         # What the first layer takes, with None for sizes that may be anything; and the keywords.
         self._inputs: tuple[tuple[Any, ...], Call] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._inputs is not None:
+            args, call = self._inputs
+            given = portable((dict(call.keywords), dict(call.per_layer)))
+            call = dataclasses.replace(call, keywords=given[0], per_layer=given[1])
+            state["_inputs"] = portable(args), call
+        return state
 
     def summary(self, *inputs: Any, **keywords: Any) -> Summary:
         """A table of the layers: library, entry, shapes, variables, floating-point operations. Nothing is computed.

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from seqbridge._pure import PureLayer
 from seqbridge._registry import ask
 from seqbridge._stateful import Stateful
@@ -27,7 +29,10 @@ def portable(obj: Any) -> Any:
     """`obj`, or something that unpickles as it.
 
     JAX functions don't pickle in every version, though all can be imported, and modules tend to hold local functions.
+    The class of a shape has stood in several modules of JAX.
     """
+    if isinstance(obj, jax.ShapeDtypeStruct):
+        return _Call(_shape, (obj.shape, obj.dtype))
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", getattr(obj, "__name__", None))
     if callable(obj) and isinstance(module, str) and isinstance(name, str) and _find(module, name) is obj:
         return _Call(_load, (module, name))
@@ -44,6 +49,10 @@ def portable(obj: Any) -> Any:
         function, args = pure.reduce
         return _Call(function, tuple(portable(a) for a in args))
     return obj
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _find(module: str, name: str) -> Any:

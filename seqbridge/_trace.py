@@ -120,7 +120,8 @@ def read(variable: Variable) -> Any:
 
 def commit(changes: Mapping[Variable, Any]) -> None:
     """Writes all of `changes`, which are checked already, or raises and writes none."""
-    targets = [_target(variable, value) for variable, value in changes.items()]
+    traced_first = sorted(changes.items(), key=lambda item: not isinstance(item[1], Tracer))  # they say more in errors
+    targets = {variable: _target(variable, value) for variable, value in traced_first}
     try:
         _write(targets, changes)
     except BaseException:  # Ctrl-C, between two of them
@@ -128,9 +129,9 @@ def commit(changes: Mapping[Variable, Any]) -> None:
         raise
 
 
-def _write(targets: Iterable[Frame | None], changes: Mapping[Variable, Any]) -> None:
-    for frame, (variable, value) in zip(targets, changes.items(), strict=True):
-        if frame is None:
+def _write(targets: Mapping[Variable, Frame | None], changes: Mapping[Variable, Any]) -> None:
+    for variable, value in changes.items():
+        if (frame := targets[variable]) is None:
             variable._value = value
         else:
             frame.values[variable] = value

@@ -41,7 +41,7 @@ fault("a key by another name at a first call", TypeError, "the keyword 'key'; di
     lambda: sb.Sequential([nn.Dense(3), nn.Dropout(0.5)])(X, training=True, key=jax.random.key(0))
 )
 fault("one key for all examples of a plain vmap", RuntimeError, r"\.rng is assigned inside a JAX transform.*sb\.vmap")(
-    lambda model: jax.vmap(lambda x: model(x[None], training=True))(X)
+    lambda model: jax.vmap(lambda x: model(x[None], training=True, per_layer={3: {"training": False}}))(X)
 )
 fault("a misspelt keyword, compiled", TypeError, r"'facter'; did you mean 'factor'\?", TAKEN)(
     lambda model: sb.jit(model)(X, training=False, facter=2.0)

@@ -525,7 +525,7 @@ def _() -> None:  # in another process: test_list.py
     assert same(pickle.loads(data)(X, training=False), model(X, training=False))
 
 
-fault("a pickle of a function that can't be imported", Exception, "[Cc]an't pickle local object .*<lambda>")(
+fault("a pickle of a function that can't be imported", Exception, "[Cc]an't (pickle|get) local object .*<lambda>")(
     # Only the pickler knows what it can (cloudpickle takes this), so the error is its own.
     lambda: pickle.dumps(sb.Sequential([(lambda n: lambda x: n * x)(2)]))
 )

@@ -69,7 +69,7 @@ def test_a_haiku_transform_inside_a_linen_module() -> None:
 def test_a_keyword_for_one_layer_of_several() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'deterministic'"):
         nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]).init(KEY, X, deterministic=True)
-    chain = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    chain = nnx.Sequential(to_nnx(nn.Dense(3)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
     with pytest.raises(TypeError, match="unexpected keyword argument 'deterministic'"):
         chain(X, deterministic=True)
     assert sb.Sequential([nn.Dense(3), nn.Dropout(0.5)])(X, training=False).shape == (2, 3)
