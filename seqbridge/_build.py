@@ -182,6 +182,12 @@ def check_inputs(inputs: tuple[Any, ...]) -> None:
             raise TypeError(f"a shape or an array is wanted for each input, model.build((None, 28, 28, 1)); got {got}")
 
 
+def check_arrays(inputs: tuple[Any, ...]) -> None:
+    """Raises if an input of a call is a shape."""
+    if given := [value for value in inputs if _is_shape(value) and value]:
+        raise TypeError(f"a call takes arrays, and got the shape {given[0]}: model.build({given[0]}) takes shapes")
+
+
 def has_open_sizes(inputs: Any) -> bool:
     """Whether a shape in `inputs` has a None."""
     return any(_is_shape(s) and None in s for s in jax.tree.leaves(inputs, is_leaf=_is_shape))

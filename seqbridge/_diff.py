@@ -6,18 +6,20 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._files import format_of, read
 from seqbridge._names import plain
 from seqbridge._paths import path_text
-from seqbridge._safetensors import file_path, read_safetensors
-from seqbridge._saving import bare
+from seqbridge._safetensors import file_path
+from seqbridge._saving import bare, stored_in
 from seqbridge._stateful import Locks, Stateful
 from seqbridge._table import Column, filled, shown, table, to_html
+from seqbridge._trace import refuse_in_trace
 
 _COLUMNS = (
     Column("variable", least=30),
@@ -34,8 +36,8 @@ class Different:
 
     Attributes:
         name: Its name, in the first of the two where it stands in both.
-        what: `"value"`, `"shape (2, 3), (3, 2)"`, `"dtype float32, bfloat16"`, `"only in the first"` or
-            `"only in the second"`.
+        what: `"value"`, `"shape (2, 3), (3, 2)"`, `"dtype float32, bfloat16"`, `"another key"`, `"only in the
+            first"` or `"only in the second"`.
         changed: How many of its numbers differ.
         size: How many it has.
         largest: The largest absolute difference.
@@ -61,7 +63,11 @@ class Differences(Sequence[Different]):
         self._found = tuple(found)
         self.compared = compared
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Different: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Different, ...]: ...
+    def __getitem__(self, index: int | slice) -> Different | tuple[Different, ...]:
         return self._found[index]
 
     def __len__(self) -> int:
@@ -128,6 +134,7 @@ def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickl
         >>> bool(diff(model, model))
         False
     """
+    refuse_in_trace("a comparison")
     first, second = (_Side(x, allow_pickle) for x in (a, b))
     found = []
     matched = {}
@@ -155,40 +162,45 @@ class _Side:
         return name if name in self.arrays else self._plain.get(plain(name))
 
 
-def _arrays(given: Any, allow_pickle: bool) -> dict[str, np.ndarray]:
+def _arrays(given: Any, allow_pickle: bool) -> dict[str, Any]:
     if isinstance(given, Stateful):
         if not getattr(given, "built", True):
             raise RuntimeError("this isn't built, so it has no variables yet: call build(...) first, then diff")
         table = given._by_name()
         with Locks(table.values()):
-            return {name: np.asarray(bare(box.value)) for name, box in table.items()}
+            return {name: box.value for name, box in table.items()}
     if isinstance(given, str | os.PathLike):
         path = file_path(given)
         if format_of(path) == "safetensors":
-            return read_safetensors(path)[0]
+            return stored_in(path)[0]
         given = read(path, allow_pickle=allow_pickle)
-    if isinstance(given, Mapping) and given.keys() <= {"params", "state"}:
+    if isinstance(given, Mapping) and given and given.keys() <= {"params", "state"}:
         given = {name: array for part in given.values() for name, array in part.items()}
     leaves = jax.tree_util.tree_leaves_with_path(given)
-    if any(not path for path, _ in leaves):
-        raise TypeError(
-            f"diff takes models, layers, collections, trees of arrays and paths; got {type(given).__name__}"
-        )
-    return {
-        ".".join(path_text(path)): np.asarray(bare(leaf) if hasattr(leaf, "dtype") else leaf) for path, leaf in leaves
-    }
+    if given is None or any(not path or isinstance(leaf, Stateful) for path, leaf in leaves):
+        got = "a tree with a model in it" if leaves and leaves[0][0] else type(given).__name__
+        raise TypeError(f"diff takes models, layers, collections, trees of arrays and paths; got {got}")
+    return {".".join(path_text(path)): leaf for path, leaf in leaves}
 
 
-def _compared(name: str, a: np.ndarray, b: np.ndarray, atol: float, rtol: float) -> Different | None:
+def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different | None:
     if a.shape != b.shape:
         return Different(name, f"shape {a.shape}, {b.shape}")
+    dtypes = f"dtype {a.dtype}, {b.dtype}" if a.dtype != b.dtype else ""
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (a, b)):  # of which no number means anything
+        same = not dtypes and np.array_equal(bare(a), bare(b))
+        return None if same else Different(name, dtypes or "another key")
+    a, b = np.asarray(a), np.asarray(b)
     wide = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
     one, two = a.astype(wide), b.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, np.abs(one - two))
-        far = np.isnan(apart) | (apart > atol + rtol * np.abs(two))
+        same = (one == two if dtypes else a == b) | (np.isnan(one) & np.isnan(two))
+        apart = np.where(same, 0.0, np.abs(one - two))
+        near = np.isfinite(two) & (apart <= atol + rtol * np.where(np.isfinite(two), np.abs(two), 0.0))
         norm = float(np.linalg.norm(one.ravel()))
         relative = float(np.linalg.norm(apart.ravel())) / norm if norm else float("inf")
+    far = ~same & ~near if atol or rtol else ~same
     if far.any():
-        return Different(name, "value", int(far.sum()), a.size, float(apart.max()), relative)
-    return Different(name, f"dtype {a.dtype}, {b.dtype}") if a.dtype != b.dtype else None
+        what = f"value, {dtypes}" if dtypes else "value"
+        return Different(name, what, int(far.sum()), a.size, float(apart.max()), relative)
+    return Different(name, dtypes) if dtypes else None

@@ -44,6 +44,8 @@ class Report:
     def __str__(self) -> str:
         return "\n".join([f"loaded {len(self.loaded)} variables", *self._lines()])
 
+    __repr__ = __str__
+
     @property
     def refused(self) -> str:
         """The report where nothing was loaded, though some would have been."""

@@ -118,7 +118,7 @@ def _visit(
         near = nearest(missing[0], call.keywords).replace("did you mean", "you gave")
         raise TypeError(
             f"layer {where} ({layer!r}) needs {', '.join(map(repr, missing))}: give it by keyword, "
-            f"{missing[0]}=...{near}"
+            f"{missing[0]}=...{near if near or keys.path != (0,) else ', or as one more input'}"
         )
     try:
         with jax.named_scope(f"{place}({layer.pure.label})"):  # as profiles and dumped programs show it

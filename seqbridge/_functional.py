@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from seqbridge._build import Build, specs
+from seqbridge._build import Build, has_open_sizes, specs
 from seqbridge._dispatch import Call
 from seqbridge._forward import Run, traverse
 from seqbridge._keys import Keys, as_key
@@ -149,6 +149,14 @@ def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tup
         if layer in build.layouts
         for slot, array in zip(build.layouts[layer].slots, build.layouts[layer].arrays, strict=True)
     }
+
+
+def check_sizes(model: Structure, inputs: tuple[Any, ...], call: Call) -> None:
+    """Raises a `ValueError` if the shape of a variable depends on what stands for None."""
+    if has_open_sizes(inputs):
+        one, two = (shapes(model, specs(inputs, size), call) for size in (1, 2))
+        if deciding := next((name for name, shape in one.items() if shape != two.get(name, shape)), None):
+            raise ValueError(f"a size given as None decides the shape of {deciding}: give that size")
 
 
 def read(model: Structure) -> Parts:

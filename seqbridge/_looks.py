@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from collections.abc import Mapping
 from typing import Any
 
 from seqbridge._build import check_inputs
 from seqbridge._dispatch import Call, call_of
+from seqbridge._forward import check_keywords
 from seqbridge._list import LayerList
 from seqbridge._pickle import portable
 from seqbridge._summary import Summary, summarize
@@ -54,21 +56,22 @@ class Looks(LayerList):
             total: 32 parameters, 0 of state, 128 bytes, 72 FLOPs
             FLOPs are those for 1 in place of None
         """
-        return self._summary(inputs, call_of(keywords))
+        return self._summary(inputs, keywords)
 
-    def _summary(self, inputs: tuple[Any, ...], call: Call, *, count: bool = True) -> Summary:
-        given = bool(inputs)
-        if given:
-            check_inputs(inputs)
-        elif self._inputs is not None:
-            inputs, built_for = self._inputs
+    def _summary(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, count: bool = True) -> Summary:
+        call = call_of({name: value for name, value in keywords.items() if name != "rng"})  # nothing is drawn
+        if not inputs:
+            check_keywords(self, (), call)
+            inputs, built_for = self._inputs or ((), call)
             call = Call(call.training, {**built_for.keywords, **call.keywords}, call.per_layer or built_for.per_layer)
-        return summarize(self, inputs, call, given=given, count=count)
+            return summarize(self, inputs, call, given=False, count=count)
+        check_inputs(inputs)
+        return summarize(self, inputs, call, given=True, count=count)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """What a notebook shows; not as `_repr_html_`, which treescope would show in place of its tree."""
         try:
-            shown = self._summary((), Call(), count=False)._repr_html_()
+            shown = self._summary((), {}, count=False)._repr_html_()
         except Exception:  # a notebook must be able to show what is broken, too
             shown = f"<pre>{html.escape(repr(self))}</pre>"
         return {"text/plain": repr(self), "text/html": shown}

@@ -182,7 +182,7 @@ def neutral(
         signature=_signature(model, training),
         label=_identifier(first.pure.label if first else type(model).__name__),
         ecosystem=first.pure.ecosystem if first else "seqbridge",
-        text=" ".join(repr(first or model).split()),
+        text=" ".join(repr(first).split()) if first else _text(model),
         traceable=all(layer.built or layer.pure.traceable for layer in leaves(model)),
         takes_key=any(layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)),
         ready=init(None) if model.built else None,
@@ -191,6 +191,11 @@ def neutral(
         seed=model._seed,
         frozen=lambda: [("params", *name.split("/")) for name in shot.frozen()],
     )
+
+
+def _text(model: Structure) -> str:
+    labels = (item.pure.label if isinstance(item, Layer) else type(item).__name__ for item in model)
+    return f"{type(model).__name__}({', '.join(labels)})"
 
 
 def _again(model: Structure, single: bool, training: bool | None, inputs: tuple[Any, ...]) -> PureLayer:

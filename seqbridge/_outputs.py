@@ -20,15 +20,34 @@ class Outputs(OrderedDict[str, Any]):
     """What every layer returned, by name, in order.
 
     The names are those in which the variables' names start, `"(Sequential)[0](Conv)"`. The names of classes may be
-    left out: `outputs["[0]"]`, `outputs["conv"]`, `outputs["encoder[2]"]`. To JAX it is a pytree.
+    left out: `outputs["[0]"]`, `outputs["conv"]`, `outputs["encoder[2]"]`; a nested model returns what its last layer
+    does: `outputs["encoder"]`. To JAX it is a pytree.
     """
 
     def __missing__(self, name: object) -> Any:
-        short = {plain(full).removeprefix("."): full for full in self}
-        if name in short:
-            return self[short[name]]  # pyright: ignore[reportArgumentType]
-        hint = "; they have names, as the variables have" if isinstance(name, int) else nearest(name, short)
-        raise KeyError(f"no layer is called {name!r}{hint}; there are {', '.join(short)}")
+        if (found := self._full(name)) is not None:
+            return self[found]
+        short = self._short()
+        raise KeyError(f"no layer is called {name!r}{nearest(name, short) or '.'} There are {', '.join(short)}")
+
+    def __contains__(self, name: object) -> bool:
+        return self._full(name) is not None
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        """What the layer returned, or `default` if there is none of that name."""
+        full = self._full(name)
+        return default if full is None else self[full]
+
+    def _short(self) -> dict[str, str]:
+        return {plain(full).removeprefix("."): full for full in self}
+
+    def _full(self, name: object) -> str | None:
+        """The name in full of a layer, or of the last layer of a nested model."""
+        if not isinstance(name, str) or super().__contains__(name):
+            return name if isinstance(name, str) else None
+        short = self._short()
+        inside = [full for place, full in short.items() if place.startswith((f"{name}[", f"{name}."))]
+        return short.get(name, inside[-1] if inside else None)
 
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from seqbridge._dispatch import call_of
 from seqbridge._neutral import as_model
 from seqbridge._safetensors import file_path, replacing
 from seqbridge._sequential import Sequential
@@ -87,16 +86,18 @@ def plot(model: Any, /, *inputs: Any, **keywords: Any) -> Picture:
     """
     drawn, _ = as_model(model)
     assert isinstance(drawn, Sequential)
-    return Picture(_drawn(type(drawn).__name__, drawn._summary(inputs, call_of(keywords), count=False).rows))
+    return Picture(_drawn(type(drawn).__name__, drawn._summary(inputs, keywords, count=False).rows))
 
 
 def _drawn(title: str, rows: Sequence[Row]) -> str:
     width = 80 + max([_LETTER * len(text) + 2 * _INDENT * row.depth for row in rows for text in _texts(row)], default=0)
+    longest = _LETTER * max([len(text) for row in rows for text in (row.inputs, row.outputs)], default=0)
+    width = max(width, longest + 80)
     behind: list[tuple[int, str]] = []
     shapes: list[str] = []
     nested: list[tuple[int, float]] = []
     y = 12.0
-    at, before = width / 2, ""
+    at, before = min(width / 2, width - longest - 30), ""
     for i, row in enumerate(rows):
         while nested and nested[-1][0] >= row.depth:
             y = _close(nested, behind, width, y)
@@ -116,10 +117,12 @@ def _drawn(title: str, rows: Sequence[Row]) -> str:
     if rows:
         y = _arrow(shapes, at, y, before)
     frames = "".join(shape for _, shape in sorted(behind))
+    layers = sum(bool(row.ecosystem) for row in rows)
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{y + 12:.0f}' role='img' "
-        f"font-family='DejaVu Sans Mono, Menlo, Consolas, monospace' font-size='12'><title>{html.escape(title)}: "
-        f"{len(rows)} rows</title><rect width='100%' height='100%' rx='8' fill='white'/>{frames}{''.join(shapes)}</svg>"
+        "font-family='DejaVu Sans Mono, Menlo, Consolas, monospace' font-size='12'>"
+        f"<title>{html.escape(title)}: {layers} layers</title>"
+        f"<rect width='100%' height='100%' rx='8' fill='white'/>{frames}{''.join(shapes)}</svg>"
     )
 
 

@@ -147,7 +147,8 @@ def exporter(name: str) -> Export:
     try:
         return points[0].load()
     except ImportError as error:
-        error.add_note(f'to_{name} needs what this installs: pip install "seqbridge[{name}]"')
+        if not getattr(error, "__notes__", ()):  # or the adapter has said what to do
+            error.add_note(f'to_{name} needs what this installs: pip install "seqbridge[{name}]"')
         raise
 
 

@@ -43,6 +43,12 @@ def replacing(path: str) -> Iterator[str]:
     """A path beside `path` to write to: what is written takes the place of `path`, or, if anything raises, vanishes."""
     target = os.path.realpath(path)  # a link stays one
     folder, name = os.path.split(target)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, whose place the file would take
+        raise OSError(f"{path} can't be written: it is neither a file nor a folder")
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     with open(temporary, "xb"):  # has the mode that new files get here
         pass
@@ -90,13 +96,6 @@ def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mappin
         notes[name] = note
     text = json.dumps({"about": about, "arrays": notes}, sort_keys=True)
     metadata = {_OURS: text, "crc32": str(_sum(text, {n: (a.dtype.name, a.shape) for n, a in stored.items()}))}
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, whose place the file would take
-        raise OSError(f"{path} can't be written: it is neither a file nor a folder")
     with replacing(path) as temporary:
         try:
             save_file(stored, temporary, metadata)

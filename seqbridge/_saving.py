@@ -100,14 +100,7 @@ class Saved(Stateful):
         refuse_in_trace("loading")
         table = self._table("load")
         path = file_path(path)
-        arrays, about = read_safetensors(path)
-        check_format(path, about)
-        try:
-            notes = about.get("variables", {})
-            stored = {name: restored(array, notes.get(name, {})) for name, array in arrays.items()}
-            also = {name: note["also"] for name, note in notes.items() if "also" in note}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not as `save` writes it
-            raise WeightsError(f"{path} says of itself what can't be: {error}") from error
+        stored, also = stored_in(path)
         with Locks(table.values()):
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
             if (strict and not report.whole) or (not changes and table):
@@ -121,6 +114,22 @@ class Saved(Stateful):
         if not getattr(self, "built", True):
             raise RuntimeError(f"this isn't built, so it has no variables yet: call build(...) first, then {what}")
         return self._by_name()
+
+
+def stored_in(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and keys of a file that `save` has written, by name, and the other names that some of them have.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    arrays, about = read_safetensors(path)
+    check_format(path, about)
+    try:
+        notes = about.get("variables", {})
+        stored = {name: restored(array, notes.get(name, {})) for name, array in arrays.items()}
+        return stored, {name: note["also"] for name, note in notes.items() if "also" in note}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not as `save` writes it
+        raise WeightsError(f"{path} says of itself what can't be: {error}") from error
 
 
 def check_format(where: str, about: Mapping[str, Any]) -> None:

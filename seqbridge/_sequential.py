@@ -8,7 +8,7 @@ from typing import Any, Self
 import jax
 
 from seqbridge import _functional
-from seqbridge._build import Build, FirstRun, check_inputs, has_open_sizes, specs
+from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, specs
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
@@ -105,6 +105,7 @@ class Sequential(Looks):
         with self._locks():
             first = None
             if not self.built:
+                check_arrays(args)
                 refuse_in_trace("building a model", jax.tree.leaves((args, call.keywords)))
                 first = FirstRun(taken=self._family())
                 first.enter(self, args, call)
@@ -179,16 +180,9 @@ class Sequential(Looks):
         call = call_of(keywords).map(specs, training=True)
         check_keywords(self, inputs, call)
         with self._lock:
-            self._check_sizes(inputs, call)
+            _functional.check_sizes(self, inputs, call)
             self._build(specs(inputs, None), call)
         return self
-
-    def _check_sizes(self, inputs: tuple[Any, ...], call: Call) -> None:
-        """Raises if the shape of a variable depends on what stands for None."""
-        if has_open_sizes(inputs):
-            one, two = (_functional.shapes(self, specs(inputs, size), call) for size in (1, 2))
-            if deciding := next((name for name, shape in one.items() if shape != two.get(name, shape)), None):
-                raise ValueError(f"a size given as None decides the shape of {deciding}: give that size")
 
     def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
         """Builds all or nothing; after an edit, as far as shapes are known."""

@@ -15,7 +15,7 @@ from seqbridge._build import has_open_sizes, specs
 from seqbridge._dispatch import Call
 from seqbridge._flops import flops
 from seqbridge._forward import traverse
-from seqbridge._functional import Layouts, built_layouts, layouts_of
+from seqbridge._functional import Layouts, built_layouts, check_sizes, layouts_of
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
@@ -77,7 +77,8 @@ class Summary:
         trained: How many of them are trained.
         state: How many numbers the state holds.
         size: What parameters and state take, in bytes.
-        flops: Floating-point operations of one call, where XLA's analysis gives them; for what is None in a shape, 1.
+        flops: Floating-point operations of one call; None: those of some layer aren't known. For what is None in a
+            shape, 1 is taken.
         remark: What stands below the table.
     """
 
@@ -109,8 +110,9 @@ class Summary:
 
         frozen = f" ({self.params - self.trained:,} frozen)" if self.params != self.trained else ""
         total = f"total: {self.params:,} parameters{frozen}, {self.state:,} of state, {decimal(self.size)}"
-        if self.flops is not None:
-            total += f", {_count(self.flops)} FLOPs"
+        known = sum(row.flops for row in self.rows if row.ecosystem and row.flops is not None)
+        if self.flops is not None or known:
+            total += f", {'' if self.flops is not None else 'at least '}{_count(known)} FLOPs"
         return [total, *([self.remark] if self.remark else [])]
 
 
@@ -192,8 +194,12 @@ def summarize(model: Structure, inputs: tuple[Any, ...], call: Call, *, given: b
         except Exception as error:
             if given:
                 raise
-            remark = f"what reaches the layers isn't known: {' '.join(str(error).split()):.200}"
-    elif not model.built:
+            notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")]
+            said = "; ".join([f"{' '.join(str(error).split()):.100}", *notes])
+            remark = f"what reaches the layers isn't known: {said}"
+    elif model.built:
+        remark = "what reaches the layers isn't known: give the shapes of the inputs, model.summary((None, 8))"
+    else:
         remark = "not built yet: call model.build(...), or give the shapes of the inputs, model.summary((None, 8))"
     return _summary(model, layouts, steps, remark)
 
@@ -210,6 +216,8 @@ def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) ->
     layouts = layouts_of(model, specs(inputs), call.map(specs, training=True))
     steps = pass_through(layouts, 1, count)
     if has_open_sizes(inputs):
+        if not model.built:
+            check_sizes(model, inputs, call.map(specs, training=True))
         with contextlib.suppress(Exception):  # there may be no other size that fits: then 1 is shown
             other = layouts if model.built else layouts_of(model, specs(inputs, 2), call.map(specs, training=True))
             for i, (args, out, _) in enumerate(pass_through(other, 2, False)):
@@ -249,8 +257,10 @@ def _summary(model: Structure, layouts: Layouts, steps: list[Any], remark: str) 
                 row, own = row_of(place, depth, item)
                 inside = []
             else:
+                before = set(seen)
                 inside, own = rows_of(item, depth + 1)
                 row = Row(place, depth, "", type(item).__name__, flops=_sum(inside, depth + 1))
+                row = replace(row, shared=bool(own) and own.keys() <= before)
                 if inside:
                     row = replace(row, inputs=inside[0].inputs, outputs=inside[-1].outputs)
                 if item.built or steps:
@@ -265,8 +275,8 @@ def _summary(model: Structure, layouts: Layouts, steps: list[Any], remark: str) 
 
 
 def _sum(rows: Sequence[Row], depth: int) -> float | None:
-    counted = [row.flops for row in rows if row.depth == depth and row.flops is not None]
-    return sum(counted) if counted else None
+    counted = [row.flops for row in rows if row.depth == depth]
+    return None if None in counted or not counted else sum(filter(None, counted))
 
 
 def _arrays(layer: Layer, layout: Layout) -> dict[Hashable, _Array]:

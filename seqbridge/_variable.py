@@ -235,6 +235,9 @@ class Variable(Operators, Stateful):
     def __iter__(self) -> Iterator[jax.Array]:
         return iter(self.value)
 
+    def __dir__(self) -> list[str]:
+        return [name for name in object.__dir__(self) if not isinstance(getattr(type(self), name, None), _OfTheArray)]
+
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
         with jax.ensure_compile_time_eval():  # a value, even if JAX is tracing something else
             return _restore(jnp.copy(self._concrete()), *self._rest())
@@ -277,6 +280,8 @@ class _OfTheArray:
         self._name = name
 
     def __get__(self, variable: Variable | None, cls: type) -> Any:
+        if variable is None:
+            return self
         # Never forwards to the array: that would make copy and pickle see the array in place of the box.
         message = f"a Variable has no attribute {self._name!r}; the array has it: write .value.{self._name}"
         raise AttributeError(message, name=self._name, obj=variable)

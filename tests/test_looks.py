@@ -127,6 +127,35 @@ def test_without_shapes_it_shows_what_can_be_told() -> None:
     assert not any(row.inputs for row in summary.rows)
 
 
+def test_what_a_call_would_refuse_a_summary_refuses() -> None:
+    for model in (sb.Sequential([nn.Dense(4)]), sb.Sequential([nn.Dense(4)]).build((2, 3))):
+        for show in (model.summary, functools.partial(sb.plot, model)):
+            with pytest.raises(TypeError, match="no layer takes the keyword 'trainig'; did you mean 'training'"):
+                show(trainig=True)
+            with pytest.raises(IndexError, match="there is no layer 7"):
+                show(per_layer={7: {}})
+            show(training=True, rng=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"a size given as None decides the shape of .*kernel"):
+        sb.Sequential([nn.Dense(4)]).summary((None, None))
+    with pytest.raises(TypeError, match=r"a call takes arrays, and got the shape \(2, 4\)"):
+        sb.Sequential([nn.Dense(4)])((2, 4))
+
+
+def test_what_is_not_known_is_said() -> None:
+    model = sb.Sequential([lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x), nn.Dense(3)])
+    summary = model.summary((2, 4))
+    assert summary.flops is None
+    assert f"at least {summary.rows[1].flops:.0f} FLOPs" in str(summary)
+    built = sb.Sequential([nn.Dense(4), nn.Dense(3)]).build((2, 4))
+    assert "give the shapes of the inputs" in str(built[1:].summary())
+
+
+def test_a_model_that_stands_twice_is_shared() -> None:
+    inner = sb.Sequential([nn.Dense(4)])
+    rows = sb.Sequential([inner, inner]).summary((2, 4)).rows
+    assert [row.shared for row in rows] == [False, False, True, True]
+
+
 def test_after_an_edit_that_does_not_fit_it_shows_the_rest() -> None:
     model = sb.Sequential([nn.Dense(4), nn.Dense(3)]).build((2, 4))
     with pytest.raises(Exception, match="shape"):
@@ -134,6 +163,7 @@ def test_after_an_edit_that_does_not_fit_it_shows_the_rest() -> None:
     model[0] = lambda x: x[:, :2]
     summary = model.summary()
     assert "what reaches the layers isn't known" in str(summary)
+    assert "in layer [1] linen Dense(features=3); inputs: float32[2,2]" in str(summary)
     assert summary.params == 15
 
 
@@ -260,6 +290,13 @@ def test_a_picture_has_every_layer_and_every_shape(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_every_shape_is_inside_the_picture() -> None:
+    for shapes in (((128, 256), (256, 512)), ((None, 224, 224, 256), (None, 224, 224, 256))):
+        root = ElementTree.fromstring(sb.plot(sb.Sequential([jnp.add if None in shapes[0] else jnp.dot]), *shapes).svg)
+        for text in root.iter("{http://www.w3.org/2000/svg}text"):
+            assert float(text.get("x", 0)) + 7.3 * len(text.text or "") < float(root.get("width", 0))
+
+
 def test_a_picture_of_anything() -> None:
     for model in (
         nn.Dense(3),
@@ -303,7 +340,7 @@ def test_differences_of_files_trees_layers_and_collections(tmp_path: Path) -> No
     assert not sb.diff(model[0], model[0].native["params"])
     np.savez(tmp_path / "layer.npz", kernel=np.ones((4, 3), np.float16), bias=np.zeros(3, np.float32), more=np.ones(1))
     rows = {row.name: row.what for row in sb.diff(model[0], str(tmp_path / "layer.npz"))}
-    assert rows == {"kernel": "value", "more": "only in the second"}
+    assert rows == {"kernel": "value, dtype float32, float16", "more": "only in the second"}
     model[0].kernel.value = jnp.ones((4, 3))
     rows = {row.name: row.what for row in sb.diff(model[0], str(tmp_path / "layer.npz"))}
     assert rows == {"kernel": "dtype float32, float16", "more": "only in the second"}
@@ -324,6 +361,32 @@ def test_names_of_classes_need_not_be_the_same() -> None:
         "(Sequential)[0](Dense).kernel": "only in the first",
         "(Sequential)[0](Linear).weight": "only in the second",
     }
+
+
+def test_infinite_and_large_numbers_differ() -> None:
+    def tree(*values: Any) -> dict[str, np.ndarray]:
+        return {"w": np.array(values)}
+
+    options: dict[str, Any]
+    for options in ({}, {"rtol": 0.1}, {"atol": 1.0}):
+        for a, b in ((1.0, np.inf), (np.inf, 1.0), (np.inf, -np.inf)):
+            assert len(sb.diff(tree(a, 2.0), tree(b, 2.0), **options)) == 1
+        assert not sb.diff(tree(np.inf), tree(np.inf), **options)
+    assert sb.diff(tree(2**62), tree(2**62 + 1))
+    assert not sb.diff(tree(1.0, 100.0), tree(1.0, 101.0), rtol=0.1)
+    assert sb.diff(tree(1.0, 100.0), tree(1.2, 101.0), rtol=0.1)[0].changed == 1
+
+
+def test_keys_differ_without_numbers() -> None:
+    one, two = ({"k": jax.random.key(n)} for n in (0, 1))
+    assert not sb.diff(one, one)
+    (row,) = sb.diff(one, two, atol=1e9)
+    assert (row.what, row.changed) == ("another key", 0)
+    for given in (None, 3, {"model": sb.Sequential([nn.relu])}):
+        with pytest.raises(TypeError, match="diff takes models"):
+            sb.diff(one, given)
+    with pytest.raises(RuntimeError, match="comparison inside a JAX transform"):
+        jax.jit(lambda x: sb.diff({"x": x}, {"x": x}))(1.0)
 
 
 def test_not_a_number_is_the_same_as_itself_and_unlike_any_other() -> None:
@@ -352,7 +415,12 @@ def test_what_each_layer_returns_is_what_the_model_up_to_it_returns() -> None:
     assert outputs["body[0]"].shape == (2, 4)
     with pytest.raises(KeyError, match="no layer is called 'frist'; did you mean 'first'"):
         outputs["frist"]
-    with pytest.raises(KeyError, match="they have names"):
+    assert outputs["body"] is outputs["body[1]"]
+    assert "conv" not in outputs
+    assert "act" in outputs
+    assert outputs.get("act") is outputs["act"]
+    assert outputs.get("conv", 3) == 3
+    with pytest.raises(KeyError, match=r"no layer is called 0\. There are first, act, "):
         outputs[0]  # pyright: ignore[reportArgumentType]
     assert "(Sequential).act(relu) float32[2,4]" in " ".join(repr(outputs).split())
 

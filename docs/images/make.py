@@ -76,6 +76,6 @@ if __name__ == "__main__":
     screenshot(f"<body style='margin: 0'><div style='width: 1200px'>{page}</div></body>", "summary.png", 1200, 372)
 
     built = model().build((None, 28, 28, 1))
-    tree = treescope.render_to_html(built[:5], compressed=False)
-    screenshot(f"<body style='margin: 4px'>{tree}</body>", "tree.png", 1200, 330)
+    tree = treescope.render_to_html(built, compressed=False)
+    screenshot(f"<body style='margin: 4px'>{tree}</body>", "tree.png", 1200, 490)
     sb.plot(built).save(HERE / "model.svg")
