@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from seqbridge._build import check_inputs
 from seqbridge._dispatch import Call, mode_of
-from seqbridge._functional import FLAT, Parts
+from seqbridge._functional import FLAT, Parts, check_sizes
 from seqbridge._names import nearest
 from seqbridge._neutral import Snapshot, as_model, neutral
 from seqbridge._registry import Export, exporter
-from seqbridge._sequential import Sequential
 from seqbridge._structure import Structure
 
 _ARGS = """\
@@ -104,6 +103,6 @@ def _way_out(name: str, export: Export) -> Callable[..., Any]:
 
 
 def _check(model: Structure, inputs: tuple[Any, ...]) -> None:
-    if inputs and isinstance(model, Sequential) and not model.built:
+    if inputs and not model.built:
         check_inputs(inputs)
-        model._check_sizes(inputs, Call())
+        check_sizes(model, inputs, Call())
