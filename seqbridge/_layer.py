@@ -237,7 +237,7 @@ class Layer(Saved):
         from seqbridge._sequential import Sequential  # which is made of layers
 
         for home in self._homes:
-            if (model := home()) is not None and self in model:
+            if (model := home()) is not None and model is not self._solo and self in model:
                 alone = Sequential([self])
                 alone._stream, alone._seed = model._stream, model._seed
                 return alone
