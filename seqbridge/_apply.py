@@ -125,7 +125,7 @@ def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords
     before = layer._random
     layer._draws[_signature(args, keywords, mode)] = Draws(asked, id(key) in read)
     if layer._random != before:
-        edits.count += 1  # its models show a stream of keys, or none, from now on
+        edits.note()  # its models show a stream of keys, or none, from now on
     return out
 
 

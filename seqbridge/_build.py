@@ -17,6 +17,7 @@ from seqbridge._layer import Layer
 from seqbridge._layout import Layout
 from seqbridge._live import needed
 from seqbridge._pure import Variables
+from seqbridge._stateful import edits
 from seqbridge._structure import Structure
 from seqbridge._trace import Tracer, tracing
 
@@ -27,17 +28,21 @@ class Taken:
     """The positions that initial values were folded with.
 
     After an edit a new layer may come to a position that another layer was built at; its values must still be its own.
+
+    Attributes:
+        origins: Those of new layers, which they get with their variables: a build that fails has taken none.
     """
 
     def __init__(self, layers: Iterable[Layer]):
         self._paths = {layer._origin for layer in layers}
+        self.origins: dict[Layer, tuple[int, ...]] = {}
 
     def unused(self, layer: Layer, keys: Keys) -> Keys:
         """The keys that `layer` starts from."""
         while keys.path in self._paths:
             keys = keys.child(_AGAIN)
         self._paths.add(keys.path)
-        layer._origin = keys.path
+        self.origins[layer] = keys.path
         return keys
 
 
@@ -52,10 +57,11 @@ class Build:
 
     def __init__(self, *, taken: Iterable[Layer] = (), fresh: bool = False, abstract: bool = False):
         self._taken = Taken(taken)
+        self.origins = self._taken.origins
         self._fresh = fresh
         self._abstract = abstract
         self.layouts: dict[Layer, Layout] = {}
-        self.inputs: dict[Structure, tuple[tuple[Any, ...], Call]] = {}
+        self.inputs: dict[Any, tuple[tuple[Any, ...], Call]] = {}
         self.failed = False  # to make the variables of a layer, rather than to find what comes after it
 
     def __call__(
@@ -88,8 +94,9 @@ class FirstRun(Run):
     def __init__(self, *, taken: Iterable[Layer] = ()) -> None:
         super().__init__(self._variables)
         self._taken = Taken(taken)
+        self.origins = self._taken.origins
         self.layouts: dict[Layer, Layout] = {}
-        self.inputs: dict[Structure, tuple[tuple[Any, ...], Call]] = {}
+        self.inputs: dict[Any, tuple[tuple[Any, ...], Call]] = {}
 
     def __call__(
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
@@ -108,6 +115,35 @@ class FirstRun(Run):
     def _variables(self, layer: Layer) -> Variables:
         new = self.layouts.get(layer)
         return layer._tree() if new is None else new.tree(new.arrays)
+
+
+def take(model: Any, build: Build | FirstRun) -> None:
+    """Makes the variables of a build the model's own, all of them or none.
+
+    Raises:
+        ValueError: One doesn't fit the layout of the model.
+    """
+    known = {tie: box for layer in model._family() if layer.built for tie, box in layer._tied_variables()}
+    before = {part: part._inputs for part in build.inputs}
+    try:
+        for layer, layout in build.layouts.items():
+            layer._fill(layout, model._lock, known)
+            layer._origin = build.origins.get(layer)
+            known.update(layer._tied_variables())
+        model._adopt()
+        for part, given in build.inputs.items():
+            part._inputs = given
+        edits.note()
+        for root in model._roots():
+            if root._placement is not None:
+                root._place(root._placement, new=True)
+    except BaseException:  # Ctrl-C, say
+        for layer in build.layouts:
+            layer._variables, layer._layout, layer._origin = (), None, None
+        for part, given in before.items():
+            part._inputs = given
+        edits.note()
+        raise
 
 
 def initial(

@@ -15,7 +15,7 @@ from seqbridge._fit import Rename, Report, fit
 from seqbridge._names import nearest
 from seqbridge._safetensors import WeightsError
 from seqbridge._saving import FORMAT, Saved, bare, check_format, described, restored
-from seqbridge._stateful import Locks
+from seqbridge._stateful import held
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
@@ -84,9 +84,9 @@ class Checkpoint:
         refuse_in_trace("saving")
         if self.steps and step <= self.steps[-1]:
             raise ValueError(f"step {step} can't be saved after step {self.steps[-1]}, which is in {self._folder}")
-        tables = {name: part._table("save") for name, part in self._parts.items()}
         state, about = {}, {}
-        with Locks([v for table in tables.values() for v in table.values()]):
+        with held(self._parts.values):  # until they are copied: another thread may donate the arrays to a program
+            tables = {name: part._table("save") for name, part in self._parts.items()}
             seen: dict[Variable, tuple[str, str]] = {}
             for part, table in tables.items():
                 state[part], about[part] = {}, {}
@@ -97,13 +97,13 @@ class Checkpoint:
                     else:
                         seen[variable] = part, name
                         state[part][name], about[part][name] = bare(variable.value), described(variable)
-        sums = _digests(state)
-        for part, notes in about.items():
-            for name, note in notes.items():
-                note["sum"] = sums[part][name]
-        said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
-        args = self._args.Composite(state=self._args.StandardSave(state), about=self._args.JsonSave(said))
-        self._manager.save(step, args=args)
+            sums = _digests(state)
+            for part, notes in about.items():
+                for name, note in notes.items():
+                    note["sum"] = sums[part][name]
+            said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
+            args = self._args.Composite(state=self._args.StandardSave(state), about=self._args.JsonSave(said))
+            self._manager.save(step, args=args)
 
     def restore(
         self, step: int | None = None, /, *, strict: bool = True, rename: Rename | None = None, cast: bool = False
@@ -135,17 +135,19 @@ class Checkpoint:
         where = f"checkpoint {step} in {self._folder}"
         tables = {name: part._table("load") for name, part in self._parts.items()}
         stored, also = self._read(step, where, tables)
-        self.reports, changes = {}, {}
-        with Locks([v for table in tables.values() for v in table.values()]):
-            for name, table in tables.items():
+        reports, changes = {}, {}
+        with held(self._parts.values):
+            for name, part in self._parts.items():
+                table = part._table("load")
                 if name not in stored:
                     raise WeightsError(f"{where} has no {name}{nearest(name, stored)}; it has {', '.join(stored)}")
                 new, report = fit(table, stored[name], rename=rename, also=also[name], loose=cast)
                 if (strict and not report.whole) or (table and not new):
                     raise WeightsError(f"{where} doesn't fit {name}, and nothing was loaded\n{report.refused}")
-                self.reports[name] = report
+                reports[name] = report
                 changes |= new
             commit(changes)
+            self.reports = reports
         return step
 
     def _read(self, step: int, where: str, tables: Mapping[str, Mapping[str, Variable]]) -> tuple[Any, Any]:

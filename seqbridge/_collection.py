@@ -10,7 +10,7 @@ import jax
 
 from seqbridge._names import check_names, nearest
 from seqbridge._saving import Saved
-from seqbridge._stateful import Locks, Token, distinct, edits
+from seqbridge._stateful import Token, distinct, edits, held
 from seqbridge._trace import commit
 from seqbridge._variable import Kind, Variable, cast
 
@@ -184,7 +184,8 @@ class VarCollection(Saved, Mapping[str, Variable]):
 
     def tensors(self) -> dict[str, jax.Array]:
         """The arrays by name, each variable once, under its first name."""
-        return {name: variable.value for name, variable in self._first().items()}
+        with held(lambda: [self]):
+            return {name: variable.value for name, variable in self._first().items()}
 
     def assign(self, values: Mapping[str, Any] | Sequence[Any]) -> None:
         """Replaces all arrays at once, or raises and replaces none.
@@ -198,6 +199,10 @@ class VarCollection(Saved, Mapping[str, Variable]):
             ValueError: A wrong shape, or a list of the wrong length.
             TypeError: A wrong dtype.
         """
+        with held(lambda: [self]):
+            self._assign(values)
+
+    def _assign(self, values: Any) -> None:
         first = self._first()
         if isinstance(values, Mapping):
             check_names("assign", (n for n in values if n not in self or n in first), first)
@@ -206,8 +211,7 @@ class VarCollection(Saved, Mapping[str, Variable]):
             raise TypeError(f"assign takes arrays by name, or a list of them, not {type(values).__name__}")
         elif len(values) != len(first):
             raise ValueError(f"got {len(values)} arrays for {len(first)} variables: {', '.join(first)}"[:500])
-        with Locks(first.values()):
-            commit({v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)})
+        commit({v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)})
 
     def _first(self) -> dict[str, Variable]:
         names: dict[Variable, str] = {}

@@ -15,7 +15,7 @@ from seqbridge._layout import Layout, lookup
 from seqbridge._operators import Operators
 from seqbridge._pure import Variables
 from seqbridge._sequential import Sequential
-from seqbridge._stateful import Locks, Stateful, Token
+from seqbridge._stateful import Locks, Stateful, Token, held
 from seqbridge._trace import commit
 from seqbridge._variable import Variable, cast
 
@@ -134,7 +134,7 @@ class Copy(Stateful):
     def __call__(self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any) -> Any:
         """Runs this copy alone; takes what a model takes."""
         alone = self._repeat._alone()
-        with alone._locks():
+        with held(lambda: [alone]):
             tree = self._layout().tree([row.value for row in self._rows()])
             run, changes = Run(lambda _: tree), {}
             keys = alone._keys(rng, changes).child(self._index)

@@ -80,7 +80,7 @@ def run_through(
         raise TypeError("an empty Sequential returns its input, and got none")
     out: Any = args if len(args) != 1 else args[0]
     per_layer = _by_position(model, call.per_layer)
-    for i, (place, layer) in enumerate(zip(model._places(), model, strict=True)):
+    for i, (place, layer) in enumerate(model._placed()):
         here = call.of(per_layer.get(i, {}))
         if not isinstance(layer, Layer):
             visit.enter(layer, args, here)
@@ -142,7 +142,7 @@ def check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
         layer = model._layers[i]
         keywords = [k for k in own if k not in ("training", "per_layer")]
         if isinstance(layer, Layer):
-            check_taken(keywords, {f"{model._places()[i]}({layer.pure.label})": layer._parameters}, only=True)
+            check_taken(keywords, {f"{model._placed()[i][0]}({layer.pure.label})": layer._parameters}, only=True)
         else:
             check_taken(keywords, {_place(n): inner._parameters for n, inner in walk(layer)})
 

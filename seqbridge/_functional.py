@@ -17,6 +17,7 @@ from seqbridge._keys import Keys, as_key
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
 from seqbridge._names import check_names, nearest
+from seqbridge._stateful import held
 from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
 from seqbridge._variable import cast
@@ -167,8 +168,9 @@ def read(model: Structure) -> Parts:
     """
     if not model.built:
         raise RuntimeError("the model isn't built: it has variables after model.build(...) or the first call")
-    layouts = built_layouts(model)
-    return Form(model, layouts).parts({layer: [v.value for v in layer._variables] for layer in layouts})
+    with held(lambda: [model]):
+        layouts = built_layouts(model)
+        return Form(model, layouts).parts({layer: [v.value for v in layer._variables] for layer in layouts})
 
 
 def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -180,7 +182,7 @@ def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None
                 f"assign: there is no {kind!r}{nearest(kind, ('params', 'state'))}; there are params and state"
             )
     changes = {}
-    with model._locks():
+    with held(lambda: [model]):
         table = model._by_name()
         for kind, now in read(model).items():
             if kind in variables:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqbridge._arguments import boxes_of, holders_of, sort, values_of
 from seqbridge._collection import Filter, VarCollection, predicate
-from seqbridge._stateful import Locks, Stateful
+from seqbridge._stateful import Stateful, held
 from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
 
@@ -66,9 +66,7 @@ def value_and_grad(
 
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        holders = closed + sort(args, keywords)[2]
-        chosen = _differentiable(holders, wrt)
-        boxes = boxes_of([*holders, *([wrt] if isinstance(wrt, VarCollection) else [])])
+        holders = closed + sort(args, keywords)[2] + ([wrt] if isinstance(wrt, VarCollection) else [])
 
         def pure(values: dict[str, Any]) -> Any:
             inside = {chosen[name]: value for name, value in values.items()}
@@ -79,7 +77,8 @@ def value_and_grad(
             value, aux = out if has_aux else (out, None)
             return value, (aux, frame.changes())
 
-        with Locks(boxes):
+        with held(lambda: holders):
+            chosen, boxes = _differentiable(holders, wrt), boxes_of(holders)
             now = {name: box.value for name, box in chosen.items()}
             (value, (aux, changes)), grads = _of_changes(jax.value_and_grad, pure, now)
             commit(changes)

@@ -165,7 +165,7 @@ class Layer(Saved):
         self._variables = tuple(made)
         layout.arrays = []
         self._layout = layout
-        edits.count += 1
+        edits.note()
 
     def _ties(self, layout: Layout) -> list[Hashable]:
         """What each variable is tied by: the object behind it, or else the entry, the native path and the shape."""
@@ -177,14 +177,15 @@ class Layer(Saved):
 
     def _join(self, model: Any, lock: threading.RLock) -> None:
         """Notes a model that the layer stands in now. The lock of the first one guards the variables, for good."""
-        living = [home for home in self._homes if home() is not None]
-        for box in () if living else self._variables:
-            box._lock = lock
-        self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
+        with edits.lock:
+            living = [home for home in self._homes if home() is not None]
+            for box in [] if living else [box for box in self._variables if box._lock is not lock]:
+                box._lock = lock
+                edits.note()  # programs know the old one
+            self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
 
     def _name_of(self, box: Variable) -> str | None:
-        living = (model for home in self._homes if (model := home()) is not None)
-        tables = (root._names() for model in living for root in model._roots())
+        tables = (root._names() for home in self._homes if (model := home()) is not None for root in model._roots())
         return next((names[box] for names in tables if box in names), None)
 
     def _changes(self, variables: Variables) -> dict[Variable, Any]:
@@ -220,9 +221,7 @@ class Layer(Saved):
 
         Raises:
             AttributeError: The layer isn't built, so nothing is known to check the tree against.
-            KeyError: Names are missing, or unknown.
-            ValueError: A wrong shape.
-            TypeError: A wrong dtype.
+            KeyError, ValueError, TypeError: Wrong names, a wrong shape or dtype.
         """
         native = native_tree(self.pure, tree, self.native, allow_pickle=allow_pickle)
         assert self._layout is not None
@@ -238,18 +237,19 @@ class Layer(Saved):
         from seqbridge._sequential import Sequential  # which is made of layers
 
         for home in self._homes:
-            if (model := home()) is not None and self in model:
+            if (model := home()) is not None and model is not self._solo and self in model:
                 alone = Sequential([self])
                 alone._stream, alone._seed = model._stream, model._seed
                 return alone
-        if self._solo is None:
-            self._solo = Sequential([self])  # kept: the next call must take the next key
+        with edits.lock:
+            if self._solo is None:
+                self._solo = Sequential([self])  # kept: the next call must take the next key
         return self._solo
 
     @property
     def _random(self) -> bool:
         """Whether a call draws random numbers, or may."""
-        return any(d.used for d in self._draws.values()) if self._draws else self.pure.takes_key and self.built
+        return any(d.used for d in list(self._draws.values())) if self._draws else self.pure.takes_key and self.built
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in Layer.__slots__ and name in self._by_name():

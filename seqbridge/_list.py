@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
-from collections.abc import Iterable, Mapping, MutableSequence
-from typing import Any, Self, TypeAlias, overload
+from collections.abc import Callable, Iterable, Mapping, MutableSequence
+from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from seqbridge._layer import Layer
 from seqbridge._names import nearest
 from seqbridge._registry import ask
 from seqbridge._sharing import share
-from seqbridge._stateful import edits
+from seqbridge._stateful import edits, held
 from seqbridge._structure import Item, Structure, leaves
 from seqbridge._trace import refuse_in_trace
 
 Entries: TypeAlias = "list[tuple[str | None, Any]]"
+
+M = TypeVar("M", bound=Structure)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
+    """Waits for others before the list is read: of two threads that append, neither's layer is lost."""
+
+    @functools.wraps(method)
+    def alone(self: M, *args: P.args, **keywords: P.kwargs) -> R:
+        with held(self._above):
+            return method(self, *args, **keywords)
+
+    return alone
 
 
 class LayerList(Structure, MutableSequence[Any]):
@@ -53,24 +69,28 @@ class LayerList(Structure, MutableSequence[Any]):
         own = [item.name if isinstance(item, Layer) else None for item in items]
         return items, [own[i] if name is None else name for i, (name, _) in enumerate(entries)]
 
+    @_exclusive
     def _edit(self, layers: list[Item], names: list[str | None]) -> None:
         """Makes `layers` the list, with its new layers built if what reaches them is known; or changes nothing."""
         refuse_in_trace("an edit of a model")
         names = first_names(layers, names)
         self._check_names(names)
-        with self._lock:
-            before = self._layers, self._labels
-            undo = share(layers, self._layers)
-            self._layers, self._labels = layers, names
-            try:
-                self._after_edit()
-            except BaseException:
-                self._layers, self._labels = before
-                undo()
-                edits.count += 1  # a build may have looked at the list meanwhile
-                raise
-            edits.count += 1
+        before = self._layers, self._labels
+        undo = share(layers, self._layers)
+        try:
+            self._set(layers, names)
+            self._after_edit()
             self._adopt()
+            edits.note()
+        except BaseException:
+            self._set(*before)
+            undo()
+            edits.note()  # a build may have looked at the list meanwhile
+            raise
+
+    def _set(self, layers: list[Item], names: list[str | None]) -> None:
+        with edits.lock:
+            self._layers, self._labels = layers, names
 
     def _after_edit(self) -> None:
         """Builds what the edit has added."""
@@ -100,10 +120,12 @@ class LayerList(Structure, MutableSequence[Any]):
         What stands at a place, a `Layer` or a nested model, is known when the program runs; a type checker is told by
         an annotation: `block: sb.Sequential = model["block"]`.
         """
+        layers, names = self._items()
         if isinstance(index, slice):
-            return self._sharing(self._layers[index], self._labels[index])
-        return self._layers[self._position(index)]
+            return self._sharing(layers[index], names[index])
+        return layers[_position(names, index)]
 
+    @_exclusive
     def __setitem__(self, index: int | str | slice, value: Any) -> None:
         layers, names = list(self._layers), list(self._labels)
         if isinstance(index, slice):
@@ -119,12 +141,14 @@ class LayerList(Structure, MutableSequence[Any]):
             names[where] = name or self._labels[where]
         self._edit(layers, names)
 
+    @_exclusive
     def __delitem__(self, index: int | str | slice) -> None:
         layers, names = list(self._layers), list(self._labels)
         where = index if isinstance(index, slice) else self._position(index)
         del layers[where], names[where]
         self._edit(layers, names)
 
+    @_exclusive
     def insert(self, index: int, value: Any) -> None:
         """Puts an entry before position `index`."""
         layers, names = list(self._layers), list(self._labels)
@@ -135,12 +159,14 @@ class LayerList(Structure, MutableSequence[Any]):
         names.insert(index, name)
         self._edit(layers, names)
 
+    @_exclusive
     def append(self, value: Any) -> None:
         """Puts an entry at the end."""
         self.insert(len(self), value)
 
     add = append
 
+    @_exclusive
     def extend(self, values: Iterable[Any]) -> None:
         """Puts all of `values` at the end, or, if one is no entry, none. A mapping gives names."""
         items, names = self._admit(entries_of(values), self._layers)
@@ -151,23 +177,28 @@ class LayerList(Structure, MutableSequence[Any]):
         return self
 
     def __add__(self, values: Iterable[Any]) -> Self:
-        items, names = self._admit(entries_of(values), self._layers)
-        return self._sharing(self._layers + items, first_names(self._layers + items, self._labels + names))
+        layers, labels = self._items()
+        items, names = self._admit(entries_of(values), layers)
+        return self._sharing(layers + items, first_names(layers + items, labels + names))
 
     def __radd__(self, values: Iterable[Any]) -> Self:
-        items, names = self._admit(entries_of(values), self._layers)
-        return self._sharing(items + self._layers, first_names(items + self._layers, names + self._labels))
+        layers, labels = self._items()
+        items, names = self._admit(entries_of(values), layers)
+        return self._sharing(items + layers, first_names(items + layers, names + labels))
 
     def __mul__(self, n: int) -> Self:
         """The layers `n` times over, sharing their variables."""
-        return self._sharing(self._layers * n, first_names(self._layers * n, self._labels * n))
+        layers, names = self._items()
+        return self._sharing(layers * n, first_names(layers * n, names * n))
 
     __rmul__ = __mul__
 
+    @_exclusive
     def __imul__(self, n: int) -> Self:
         self._edit(self._layers * n, first_names(self._layers * n, self._labels * n))
         return self
 
+    @_exclusive
     def pop(self, index: int | str = -1) -> Any:
         """Takes a layer out and returns it, with its variables."""
         layers, names = list(self._layers), list(self._labels)
@@ -177,14 +208,17 @@ class LayerList(Structure, MutableSequence[Any]):
         self._edit(layers, names)
         return layer
 
+    @_exclusive
     def remove(self, value: Any) -> None:
         """Takes out the first item that is `value`, an entry or a layer."""
         del self[self.index(value)]
 
+    @_exclusive
     def clear(self) -> None:
         """Takes out everything."""
         self._edit([], [])
 
+    @_exclusive
     def reverse(self) -> None:
         """Turns the order round."""
         self._edit(self._layers[::-1], self._labels[::-1])
@@ -210,13 +244,7 @@ class LayerList(Structure, MutableSequence[Any]):
         return self.count(value) > 0
 
     def _position(self, index: int | str) -> int:
-        """The position of a name; an index as it is, for a list to judge."""
-        if not isinstance(index, str):
-            return index
-        if index not in self._labels:
-            near = nearest(index, filter(None, self._labels))
-            raise KeyError(f"no layer is called {index!r}{near}; a new one comes by extend({{{index!r}: ...}})")
-        return self._labels.index(index)
+        return _position(self._labels, index)
 
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Self:
         """Another model of these layers."""
@@ -229,6 +257,16 @@ class LayerList(Structure, MutableSequence[Any]):
         made._lock, made._stream, made._placement = self._lock, self._stream, self._placement
         made._adopt()
         return made
+
+
+def _position(names: list[str | None], index: int | str) -> int:
+    """The position of a name; an index as it is, for a list to judge."""
+    if not isinstance(index, str):
+        return index
+    if index not in names:
+        near = nearest(index, filter(None, names))
+        raise KeyError(f"no layer is called {index!r}{near}; a new one comes by extend({{{index!r}: ...}})")
+    return names.index(index)
 
 
 def _is(item: Item, value: Any) -> bool:

@@ -21,6 +21,7 @@ from seqbridge._layer import Layer
 from seqbridge._paths import nest, unnest
 from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, training_of
 from seqbridge._sequential import Sequential
+from seqbridge._stateful import held
 from seqbridge._structure import Structure, leaves
 from seqbridge._trace import Tracer
 
@@ -79,12 +80,8 @@ class Snapshot:
     """
 
     def __init__(self, model: Structure, naming: Naming, training: bool | None = None, inputs: tuple[Any, ...] = ()):
-        kept = [layer for layer in leaves(model) if layer.built]
-        streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
-        # The same layers in lists of their own; those that aren't built are copies, which nobody builds.
-        self.model: Structure = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
-        # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
-        self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
+        with held(lambda: [model]):
+            self._take(model)
         built_for = model._inputs if isinstance(model, Sequential) else None
         inputs = inputs or (built_for[0] if built_for else ())
         self.inputs: tuple[Any, ...] = specs(inputs) if inputs else ()
@@ -93,6 +90,14 @@ class Snapshot:
         self._form: tuple[Form, frozenset[str]] | None = None
         if self.model.built:
             self._form_of((), Call())
+
+    def _take(self, model: Structure) -> None:
+        kept = [layer for layer in leaves(model) if layer.built]
+        streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
+        # The same layers in lists of their own; those that aren't built are copies, which nobody builds.
+        self.model: Structure = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
+        # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
+        self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
 
     def init(self, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Parts:
         """The values of layers that have some, and fresh ones of the others, or without a key their shapes."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from seqbridge._collection import Filter, VarCollection
 from seqbridge._names import check_names
 from seqbridge._saving import Saved
-from seqbridge._stateful import Locks, Stateful, Token, edits, serial
+from seqbridge._stateful import Stateful, Token, edits, held, serial
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable, cast
 
@@ -28,6 +29,17 @@ class Transformation(Protocol):
     @property
     def update(self) -> Any:
         """From gradients, state and parameters to updates and a new state."""
+
+
+class _Fitted(NamedTuple):
+    """The state that fits the variables which the model has, as long as no model is edited."""
+
+    edit: int = -1
+    params: dict[str, Variable] = {}  # noqa: RUF012  (nobody changes it)
+    state: tuple[Variable, ...] = ()
+    names: tuple[str, ...] = ()
+    treedef: Any = None
+    token: Token | None = None
 
 
 class Optimizer(Saved):
@@ -59,15 +71,11 @@ class Optimizer(Saved):
                 f"{transformation!r:.60}"
             )
         self._serial = 0
+        self._guard = threading.RLock()
         self.transformation = transformation
         self._model, self._wrt = model, wrt
         self._source = self._trained()
-        self._params: dict[str, Variable] = {}
-        self._state: tuple[Variable, ...] = ()
-        self._names: tuple[str, ...] = ()
-        self._treedef: Any = None
-        self._edit = -1
-        self._made: Token | None = None
+        self._fitted = _Fitted()
         self._follow()
 
     @property
@@ -78,7 +86,7 @@ class Optimizer(Saved):
     @transformation.setter
     def transformation(self, new: Transformation) -> None:
         self._transformation, self._serial = new, serial()
-        edits.count += 1
+        edits.note()
 
     def _trained(self) -> VarCollection:
         return VarCollection(self._model._by_name).subset(lambda v: v.trainable).subset(self._wrt)
@@ -100,18 +108,18 @@ class Optimizer(Saved):
             raise TypeError(
                 f"an Optimizer knows its variables: write optimizer.update(gradients), arrays by name; got {got}"
             )
-        self._follow()
-        check_names("the gradients don't belong to the optimizer's variables", gradients, self._params)
-        with Locks((*self._params.values(), *self._state)):
-            params = {name: box.value for name, box in self._params.items()}
+        with held(lambda: [self]):
+            fitted = self._follow()
+            check_names("the gradients don't belong to the optimizer's variables", gradients, fitted.params)
+            params = {name: box.value for name, box in fitted.params.items()}
             for name, param in params.items():
                 if (shape := np.shape(gradients[name])) != param.shape:
                     raise ValueError(f"{name} has shape {param.shape}: its gradient can't have shape {shape}")
-            state = jax.tree.unflatten(self._treedef, [box.value for box in self._state])
+            state = jax.tree.unflatten(fitted.treedef, [box.value for box in fitted.state])
             steps, state = self.transformation.update({n: gradients[n] for n in params}, state, params, **extra)
-            new = {box: params[n] + jnp.asarray(steps[n], params[n].dtype) for n, box in self._params.items()}
-            leaves = self._treedef.flatten_up_to(state)
-            new |= {v: cast(v.name, leaf, v.value) for v, leaf in zip(self._state, leaves, strict=True)}
+            new = {box: params[n] + jnp.asarray(steps[n], params[n].dtype) for n, box in fitted.params.items()}
+            leaves = fitted.treedef.flatten_up_to(state)
+            new |= {v: cast(v.name, leaf, v.value) for v, leaf in zip(fitted.state, leaves, strict=True)}
             commit(new)
 
     def vars(self) -> VarCollection:
@@ -119,56 +127,68 @@ class Optimizer(Saved):
         return VarCollection(self._own)
 
     def _own(self) -> dict[str, Variable]:
-        self._follow()
-        return dict(zip(self._names, self._state, strict=True))
+        fitted = self._follow()
+        return dict(zip(fitted.names, fitted.state, strict=True))
 
     def _by_name(self) -> Mapping[str, Variable]:
         return self._own()
 
     def _boxes(self) -> tuple[Variable, ...]:
-        self._follow()
-        return (*self._params.values(), *self._state)
+        fitted = self._follow()
+        return (*fitted.params.values(), *fitted.state)
 
     def _token(self) -> Token:
-        self._follow()
-        if self._made is None:
-            self._made = Token((self._serial, self._source._token(), tuple(v._serial for v in self._state)))
-        return self._made
+        token = self._follow().token
+        assert token is not None
+        return token
 
-    def _follow(self) -> None:
+    def _follow(self) -> _Fitted:
         """Makes the state fit the variables that the model has now."""
-        if self._edit == edits.count:
-            return
-        params = dict(self._source._first())
-        if self._treedef is None or params != self._params:
+        if self._fitted.edit != edits.count:
+            with self._guard:  # or each of two threads would make new state, and one would train what is forgotten
+                self._fitted = self._fit(self._fitted, edits.count)
+        return self._fitted
+
+    def _fit(self, old: _Fitted, edit: int) -> _Fitted:
+        params, new = dict(self._source._first()), old
+        if old.treedef is None or params != old.params:
             refuse_in_trace("fitting an optimizer to an edited model")
             fresh = self.transformation.init({name: box.value for name, box in params.items()})
-            leaves, self._treedef = jax.tree_util.tree_flatten_with_path(fresh)
-            old_names = {box: name for name, box in self._params.items()}
-            kept = dict(zip(self._names, self._state, strict=True))
+            leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh)
+            old_names = {box: name for name, box in old.params.items()}
+            kept = dict(zip(old.names, old.state, strict=True))
             names, state = [], []
             for path, leaf in leaves:
                 keys = [str(next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a))) for k in path]
                 before = [old_names.get(params[k], k) if k in params else k for k in keys]
-                name, old = (f"(Optimizer).{'.'.join(parts)}" for parts in (keys, before))
-                box = kept.get(old)
+                name, was = (f"(Optimizer).{'.'.join(parts)}" for parts in (keys, before))
+                box = kept.get(was)
                 if box is None or box.shape != jnp.shape(leaf):
                     box = Variable(leaf, kind="state", collection="optimizer", path=tuple(keys), name=name)
                 box._label = name
                 names.append(name)
                 state.append(box)
-            self._names, self._state, self._params = tuple(names), tuple(state), params
-        lock = next((box._lock for box in params.values()), threading.RLock())
-        for box in self._state:
+            new = _Fitted(edit, params, tuple(state), tuple(names), treedef)
+        lock = next((box._lock for box in new.params.values()), self._guard)
+        for box in new.state:
             box._lock = lock  # one for all: `sb.jit` takes the locks of all of its variables at each call
-        self._edit, self._made = edits.count, None
+        token = Token((self._serial, self._source._token(), tuple(v._serial for v in new.state)))
+        return new._replace(edit=edit, token=token)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_edit", "_made", "_serial", "_source")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_guard", "_serial", "_source")}
+        return state | {"_fitted": self._fitted._replace(edit=-1, token=None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _edit=-1, _made=None, _serial=serial())
+        vars(self).update(state, _guard=threading.RLock(), _serial=serial())
         self._source = self._trained()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        with held(lambda: [self, self._model]):
+            made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def __repr__(self) -> str:
-        return f"Optimizer({len(self._params)} variables, {len(self._state)} of state)"
+        return f"Optimizer({len(self._fitted.params)} variables, {len(self._fitted.state)} of state)"

@@ -5,6 +5,7 @@ Nobody above need know: a variable that lies in a pack is read and assigned like
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -16,7 +17,7 @@ from typing import Any, Self, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from seqbridge._stateful import Stateful, edits, serial
+from seqbridge._stateful import Stateful, edits, held, serial
 from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
 from seqbridge._within import Within
@@ -74,17 +75,28 @@ class Pack:
         seen = self._seen
         if (own := self._own.get(i)) is not None:
             return own
-        if i not in seen:
-            with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace
-                seen[i] = _take(self._joined, self._starts[i], self._shapes[i])
-        return seen[i]
+        if (known := seen.get(i)) is not None:
+            return known
+        with contextlib.suppress(RuntimeError, ValueError):
+            if not self._joined.is_deleted():
+                seen[i] = known = self._taken(i)
+                return known
+        # Another thread has donated the array, and has a new one before it gives the lock back; or it is gone.
+        box = self._boxes[i]()
+        with contextlib.nullcontext() if box is None else box._lock:
+            return self._taken(i) if i not in self._own else self._own[i]
+
+    def _taken(self, i: int) -> jax.Array:
+        with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace
+            return _take(self._joined, self._starts[i], self._shapes[i])
 
     def set(self, i: int, value: jax.Array) -> bool:
         if value.sharding != self._joined.sharding:
             self.dissolve()
             return False
-        self._seen.pop(i, None)
         self._own[i] = value
+        # Another dict, as a thread may be about to note in this one what it has read of the old array.
+        self._seen = {n: array for n, array in self._seen.items() if n != i}
         return True
 
     def dissolve(self) -> None:
@@ -95,9 +107,11 @@ class Pack:
 
     @staticmethod
     def _move(box: Variable, to: Any) -> None:
-        box._array = to
-        box._serial = serial()  # programs that took the variable otherwise aren't for it any more
-        edits.count += 1
+        try:
+            box._array = to
+        finally:  # even after Ctrl-C: programs that took the variable otherwise aren't for it any more
+            box._serial = serial()
+            edits.note()
 
     # Inside a program
 
@@ -134,6 +148,12 @@ def _put(joined: jax.Array, value: jax.Array, start: int) -> jax.Array:
 
 def pack(holders: Iterable[Stateful]) -> None:
     """Puts the small variables of each holder into packs, those that a step changes or reads together."""
+    holders = list(holders)
+    with held(lambda: holders):
+        _pack(holders)
+
+
+def _pack(holders: Iterable[Stateful]) -> None:
     for holder in holders:
         groups: dict[Hashable, list[Variable]] = defaultdict(list)
         for box in holder._boxes():
@@ -176,6 +196,29 @@ def store(cells: Sequence[Cell], arrays: Mapping[int, Any]) -> None:
         for i, array in arrays.items():
             cells[i]._array = array
         raise
+
+
+def values(
+    cells: Sequence[Cell], donated: Sequence[int] | None, kept: Sequence[int], arrays: Iterable[Any]
+) -> tuple[list[Any], list[Any]]:
+    """The arrays of donated and of other cells, checked: a donated buffer that is used twice kills JAX."""
+    held = [cell._array for cell in cells]
+    if not donated:
+        return [], held
+    if True in [value.is_deleted() for value in held]:
+        name = next(cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted())
+        raise RuntimeError(f"the array of {name} was donated before and is gone: assign it, or load the model")
+    given = held if not kept else [held[i] for i in donated]
+    others = [held[i] for i in kept]
+    ids = set(map(id, held))
+    if len(ids) < len(held) or not ids.isdisjoint(map(id, arrays)):
+        given = list(given)
+        seen = {*map(id, arrays), *map(id, others)}
+        for n, value in enumerate(given):
+            if id(value) in seen:
+                given[n] = jnp.copy(value)
+            seen.add(id(value))
+    return given, others
 
 
 def lost(cells: Sequence[Cell]) -> str:

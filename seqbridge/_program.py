@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeV
 import jax
 
 from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort
-from seqbridge._pack import Cells, lost, pack, store
+from seqbridge._pack import Cell, Cells, lost, pack, store, values
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing
@@ -32,12 +32,14 @@ _MOST_PROGRAMS = 64  # kept of one function; the oldest goes first
 
 
 class Bound(NamedTuple):
-    """What a program passes, and the variables that it is."""
+    """What a program passes, and the variables that it is, as long as no model is edited."""
 
+    edit: int
     boxes: tuple[Variable, ...]
     cells: Cells
     lock: Locks | threading.RLock
     holders: tuple[int, ...]  # the ids of those that brought the variables, all of which live
+    refs: list[weakref.ref[Stateful]]  # which say when one of them doesn't
 
 
 class _Now(threading.local):
@@ -59,21 +61,20 @@ class Program:
         self._n_closed = n_closed
         self._now = now
         self.donated: tuple[int, ...] | None = None  # not known yet
-        self._kept: tuple[int, ...] = ()
+        self.kept: tuple[int, ...] = ()
         self.compiled = jax.jit(self._traced)
         self.bound: Bound | None = None
         self.packed = False  # whether it was made sure that its variables are, if they are to be
-        self.like: tuple[int, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
+        self.like: tuple[Bound, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
 
-    def bind(self, holders: list[Stateful]) -> Bound:
+    def bind(self, holders: list[Stateful], edit: int) -> Bound:
         """Finds the variables, and keeps them for as long as their holders live."""
         boxes = boxes_of(holders)
         locks = Locks(boxes)
-        self.like = None
-        bound = self.bound = Bound(boxes, Cells(boxes), locks[0] if len(locks) == 1 else locks, tuple(map(id, holders)))
-        me: Any = weakref.ref(self)
-        for holder in holders:
-            weakref.finalize(holder, _forget, me).atexit = False
+        forget = functools.partial(_forget, weakref.ref(self))
+        refs = [weakref.ref(holder, forget) for holder in holders]
+        lock = locks[0] if len(locks) == 1 else locks
+        bound = self.bound = Bound(edit, boxes, Cells(boxes), lock, tuple(map(id, holders)), refs)
         return bound
 
     @functools.cached_property
@@ -116,37 +117,17 @@ class Program:
         if self.donated is not None:
             return
         _, changed = jax.eval_shape(self._traced, [], [cell._array for cell in cells], arrays)
-        self.donated = tuple(changed)
-        self._kept = tuple(i for i in range(len(cells)) if i not in changed)
+        self.kept = tuple(i for i in range(len(cells)) if i not in changed)
         for cell in (cells[i] for i in changed):
             if isinstance(cell, Variable) and cell._lent:
                 cell._array, cell._lent = jax.numpy.copy(cell._array), False
         self.compiled = jax.jit(self._traced, donate_argnums=0)
-
-    def values(self, cells: Cells, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The values of donated and of other cells, checked: a donated buffer that is used twice kills JAX."""
-        held = [cell._array for cell in cells]
-        if not self.donated:
-            return [], held
-        if True in [value.is_deleted() for value in held]:
-            name = next(cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted())
-            raise RuntimeError(f"the array of {name} was donated before and is gone: assign it, or load the model")
-        donated = held if not self._kept else [held[i] for i in self.donated]
-        kept = [held[i] for i in self._kept]
-        ids = set(map(id, held))
-        if len(ids) < len(held) or not ids.isdisjoint(map(id, arrays)):
-            donated = list(donated)
-            seen = {*map(id, arrays), *map(id, kept)}
-            for n, value in enumerate(donated):
-                if id(value) in seen:
-                    donated[n] = jax.numpy.copy(value)
-                seen.add(id(value))
-        return donated, kept
+        self.donated = tuple(changed)  # last: from now on all of this holds
 
 
-def _forget(program: weakref.ref[Program]) -> None:
+def _forget(program: weakref.ref[Program], _: Any) -> None:
     if (found := program()) is not None:
-        found.bound = None
+        found.bound = found.like = None
 
 
 class Jitted(Generic[P, R]):
@@ -168,26 +149,43 @@ class Jitted(Generic[P, R]):
         self._warned = False
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        program, (boxes, cells, lock, _), arrays = self._prepare(args, keywords)
+        cells: Sequence[Cell] = ()
         try:
-            if in_frame():
-                return self._inside(program, boxes, arrays)
-            with lock:
-                if self._donate:
-                    program.donate(cells, arrays)
-                    out, changed = program.compiled(*program.values(cells, arrays), arrays)
-                else:
-                    out, changed = program.compiled([], [cell._array for cell in cells], arrays)
-                if changed and tracing():
+            while True:
+                program, (edit, boxes, cells, lock, _, _), arrays = self._prepare(args, keywords)
+                if in_frame():
                     return self._inside(program, boxes, arrays)
-                store(cells, changed)
-            return out
+                with lock:
+                    if edit != edits.count:  # another thread was faster, and the variables may lie elsewhere now
+                        continue
+                    if self._donate:
+                        return self._donating(program, boxes, cells, arrays)
+                    out, changed = program.compiled([], [cell._array for cell in cells], arrays)
+                    if changed and tracing():
+                        return self._inside(program, boxes, arrays)
+                    store(cells, changed)
+                return out
         except Exception as error:
             if gone := lost(cells):
                 error.add_note(f"the arrays of {gone} were donated and are gone: assign them, or load the model")
             raise
         finally:
             self._now.call = None
+
+    def _donating(self, program: Program, boxes: tuple[Variable, ...], cells: Cells, arrays: list[Any]) -> Any:
+        inside, out = tracing(), None
+        program.donate(cells, arrays)
+        given = (*values(cells, program.donated, program.kept, arrays), arrays)
+        # As a loop, because Ctrl-C can't come between a result and its name there. What was donated would be lost.
+        for out, changed in map(program.compiled, *zip(given)):  # noqa: B007  (returned below)
+            if changed and inside:
+                return self._inside(program, boxes, arrays)
+            try:
+                store(cells, changed)
+            except BaseException:
+                store(cells, changed)
+                raise
+        return out
 
     def _inside(self, program: Program, boxes: tuple[Variable, ...], arrays: list[Any]) -> Any:
         out, changed = program.nested([read(box) for box in boxes], arrays)
@@ -196,15 +194,18 @@ class Jitted(Generic[P, R]):
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program for these arguments as JAX' `Lowered`: `.as_text()`, `.compile()`, `.cost_analysis()`."""
-        program, (_, cells, lock, _), arrays = self._prepare(args, keywords)
-        with lock:
-            if self._donate:
-                program.donate(cells, arrays)
-            return program.compiled.lower(*program.values(cells, arrays), arrays)
+        while True:
+            program, bound, arrays = self._prepare(args, keywords)
+            with bound.lock:
+                if bound.edit == edits.count:
+                    if self._donate:
+                        program.donate(bound.cells, arrays)
+                    return program.compiled.lower(*values(bound.cells, program.donated, program.kept, arrays), arrays)
 
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
         if not keywords and (found := self._again(args)) is not None:
             return found
+        edit = edits.count
         signature, arrays, holders = sort(args, keywords, self._static)
         key: Hashable = signature
         if self._closed:
@@ -224,15 +225,16 @@ class Jitted(Generic[P, R]):
             program = Program(self._function, signature, len(self._closed), self._now, self._spread)
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
-                del self._programs[next(iter(self._programs))]
+                self._programs.pop(next(iter(self._programs)), None)
                 self._warn()
         if self._pack and not program.packed and not tracing():
-            before = edits.count
             pack(holders)
-            if edits.count != before:  # the variables lie in other arrays now, for which there is another program
+            if edits.count != edit:  # the variables lie in other arrays now, for which there is another program
                 return self._prepare(args, keywords)
             program.packed = True
-        bound = program.bound or program.bind(holders)
+        bound = program.bound
+        if bound is None or bound.edit != edit:
+            bound = program.bind(holders, edit)
         self._now.call = holders, bound
         self._remember(args, keywords, program, bound, holders)
         return program, bound, arrays
@@ -250,10 +252,10 @@ class Jitted(Generic[P, R]):
     def _again(self, args: tuple[Any, ...]) -> tuple[Program, Bound, list[Any]] | None:
         """What the call before prepared, if this one is like it, as nearly every call is."""
         program = self._latest
-        if program is None or program.bound is None or program.like is None or program.like[0] != edits.count:
+        if program is None or (like := program.like) is None:
             return None
-        bound, kinds = program.bound, program.like[1]
-        if len(kinds) != len(args):
+        bound, kinds = like
+        if program.bound is not bound or bound.edit != edits.count or len(kinds) != len(args):
             return None
         arrays: list[Any] = []
         holders = list(self._closed)
@@ -276,7 +278,7 @@ class Jitted(Generic[P, R]):
             return
         if all(isinstance(arg, Stateful) or is_array(arg) for arg in args) and all(h._steady for h in holders):
             kinds = tuple(id(arg) if isinstance(arg, Stateful) else None for arg in args)
-            program.like = edits.count, kinds
+            program.like = bound, kinds
 
     @overload
     def __get__(self, owner: None, cls: type, /) -> Self: ...

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqbridge._fit import Rename, Report, fit
 from seqbridge._safetensors import WeightsError, file_path, read_safetensors, write_safetensors
-from seqbridge._stateful import Locks, Stateful
+from seqbridge._stateful import Stateful, held
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
@@ -51,17 +51,15 @@ class Saved(Stateful):
             2.0
         """
         refuse_in_trace("saving")
-        table = self._table("save")
-        with Locks(table.values()):
-            values = {name: variable.value for name, variable in table.items()}
         first: dict[Variable, str] = {}
         arrays, about = {}, {}
-        for name, variable in table.items():
-            if variable in first:
-                about[first[variable]].setdefault("also", []).append(name)
-                continue
-            first[variable] = name
-            arrays[name], about[name] = _stored(name, values[name]), described(variable)
+        with held(lambda: [self]):  # until they are on the host: another thread may donate the arrays to a program
+            for name, variable in self._table("save").items():
+                if variable in first:
+                    about[first[variable]].setdefault("also", []).append(name)
+                    continue
+                first[variable] = name
+                arrays[name], about[name] = _stored(name, variable.value), described(variable)
         versions = {name: version(name) for name in ("seqbridge", "jax")}
         write_safetensors(file_path(path), arrays, {"format": FORMAT, "versions": versions, "variables": about})
 
@@ -98,10 +96,11 @@ class Saved(Stateful):
             RuntimeError: Something isn't built, or this is a JAX transform.
         """
         refuse_in_trace("loading")
-        table = self._table("load")
+        self._table("load")
         path = file_path(path)
         stored, also = stored_in(path)
-        with Locks(table.values()):
+        with held(lambda: [self]):
+            table = self._table("load")
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
             if (strict and not report.whole) or (not changes and table):
                 raise WeightsError(

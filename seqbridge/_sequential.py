@@ -8,17 +8,16 @@ from typing import Any, Self
 import jax
 
 from seqbridge import _functional
-from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, specs
+from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, specs, take
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
 from seqbridge._layer import Layer
-from seqbridge._layout import Layout
 from seqbridge._list import entries_of, first_names, is_entry
 from seqbridge._looks import Looks
 from seqbridge._outputs import Outputs, Watched
 from seqbridge._sharing import share
-from seqbridge._stateful import edits
+from seqbridge._stateful import held
 from seqbridge._structure import Item, leaves, walk
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
@@ -102,7 +101,7 @@ class Sequential(Looks):
 
     def _call(self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None) -> Any:
         """Runs the layers, and notes what each returns in `outputs`."""
-        with self._locks():
+        with held(lambda: (self,) if self.built else self._above()):
             first = None
             if not self.built:
                 check_arrays(args)
@@ -114,7 +113,7 @@ class Sequential(Looks):
             visitor = run if outputs is None else Watched(run, outputs)
             out = traverse(self, args, call, visitor, self._keys(rng, changes))
             if first is not None:
-                self._take(first.layouts, first.inputs)
+                take(self, first)
             for layer, variables in run.states.items():
                 changes |= layer._changes(variables)
             commit(changes)
@@ -178,8 +177,8 @@ class Sequential(Looks):
             self._seed = seed if key is None else as_key(key)
         check_inputs(inputs)
         call = call_of(keywords).map(specs, training=True)
-        check_keywords(self, inputs, call)
-        with self._lock:
+        with held(self._above):
+            check_keywords(self, inputs, call)
             _functional.check_sizes(self, inputs, call)
             self._build(specs(inputs, None), call)
         return self
@@ -194,21 +193,7 @@ class Sequential(Looks):
             left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
             if build.failed or (left and not editing):
                 raise
-        self._take(build.layouts, build.inputs)
-
-    def _take(self, layouts: Mapping[Layer, Layout], inputs: Mapping[Any, Any]) -> None:
-        """Makes the variables of a build the model's own."""
-        known = {tie: box for layer in self._family() if layer._layout for tie, box in layer._tied_variables()}
-        for layer, layout in layouts.items():
-            layer._fill(layout, self._lock, known)
-            known.update(layer._tied_variables())
-        self._adopt()
-        for model, given in inputs.items():
-            model._inputs = given
-        edits.count += 1
-        for root in self._roots():
-            if root._placement is not None:
-                root._place(root._placement, new=True)
+        take(self, build)
 
     def _after_edit(self) -> None:
         if self._inputs is not None:

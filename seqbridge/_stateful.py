@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from seqbridge._trace import in_frame
 
 if TYPE_CHECKING:
     from seqbridge._variable import Variable
 
 
 class _Edits:
-    """Counts the edits of all models: what is cached of a model's structure holds while this stands still."""
+    """Counts the edits of all models: what is cached of a model's structure holds while this stands still.
 
-    count = 0
+    No count comes twice, so that what a thread found before an edit is never taken for what holds after it.
+
+    Attributes:
+        lock: Held while a structure is read, or while what must not be read by halves is written. Whoever holds it
+            waits for nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lock = threading.RLock()
+        self._following = itertools.count(1).__next__
+
+    def note(self) -> None:
+        """Says that a structure has changed; to be called after the change."""
+        self.count = self._following()
 
 
 edits = _Edits()
@@ -61,6 +78,10 @@ class Stateful(ABC):
     def _by_name(self) -> Mapping[str, Variable]:
         """The variables by name."""
 
+    def _locks(self) -> Locks:
+        """What a thread holds that reads all of this at one moment, or changes it."""
+        return Locks(self._boxes())
+
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         from seqbridge._tree import unfolding  # which knows all that hold variables
 
@@ -90,6 +111,22 @@ class Locks(tuple[threading.RLock, ...]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for lock in reversed(self):
             lock.release()
+
+
+@contextlib.contextmanager
+def held(find: Callable[[], Iterable[Stateful]]) -> Iterator[None]:
+    """Holds the locks of what `find` finds, which it is asked again if a model was edited before they were held.
+
+    A transform holds those of all that its function knows of. Inside of it nothing more is taken: that would be one
+    lock after another, in no order, and two threads could wait for each other.
+    """
+    while not in_frame():
+        edit = edits.count
+        with Locks((), *(lock for holder in find() for lock in holder._locks())):
+            if edits.count == edit:
+                yield
+                return
+    yield
 
 
 def distinct(variables: Iterable[Variable]) -> tuple[Variable, ...]:

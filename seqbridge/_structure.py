@@ -16,7 +16,7 @@ from seqbridge._layer import Layer
 from seqbridge._mesh import Placement, Rules, put
 from seqbridge._names import nearest
 from seqbridge._saving import Saved
-from seqbridge._stateful import Locks, Token, edits
+from seqbridge._stateful import Locks, Token, edits, held
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
 
@@ -64,15 +64,26 @@ class Structure(Saved):
 
     def _adopt(self) -> None:
         """Tells layers and nested models where they stand."""
-        for item in self._layers:
-            if isinstance(item, Structure):
-                item._parents.add(self)
+        with edits.lock:
+            for item in self._layers:
+                if isinstance(item, Structure):
+                    item._parents.add(self)
         for layer in leaves(self._layers):
             layer._join(self, self._lock)
 
+    def _above(self) -> Iterator[Structure]:
+        """This model, and all that it stands in. Whoever edits it holds their locks, and whoever calls one of them."""
+        yield self
+        for parent in self._holders():
+            yield from parent._above()
+
+    def _holders(self) -> list[Structure]:
+        with edits.lock:
+            return [p for p in self._parents if any(item is self for item in p._layers)]
+
     def _roots(self) -> Iterator[Structure]:
         """The outermost models that this one stands in, itself if there is none."""
-        parents = [p for p in self._parents if any(item is self for item in p._layers)]
+        parents = self._holders()
         for parent in parents:
             yield from parent._roots()
         if not parents:
@@ -80,7 +91,7 @@ class Structure(Saved):
 
     def _initial_keys(self) -> Keys:
         """The keys that initial values start from, in a nested model those of the model that holds it."""
-        for parent in self._parents:
+        for parent in self._holders():
             for i, item in enumerate(parent._layers):
                 if item is self:
                     return parent._initial_keys().child(i)
@@ -93,29 +104,35 @@ class Structure(Saved):
     # What is cached of the structure, as long as no model is edited
 
     def _facts(self) -> _Facts:
-        if self._cache.edit != edits.count:
-            table: dict[str, Variable] = {}
-            own = list(leaves(self._layers))
-            draws = any(layer._random for layer in own)
-            if draws and self._stream is None:
-                self._make_stream()
-            for prefix, layer in walk(self):
-                table |= {full_name(prefix, name): box for name, box in layer._by_name().items()}
-            if self._stream is not None and draws:
-                table[f"({type(self).__name__}).rng"] = self._stream
-            names: dict[Variable, str] = {}
-            for name, box in table.items():
-                names.setdefault(box, name)
-            self._cache = _Facts(
-                edit=edits.count,
-                built=all(layer.built for layer in own),
-                table=table,
-                names=names,
-                boxes=tuple(names),
-                locks=Locks(names, self._lock),
-                token=Token(self._parts()),
-            )
-        return self._cache
+        facts = self._cache
+        if facts.edit != edits.count:
+            with edits.lock:
+                facts = self._cache = self._found(edits.count)
+        return facts
+
+    def _found(self, edit: int) -> _Facts:
+        """What `_facts` keeps."""
+        table: dict[str, Variable] = {}
+        own = list(leaves(self._layers))
+        draws = any(layer._random for layer in own)
+        if draws and self._stream is None:
+            self._make_stream()
+        for prefix, layer in walk(self):
+            table |= {full_name(prefix, name): box for name, box in layer._by_name().items()}
+        if self._stream is not None and draws:
+            table[f"({type(self).__name__}).rng"] = self._stream
+        names: dict[Variable, str] = {}
+        for name, box in table.items():
+            names.setdefault(box, name)
+        return _Facts(
+            edit=edit,
+            built=all(layer.built for layer in own),
+            table=table,
+            names=names,
+            boxes=tuple(names),
+            locks=Locks(names, self._lock),
+            token=Token(self._parts()),
+        )
 
     def shard(self, mesh: Any, rules: Rules = (), *, logical: Mapping[str, Any] | None = None) -> Self:
         """Lays the variables out on a mesh of devices. Calls mean what they did before.
@@ -150,22 +167,24 @@ class Structure(Saved):
         if not self.built:
             raise RuntimeError("the model isn't built: call model.build(...) first, then model.shard(mesh, rules)")
         placement = Placement(mesh, rules, logical)
-        self._place(placement)
-        self._placement = placement
+        with held(lambda: [self]):
+            self._place(placement)
+            self._placement = placement
         return self
 
     def _place(self, placement: Placement, *, new: bool = False) -> None:
         """Lays the variables out, all of them or none."""
-        with self._locks():
+        with held(lambda: [self]):
             shardings = placement.shardings(self._by_name(), new=new)
             commit({variable: put(variable.value, sharding) for variable, sharding in shardings.items()})
 
     def _make_stream(self) -> None:
-        with jax.ensure_compile_time_eval():  # a value, even if this is asked for first inside a trace
-            key = stream(self._seed)
-        self._stream = Variable(key, kind="rng", collection="rng", name="rng")
-        self._stream._lock = self._lock
-        self._stream._namer = stream_namer(self)
+        with edits.lock:  # or two threads would draw from two
+            if self._stream is None:
+                with jax.ensure_compile_time_eval():  # a value, even if this is asked for first inside a trace
+                    made = Variable(stream(self._seed), kind="rng", collection="rng", name="rng")
+                made._lock, made._namer = self._lock, stream_namer(self)
+                self._stream = made
 
     def _names(self) -> Mapping[Variable, str]:
         return self._facts().names
@@ -192,9 +211,14 @@ class Structure(Saved):
     def _by_name(self) -> Mapping[str, Variable]:
         return self._facts().table
 
-    def _places(self) -> list[str]:
-        """How each item is written in a variable's name: `"[0]"`, `".conv"`."""
-        return [f"[{i}]" if name is None else f".{name}" for i, name in enumerate(self.names)]
+    def _items(self) -> tuple[list[Item], list[str | None]]:
+        with edits.lock:  # of one moment; an edit makes new ones
+            return self._layers, self._labels
+
+    def _placed(self) -> list[tuple[str, Item]]:
+        """Each item, after how it is written in a variable's name: `"[0]"`, `".conv"`."""
+        pairs = enumerate(zip(*self._items(), strict=True))
+        return [(f"[{i}]" if name is None else f".{name}", item) for i, (item, name) in pairs]
 
     def _lists(self) -> Iterator[Structure]:
         for item in self._layers:
@@ -217,9 +241,9 @@ class Structure(Saved):
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        names = self.__dict__.get("_labels", ())
+        layers, names = self._items() if "_labels" in self.__dict__ else ((), ())
         if name in names:
-            return self._layers[names.index(name)]
+            return layers[names.index(name)]
         named = [n for n in names if n is not None]
         raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, named)}", name=name, obj=self)
 
@@ -232,7 +256,8 @@ class Structure(Saved):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        made.__setstate__({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
+        with held(lambda: [self]):
+            made.__setstate__({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -250,7 +275,7 @@ class Structure(Saved):
 def walk(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     """Each place of the whole tree that holds a layer, with the name of that place: `"(Sequential)[0](Conv)"`."""
     prefix = f"{prefix}({type(model).__name__})"
-    for place, layer in zip(model._places(), model, strict=True):
+    for place, layer in model._placed():
         if isinstance(layer, Layer):
             yield f"{prefix}{place}({layer.pure.label})", layer
         else:

@@ -16,7 +16,7 @@ from seqbridge._around import around, as_layer, key_within
 from seqbridge._layer import Layer
 from seqbridge._program import Jitted
 from seqbridge._pure import PureLayer
-from seqbridge._stateful import Locks, Stateful
+from seqbridge._stateful import Stateful, held
 from seqbridge._structure import Structure
 from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
@@ -68,7 +68,7 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **keywords: P.kwargs) -> Any:
-        boxes = boxes_of(closed + sort(args, keywords)[2])
+        holders = closed + sort(args, keywords)[2]
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
         if len(axes) != len(args):
             raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
@@ -86,11 +86,11 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
             with Frame({**values_of(boxes), **streams}) as frame:
                 given = [arrays.get(i, a) for i, a in enumerate(args)]
                 out: Any = call(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
-            changes = frame.changes()
-            changed[:] = changes
+            changed[:] = changes = frame.changes()
             return out, [new for box, new in changes.items() if box not in streams]
 
-        with Locks(boxes):
+        with held(lambda: holders):
+            boxes = boxes_of(holders)
             rngs = [box for box in boxes if box.kind == "rng"]
             pairs = [jax.random.split(box.value) for box in rngs]
             keys = [jax.random.split(pair[1], size) for pair in pairs]
@@ -167,20 +167,19 @@ def scan(
         >>> scan(step, None, jnp.arange(3.0), vars=total)[1]
         Array([0., 1., 3.], dtype=float32)
     """
-    boxes = boxes_of(holders_of(function, vars))
+    holders = holders_of(function, vars)
     changing: list[Variable] = []
 
     def step(carry: Any, x: Any) -> Any:
         values, own = carry
-        start = values_of(boxes) | dict(zip(changing, values, strict=True))
-        with Frame(start) as frame:
+        with Frame(values_of(boxes) | dict(zip(changing, values, strict=True))) as frame:
             own, y = function(own, x)
         if not changing:
             found.extend(frame.changes())
         return ([frame.values[box] for box in changing], own), y
 
-    with Locks(boxes):
-        found: list[Variable] = []
+    with held(lambda: holders):
+        found, boxes = list[Variable](), boxes_of(holders)
         first = None if xs is None else jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
         jax.eval_shape(step, ([], init), first)  # finds what changes, which is all that the loop must carry
         changing.extend(found)
@@ -219,9 +218,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     closed = holders_of(call, vars)
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        out, changes = _pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
-        commit(changes)
-        return out
+        return _pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
 
     return functools.wraps(call, updated=())(wrapped) if hasattr(call, "__name__") else wrapped
 
@@ -272,7 +269,7 @@ def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **key
     def shapes(pure: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(jax.eval_shape, pure)
 
-    return _pure_call(shapes, function, holders_of(function, vars), args, keywords)[0]
+    return _pure_call(shapes, function, holders_of(function, vars), args, keywords, keep=False)
 
 
 def _pure_call(
@@ -281,20 +278,22 @@ def _pure_call(
     closed: list[Stateful],
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
-) -> tuple[Any, dict[Variable, Any]]:
-    """Outputs and changes of `function`, called through `transform` as a pure function of values and arrays."""
+    keep: bool = True,
+) -> Any:
+    """Calls `function` through `transform`, as a pure function of values and arrays, and keeps what it changes."""
     signature, arrays, holders = sort(args, keywords)
-    boxes = boxes_of(closed + holders)
     changed: list[Variable] = []
 
     def pure(values: list[Any], arrays: list[Any]) -> Any:
         with Frame(dict(zip(boxes, values, strict=True))) as frame:
             inside, options = rebuild(signature, arrays, holders)
             out = function(*inside, **options)
-        changes = frame.changes()
-        changed[:] = changes
+        changed[:] = changes = frame.changes()
         return out, list(changes.values())
 
-    with Locks(boxes):
+    with held(lambda: closed + holders):
+        boxes = boxes_of(closed + holders)
         out, new = transform(pure)([box.value for box in boxes], arrays)
-    return out, dict(zip(changed, new, strict=True))
+        if keep:
+            commit(dict(zip(changed, new, strict=True)))
+    return out

@@ -54,5 +54,6 @@ def _(node: Layer) -> Any:
 
 @_content.register
 def _(node: Structure) -> Any:
-    labels = [f"[{i}] {name}: " if name else f"[{i}] " for i, name in enumerate(node.names)]
-    return (type(node).__name__, "([", "])"), list(zip(labels, node._places(), node, strict=True)), None
+    labels = (f"[{i}] {name}: " if name else f"[{i}] " for i, name in enumerate(node.names))
+    rows = [(label, place, item) for label, (place, item) in zip(labels, node._placed(), strict=False)]
+    return (type(node).__name__, "([", "])"), rows, None

@@ -184,7 +184,7 @@ class Variable(Operators, Stateful):
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"trainable is True or False, not {value!r:.60}")
         self._trainable = bool(value)
-        edits.count += 1
+        edits.note()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -58,7 +58,9 @@ for transform, cure in ((jax.jit, r"sb\.jit"), (jax.vmap, r"sb\.vmap"), (GRAD, r
     def call(model: sb.Sequential, transform: Any = transform) -> None:
         transform(lambda x: model(jnp.atleast_2d(x), training=True))(X)
 
-    fault(f"a call inside of a transform whose cure is {cure}", RuntimeError, f"{UNKNOWN}.*Use {cure}.*model.apply")(
+    # The key of a stream that is split under `jax.vmap` is no tracer, which would say what transform made it.
+    said = cure.partition(" or")[0]
+    fault(f"a call inside of a transform whose cure is {cure}", RuntimeError, f"{UNKNOWN}.*Use .*{said}.*model.apply")(
         call
     )
 
