@@ -102,7 +102,7 @@ class Checkpoint:
             for name, note in notes.items():
                 note["sum"] = sums[part][name]
         said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
-        args = self._args.Composite(state=self._args.StandardSave(state), about=self._args.JsonSave(said))
+        args = self._args.Composite(state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said))
         self._manager.save(step, args=args)
 
     def restore(
@@ -155,8 +155,10 @@ class Checkpoint:
             check_format(where, said)
             notes = said["variables"]
             like = {p: {n: _like(note, tables.get(p, {}).get(n)) for n, note in of.items()} for p, of in notes.items()}
-            args = self._args.Composite(state=self._args.StandardRestore(like))
+            args = self._args.Composite(state=self._args.StandardRestore(_filled(like)))
             state = self._manager.restore(step, args=args)["state"]
+            for part, of in like.items():
+                state[part] |= {n: jnp.zeros(a.shape, a.dtype, device=a.sharding) for n, a in of.items() if not a.size}
         except WeightsError:
             raise
         except Exception as error:  # a zoo, of which not all say what was read
@@ -204,6 +206,11 @@ def _like(note: Mapping[str, Any], variable: Variable | None) -> jax.ShapeDtypeS
         numbers = bare(jax.random.key(0, impl=note["key"]))
         return jax.ShapeDtypeStruct(shape + numbers.shape, numbers.dtype, sharding=sharding)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(note["dtype"]), sharding=sharding)
+
+
+def _filled(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The arrays that have items. Orbax takes no others, and what is said of those is all that there is of them."""
+    return {part: {name: array for name, array in of.items() if array.size} for part, of in state.items()}
 
 
 def _digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
