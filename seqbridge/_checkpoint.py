@@ -32,6 +32,9 @@ class Checkpoint:
         max_to_keep: How many of the latest are kept; None: all.
         **parts: What is saved: models, layers, optimizers, collections, each with a name.
 
+    Raises:
+        WeightsError: What says when a checkpoint that is there was made is damaged.
+
     Examples:
         >>> import tempfile, jax.numpy as jnp, optax
         >>> from seqbridge import Optimizer, Sequential
@@ -61,9 +64,13 @@ class Checkpoint:
         self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
         self._parts = parts
         self._args = ocp.args
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError:
+            raise
+        except Exception as error:  # it looks into those that are there
+            raise WeightsError(f"a checkpoint in {self._folder} is damaged: {error}") from error
         self.reports: dict[str, Report] = {}
 
     @property

@@ -202,7 +202,9 @@ def _read_orbax(path: str, **_: Any) -> Any:
         total = 0
         for leaf in jax.tree.leaves(tree):
             if getattr(leaf, "shape", None) is not None:
-                total += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+                chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
+                # An array is read in chunks, and one may be larger than all of it.
+                total += max(math.prod(leaf.shape), math.prod(chunk)) * np.dtype(leaf.dtype).itemsize
         check_size(path, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), total)
         # As NumPy's, whatever devices they were on.
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -258,6 +258,9 @@ def main() -> None:
     if options.worker:
         Worker(options.worker).run()
     elif options.again:
+        with tempfile.TemporaryDirectory() as folder:  # what the first one imports is none of its own
+            importlib.import_module("fuzz_files").READERS[options.names[0]].write(Path(folder))
+            outcome(options.names[0], str(next(Path(folder).iterdir())))
         with Limits():
             print(outcome(options.names[0], str(options.again)))
     elif options.atheris:
