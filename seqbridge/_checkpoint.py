@@ -32,6 +32,9 @@ class Checkpoint:
         max_to_keep: How many of the latest are kept; None: all.
         **parts: What is saved: models, layers, optimizers, collections, each with a name.
 
+    Raises:
+        WeightsError: What says when a checkpoint that is there was made is damaged.
+
     Examples:
         >>> import tempfile, jax.numpy as jnp, optax
         >>> from seqbridge import Optimizer, Sequential
@@ -61,9 +64,13 @@ class Checkpoint:
         self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
         self._parts = parts
         self._args = ocp.args
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError:
+            raise
+        except Exception as error:  # it looks into those that are there
+            raise WeightsError(f"a checkpoint in {self._folder} is damaged: {error}") from error
         self.reports: dict[str, Report] = {}
 
     @property
@@ -102,7 +109,7 @@ class Checkpoint:
                 for name, note in notes.items():
                     note["sum"] = sums[part][name]
             said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
-            args = self._args.Composite(state=self._args.StandardSave(state), about=self._args.JsonSave(said))
+            args = self._args.Composite(state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said))
             self._manager.save(step, args=args)
 
     def restore(
@@ -157,8 +164,10 @@ class Checkpoint:
             check_format(where, said)
             notes = said["variables"]
             like = {p: {n: _like(note, tables.get(p, {}).get(n)) for n, note in of.items()} for p, of in notes.items()}
-            args = self._args.Composite(state=self._args.StandardRestore(like))
+            args = self._args.Composite(state=self._args.StandardRestore(_filled(like)))
             state = self._manager.restore(step, args=args)["state"]
+            for part, of in like.items():
+                state[part] |= {n: jnp.zeros(a.shape, a.dtype, device=a.sharding) for n, a in of.items() if not a.size}
         except WeightsError:
             raise
         except Exception as error:  # a zoo, of which not all say what was read
@@ -206,6 +215,11 @@ def _like(note: Mapping[str, Any], variable: Variable | None) -> jax.ShapeDtypeS
         numbers = bare(jax.random.key(0, impl=note["key"]))
         return jax.ShapeDtypeStruct(shape + numbers.shape, numbers.dtype, sharding=sharding)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(note["dtype"]), sharding=sharding)
+
+
+def _filled(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The arrays that have items. Orbax takes no others, and what is said of those is all that there is of them."""
+    return {part: {name: array for name, array in of.items() if array.size} for part, of in state.items()}
 
 
 def _digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:

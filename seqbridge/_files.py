@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
 import pathlib
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ def format_of(path: str, wanted: str | None = None) -> str:
     Raises:
         WeightsError: None that anybody knows, or not the one that is wanted.
     """
-    known = {*_READERS, *entry_points(group=GROUP).names}
+    known = {*_READERS, *_points()}
     if wanted is not None and wanted not in known:
         raise ValueError(f"there is no format {wanted!r}{nearest(wanted, known)}; there are {', '.join(sorted(known))}")
     mode = os.stat(path).st_mode
@@ -109,16 +110,22 @@ def format_of(path: str, wanted: str | None = None) -> str:
     return found
 
 
+@functools.cache
+def _points() -> dict[str, EntryPoint]:
+    """What reads which format; looked up once, as it takes longer than to read a file of a few megabytes."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
 def _reader(kind: str) -> Callable[..., Any]:
     if kind in _READERS:
         return _READERS[kind]
-    points = list(entry_points(group=GROUP, name=kind))
-    if not points:
+    point = _points().get(kind)
+    if point is None:
         raise WeightsError(f"nothing that is installed reads {kind}: install seqbridge again")
     try:
-        return points[0].load()
+        return point.load()
     except ImportError as error:
-        extra = points[0].value.partition(":")[0].removeprefix("seqbridge_")
+        extra = point.value.partition(":")[0].removeprefix("seqbridge_")
         error.add_note(f'{kind} files are read by a library that isn\'t there: pip install "seqbridge[{extra}]"')
         raise
 
@@ -176,7 +183,7 @@ def _leaf(value: Any, name: str) -> np.ndarray:
     kind = array.dtype
     if kind == np.dtype("V2"):  # what NumPy makes of bfloat16, which it doesn't know
         array = array.view(jnp.bfloat16)
-    elif kind.hasobject or kind.type is np.void or kind.kind in "SMm":
+    elif kind.hasobject or kind.type is np.void or kind.kind in "SUMm":
         raise WeightsError(f"{name} holds no numbers, but {kind}")
     return np.array(array, dtype=array.dtype.newbyteorder("="))
 
@@ -195,7 +202,9 @@ def _read_orbax(path: str, **_: Any) -> Any:
         total = 0
         for leaf in jax.tree.leaves(tree):
             if getattr(leaf, "shape", None) is not None:
-                total += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+                chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
+                # An array is read in chunks, and one may be larger than all of it.
+                total += max(math.prod(leaf.shape), math.prod(chunk)) * np.dtype(leaf.dtype).itemsize
         check_size(path, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), total)
         # As NumPy's, whatever devices they were on.
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

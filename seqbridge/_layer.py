@@ -16,7 +16,7 @@ from seqbridge._collection import VarCollection
 from seqbridge._dispatch import Parameters
 from seqbridge._dtypes import strong
 from seqbridge._files import native_tree
-from seqbridge._layout import Layout, lookup
+from seqbridge._layout import Layout, lookup, namer
 from seqbridge._live import Draws
 from seqbridge._pickle import portable
 from seqbridge._pure import PureLayer, Variables
@@ -85,7 +85,7 @@ class Layer(Saved):
         self._parameters = Parameters(pure)
         self._layout: Layout | None = None
         self._variables: tuple[Variable, ...] = ()
-        self._homes: list[weakref.ref[Any]] = []  # the models that it stands in
+        self._homes: list[weakref.ref[Any]] = []  # the models that it stands in; see `namer`
         self._copy = 0
         self._origin: tuple[int, ...] | None = None  # the positions that its initial values were folded with
         self._options = (method, per_example, trainable)
@@ -158,7 +158,7 @@ class Layer(Saved):
                 metadata=slot.note,
                 axes=slot.axes,
             )
-            box._namer = self._name_of
+            box._namer = namer(self._homes)
             box._lock = lock or box._lock
             box._lent = self.pure.ready is not None
             made.append(box)
@@ -182,11 +182,7 @@ class Layer(Saved):
             for box in [] if living else [box for box in self._variables if box._lock is not lock]:
                 box._lock = lock
                 edits.note()  # programs know the old one
-            self._homes = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
-
-    def _name_of(self, box: Variable) -> str | None:
-        tables = (root._names() for home in self._homes if (model := home()) is not None for root in model._roots())
-        return next((names[box] for names in tables if box in names), None)
+            self._homes[:] = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
 
     def _changes(self, variables: Variables) -> dict[Variable, Any]:
         """Which variables `variables`, the tree after a call, changes.
@@ -296,5 +292,5 @@ def _remake(cls: type[Layer], entry: Any, name: str | None, options: Any, layout
     layer._variables, layer._draws, layer._origin = rest
     layer._layout = Layout(layer.pure, *layout) if isinstance(layout, tuple) else layout
     for box in layer._variables:
-        box._namer = layer._name_of
+        box._namer = namer(layer._homes)
     return layer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -152,3 +153,19 @@ def lookup(
         raise error(f"{owner} has no {name!r}: it isn't built, and has variables after model.build(...)")
     first = sorted({n.partition(".")[0] for n in variables})
     raise error(f"{owner} has no {name!r}{nearest(name, first)}; its variables: {', '.join(first) or 'none'}")
+
+
+def namer(homes: list[weakref.ref[Any]]) -> Callable[[Any], str | None]:
+    """How a variable is called in the models that its layer stands in.
+
+    Args:
+        homes: These, in a list that changes. A layer itself, which holds its variables, would make a cycle, and their
+            arrays would live on until it is collected.
+    """
+
+    def name_of(box: Any) -> str | None:
+        living = (model for home in homes if (model := home()) is not None)
+        tables = (root._names() for model in living for root in model._roots())
+        return next((names[box] for names in tables if box in names), None)
+
+    return name_of

@@ -150,6 +150,28 @@ def test_dtypes_and_damage_that_only_a_checksum_shows(
             checkpoint.restore()
 
 
+def test_arrays_of_no_items_and_keys_come_back(tmp_path: Path) -> None:
+    """Of which Orbax takes none: it raises, and then never ends."""
+
+    def make(i: int) -> sb.VarCollection:
+        return sb.VarCollection({
+            "none": sb.Variable(jnp.zeros((0, 3), jnp.bfloat16)),
+            "keys": sb.Variable(jax.random.split(jax.random.key(i), (2, 0)), kind="rng"),
+            "some": sb.Variable(jnp.full(3, i)),
+        })  # fmt: skip
+
+    for which in (None, "none"):
+        folder = tmp_path / str(which)
+        with sb.Checkpoint(folder, here=make(1).subset(which)) as checkpoint:
+            checkpoint.save(0)
+        here, want = make(2).subset(which), make(1).subset(which)
+        with sb.Checkpoint(folder, here=here) as checkpoint:
+            assert checkpoint.restore() == 0
+            assert checkpoint.reports["here"].whole
+        assert {n: (v.shape, v.dtype) for n, v in here.items()} == {n: (v.shape, v.dtype) for n, v in want.items()}
+        assert which or here["some"].value[0] == 1
+
+
 DAMAGED = """
 import sys
 import jax.numpy as jnp, numpy as np

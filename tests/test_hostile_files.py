@@ -8,6 +8,7 @@ import pickle
 import tracemalloc
 import warnings
 import zipfile
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ RAW = {
     "more behind it": pickle.dumps({}) + b"more",
     "itself": b"\x80\x02]q\x00h\x00a.",
     "tuples of tuples": b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 40 + b".",
+    "other defaults for others": b"\x80\x02ccollections\nOrderedDict\nN}U\x0c__defaults__}U\x01xK\x07s\x85s\x86b.",
     "another shape": pickle.dumps(np.ones(3), 2).replace(b"K\x03\x85", b"K\x04\x85"),
 }
 
@@ -232,3 +234,11 @@ def test_no_pickle_runs_anything(tmp_path: Path) -> None:
         refused(layer, path, "allow_pickle=True")
         refused(layer, path, None, allow_pickle=True)
         assert not marker.exists()
+
+
+def test_no_pickle_changes_how_the_next_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.pkl"
+    path.write_bytes(RAW["other defaults for others"])
+    refused(layer_of(nn.Dense(3)), path, "it changes what arrays are made by", allow_pickle=True)
+    path.write_bytes(pickle.dumps(OrderedDict(w=np.ones(2))))
+    assert list(sb.read(path, allow_pickle=True)) == ["w"]

@@ -53,10 +53,28 @@ class _Arrays(pickle.Unpickler):
         found = _KNOWN.get((module, name))
         if found is None:
             raise WeightsError(f"it asks for {module}.{name}, which is neither an array nor a container: {_INSTEAD}")
-        return found
+        return found if isinstance(found, type) else _Maker(found)
 
     def persistent_load(self, pid: Any) -> Any:
         raise WeightsError(f"it refers to something outside of it, {pid!r:.60}: {_INSTEAD}")
+
+
+class _Maker:
+    """A function that a pickle may call, and can't change: a pickle sets attributes of whatever it finds.
+
+    With other defaults, say, a function would put something into all that is read after it.
+    """
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Any):
+        self.make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise WeightsError("it changes what arrays are made by, and holds no weights")
 
 
 class _Dtype:
