@@ -150,6 +150,8 @@ class Chosen:
 
     def pytest_configure(self, config: Any) -> None:
         config.option.maxfail = 1
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)  # type: ignore[arg-type]  # before pytest's own, which rewrites files with doctests
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
