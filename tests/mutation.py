@@ -50,7 +50,7 @@ OWN, OTHER = (
     6.0,
 )  # of the tests that reach a line those run, cheapest first, that take so long: its own, and others
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-UNCHANGED = "without a change"
+UNCHANGED = "no change"
 LIBRARIES = "jax flax.linen flax.nnx haiku equinox keras optax orbax.checkpoint hypothesis safetensors rich objax sybil"
 
 
@@ -118,29 +118,30 @@ def main() -> None:
 
     results: dict[str, Counter[str]] = {module: Counter() for module in args.modules}
     explained = Path(__file__).with_name("mutation_survivors.md").read_text()
-    tasks = []
+    tasks: list[tuple[int, Any]] = []
     for module in args.modules:
         file = ROOT / "seqbridge" / f"{module}.py"
         found = [m for m in mutants(file) if args.only in m[0]]
+        random.Random(0).shuffle(found)
         control = UNCHANGED, [set(range(999))], compile(file.read_text(), str(file), "exec")
-        for text, spans, code in control, *random.Random(0).sample(found, min(args.sample, len(found))):
+        for turn, (text, spans, code) in enumerate([control, *found[: args.sample]]):
             tests = choose(module, spans, reached, about[module])
             limit = 20 + 4 * sum(reached[name][0] for name in tests)
 
             def done(how: str, seconds: float, module: str = module, text: str = text, n: int = len(tests)) -> None:
                 how = "explained" if how == "survived" and text in explained else how
                 results[module][how] += text != UNCHANGED
+                with open(args.log, "a") as log:
+                    print(f"{how:<9} {seconds:5.1f} s, {n:3d} tests, {text} of {module}", file=log)
                 if text == UNCHANGED and how != "survived":
                     print(f"{module}: the tests fail without any change", flush=True)
-                with open(args.log, "a") as log:
-                    print(f"{how:<9} {seconds:5.1f} s, {n:3d} tests, {text}", file=log)
 
             if tests:
                 files = list(dict.fromkeys(name.partition("::")[0] for name in tests))
-                tasks.append((partial(Chosen, module, code, tests), files, limit, done))
+                tasks.append((turn, (partial(Chosen, module, code, tests), files, limit, done)))
             else:
                 done("survived", 0.0)
-    run(args.workers, tasks)
+    run(args.workers, [task for _, task in sorted(tasks, key=lambda task: task[0])])
     print("| module | mutants | killed | explained | survived | score |\n|---|---|---|---|---|---|")
     for module, how in results.items():
         killed = how["killed"] + how["hung"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
+import re
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -292,6 +293,16 @@ def test_errors_keep_type_fields_and_traceback_and_are_noted_once() -> None:
     notes = [n for n in error.value.__notes__ if n.startswith("in layer")]
     assert notes == ["in layer [1].inner function fail; inputs: float32[2,2]; keywords: colour=<Colour.RED: 1>"]
     assert error.traceback[-1].name == "fail"
+
+
+def test_an_error_says_what_containers_hold_and_what_is_no_array() -> None:
+    def fail(x: Any, *args: Any, dtype: Any = None, mask: Any = 0) -> Any:
+        raise ValueError
+
+    inputs, keywords = "dict(float32[3], 2), None, float32[2,2]", "dtype=dtype('float16'), mask=tuple(float32[2,2])"
+    note = f"in layer [0] function fail; inputs: {inputs}; keywords: {keywords}"
+    with pytest.raises(ValueError, match=re.escape(note) + "$"):
+        sb.Sequential([fail])({"a": jnp.ones(3), "b": 2}, None, X, dtype=np.dtype("float16"), mask=(X, None))
 
 
 def test_the_unicode_error_that_breaks_reraising() -> None:

@@ -542,6 +542,15 @@ def test_a_refused_assignment_of_many_changes_nothing(given, error, text):
 # VarCollection: the table
 
 
+@pytest.mark.parametrize(("wrong", "more"), [(12, ""), (13, "; and 1 more"), (30, "; and 18 more")])
+def test_of_many_wrong_names_twelve_are_listed(wrong, more):
+    given = {f"u{i}": 0.0 for i in range(wrong - 1)}
+    with pytest.raises(KeyError) as caught:
+        sb.VarCollection({"missing-one": vector()}).assign(given)
+    listed = "; ".join(["missing: missing-one", *(f"unknown: {name}" for name in given)][:12])
+    assert caught.value.args[0] == f"assign: the names don't match: {listed}{more}"
+
+
 def test_the_table_is_the_seeds():
     variables = sb.VarCollection(
         {
