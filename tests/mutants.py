@@ -155,8 +155,10 @@ class Chosen:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        by_name = {item.nodeid: item for item in items}
-        items[:] = [by_name[name] for name in self.tests if name in by_name]
+        order = {name: i for i, name in enumerate(self.tests)}
+        examples = [item for item in items if "::line:" in item.nodeid]  # each goes on from those before
+        chosen = [item for item in items if item.nodeid in order and item not in examples]
+        items[:] = [*examples, *sorted(chosen, key=lambda item: order[item.nodeid])]
 
 
 class Prepared:
