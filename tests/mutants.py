@@ -158,7 +158,7 @@ class Chosen:
         order = {name: i for i, name in enumerate(self.tests)}
         examples = [item for item in items if "::line:" in item.nodeid]  # each goes on from those before
         chosen = [item for item in items if item.nodeid in order and item not in examples]
-        items[:] = [*examples, *sorted(chosen, key=lambda item: order[item.nodeid])]
+        items[:] = [*sorted(chosen, key=lambda item: order[item.nodeid]), *examples]
 
 
 class Prepared:

@@ -137,7 +137,9 @@ def main() -> None:
                     print(f"{module}: the tests fail without any change", flush=True)
 
             if tests:
-                files = list(dict.fromkeys(name.partition("::")[0] for name in tests))
+                files = sorted(
+                    {name.partition("::")[0] for name in tests}, reverse=True
+                )  # modules last, as in a whole run
                 tasks.append((turn, (partial(Chosen, module, code, tests), files, limit, done)))
             else:
                 done("survived", 0.0)
