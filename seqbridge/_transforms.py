@@ -181,7 +181,7 @@ def scan(
 
     with Locks(boxes):
         found: list[Variable] = []
-        first = None if xs is None else jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
         jax.eval_shape(step, ([], init), first)  # finds what changes, which is all that the loop must carry
         changing.extend(found)
         (values, carry), ys = jax.lax.scan(step, ([box.value for box in changing], init), xs, length, **options)

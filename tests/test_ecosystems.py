@@ -203,6 +203,16 @@ def test_a_parameter_that_modules_share_is_one_variable() -> None:
         assert len(set(model.vars().values())) == 2
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_layers_of_one_module_are_one_unless_their_values_differ(changed: bool) -> None:
+    module = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    first, second = sb.Sequential([module]).build(X.shape), sb.Sequential([module]).build(X.shape)
+    if changed:
+        second[0].kernel.assign(second[0].kernel + 1)
+    both = sb.Sequential([first, second])
+    assert (both[0][0] is both[1][0]) is not changed
+
+
 def test_the_users_objects_are_not_changed() -> None:
     linear, norm = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
     dense, box = keras.layers.Dense(4), objax.nn.BatchNorm0D(4)

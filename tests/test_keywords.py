@@ -201,6 +201,20 @@ def test_a_default_decides_and_none_does_not() -> None:
         sb.Sequential([lambda x, deterministic=None: x])(X)
 
 
+def test_of_a_missing_mode_only_the_layers_that_want_it_are_named() -> None:
+    model = sb.Sequential([nn.Dense(2), nn.BatchNorm(), nn.Dropout(0.5), lambda x, train=False: x]).build((2, 2))
+    with pytest.raises(TypeError, match=r"difference to \(Sequential\)\[1\]\(BatchNorm\) \(linen\)\. Say"):
+        model(X, deterministic=True)
+
+
+def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
+    model = sb.Sequential([scale, lambda x: x + 1])
+    each: dict[str, Any] = {"training": True, "per_layer": {0: {"factor": 3.0}}}
+    assert same(model.trace(X, **each)["[1]"], 3 * X + 1)
+    assert [row.outputs for row in model.summary(X, **each).rows][:2] == ["float32[2,2]"] * 2
+    assert model.init(jax.random.key(0), X, **each)["params"] == {}
+
+
 def test_per_layer_mode_freezes_one_batch_norm() -> None:
     model = sb.Sequential({"a": nn.BatchNorm(), "b": nn.BatchNorm()}).build((2, 2))
     before = model.a.mean.value

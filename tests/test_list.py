@@ -890,6 +890,15 @@ def test_a_model_keeps_its_layers_when_another_of_the_same_entries_joins_it(name
     assert model[0][0] is model[1] is layer
 
 
+def test_layers_of_one_entry_that_both_have_values_of_their_own_stay_two():
+    entry = linear(3)
+    first, second = (sb.Sequential([entry], seed=seed).build((1, 3)) for seed in (0, 1))
+    layers = first[0], second[0]
+    both = sb.Sequential([first, second])
+    assert (both[0][0], both[1][0]) == layers
+    assert len(both.vars().tensors()) == 4
+
+
 @pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize(
     "edit",

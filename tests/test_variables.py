@@ -379,6 +379,15 @@ def test_the_name_follows_the_edits_of_the_model():
     assert other.vars()[kernel.name] is kernel
 
 
+def test_the_name_is_that_in_the_outermost_model():
+    inner = sb.Sequential([nn.Dense(2)]).build((1, 3))
+    outer = sb.Sequential([inner])
+    assert inner[0].kernel.name == "(Sequential)[0](Sequential)[0](Dense).kernel"
+    outer.append(jnp.tanh)
+    del outer[0]
+    assert inner[0].kernel.name == "(Sequential)[0](Dense).kernel"
+
+
 def test_the_name_holds_when_only_a_slice_lives_on():
     first = sb.Sequential([jnp.tanh, nn.Dense(2), jnp.tanh]).build((1, 3))[1:]
     assert first[0].kernel.name == "(Sequential)[0](Dense).kernel"
