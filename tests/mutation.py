@@ -36,13 +36,16 @@ import pytest
 from mutants import Chosen, Prepared, Reached, mutants
 
 ROOT = Path(__file__).parents[1]
-LISTS, VALUES = ("test_list", "test_list_properties", "test_entries"), ("test_variables", "test_faults_state")
+LISTS, VALUES = (
+    ("test_list", "test_list_properties", "test_entries", "test_ecosystems"),
+    ("test_variables", "test_faults_state"),
+)
 CALLS, FUNCTIONS = ("test_keywords", "test_faults_calls"), ("test_transforms", "test_faults_state", "test_freeze")
 FILES = ("test_saving", "test_faults_files", "test_files")
 ABOUT = {  # the test files that are about a module
     "_list": LISTS, "_names": (*CALLS, "test_saving", "test_variables"), "_dispatch": (*CALLS, "test_export"),
     "_variable": VALUES, "_collection": VALUES, "_structure": (*LISTS, *VALUES), "_fit": FILES, "_saving": FILES,
-    "_sharing": (*LISTS, "test_ecosystems"), "_checkpoint": ("test_checkpoint",), "_trace": (*FUNCTIONS, *VALUES),
+    "_sharing": LISTS, "_checkpoint": ("test_checkpoint",), "_trace": (*FUNCTIONS, *VALUES),
     "_grad": FUNCTIONS, "_transforms": FUNCTIONS,
 }  # fmt: skip
 OWN, OTHER = (

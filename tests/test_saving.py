@@ -185,7 +185,7 @@ def test_two_arrays_for_what_is_shared_must_be_one_value(tmp_path: Path, second:
     if taken:
         assert here.load(tmp_path / "f").loaded == ("a",)
     else:
-        with pytest.raises(sb.WeightsError, match="two arrays for a, which is shared: b is another value|wrong shape"):
+        with pytest.raises(sb.WeightsError, match=r"two arrays for a, which is shared: b is another value|wrong shape"):
             here.load(tmp_path / "f")
 
 
