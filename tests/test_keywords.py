@@ -215,6 +215,22 @@ def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
     assert model.init(jax.random.key(0), X, **each)["params"] == {}
 
 
+def test_state_changes_unless_the_mode_is_evaluation() -> None:
+    def count(x: Any, is_training: Any) -> Any:
+        hk.set_state("n", hk.get_state("n", (), init=jnp.zeros) + 1)
+        return x
+
+    model = sb.Sequential([hk.transform_with_state(count)]).build((2, 2), training=True)
+    (n,) = model.vars().values()
+    start = float(n.value)
+    for keywords, calls in [
+        ({"training": False}, 0), ({"training": True}, 1), ({"is_training": False}, 1), ({"is_training": 1}, 2),
+        ({"training": True, "is_training": np.False_}, 2), ({"is_training": jnp.array(False)}, 3),
+    ]:  # fmt: skip
+        model(X, **keywords)
+        assert float(n.value) == start + calls, keywords
+
+
 def test_per_layer_mode_freezes_one_batch_norm() -> None:
     model = sb.Sequential({"a": nn.BatchNorm(), "b": nn.BatchNorm()}).build((2, 2))
     before = model.a.mean.value
