@@ -114,6 +114,8 @@ def test_another_dtype_is_taken_if_that_is_said(tmp_path: Path) -> None:
     there = sb.VarCollection({"v": sb.Variable(jnp.zeros(3, jnp.bfloat16))})
     with sb.Checkpoint(tmp_path, part=here) as checkpoint:
         checkpoint.save(0)
+        checkpoint.wait()
+        np.testing.assert_array_equal(sb.read(tmp_path)["part"]["v"], here["v"].value)
     with sb.Checkpoint(tmp_path, part=there) as checkpoint:
         with pytest.raises(sb.WeightsError, match="cast=True takes it"):
             checkpoint.restore()

@@ -667,6 +667,15 @@ def test_names_work_as_keys_and_attributes_and_stand_in_the_names_of_variables()
             edit()
 
 
+def test_a_layer_without_a_name_is_no_attribute():
+    model = sb.Sequential({"conv": f})
+    model.append(g)
+    assert {"conv", "append"} <= set(dir(model))
+    assert model._ipython_key_completions_() == ["conv"]
+    with pytest.raises(AttributeError, match="^Sequential has no 'none'$"):
+        _ = model.none
+
+
 def test_edits_by_name():
     model = sb.Sequential({"a": f, "b": g, "c": h})
     model["b"] = jnp.tanh

@@ -485,6 +485,7 @@ def test_remat_computes_again_and_agrees() -> None:
     close((value, grads), (expected, native))
     close(model.variables, twin.variables)
     assert "remat" in str(jax.make_jaxpr(lambda x: sb.remat(jnp.sin)(x))(1.0))
+    assert sb.remat(loss).__name__ == "loss"
     assert repr(sb.remat(functools.partial(hk.Linear, 2))) == "haiku remat of Linear(2)"
 
 

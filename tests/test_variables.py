@@ -379,6 +379,12 @@ def test_the_name_follows_the_edits_of_the_model():
     assert other.vars()[kernel.name] is kernel
 
 
+def test_an_array_that_fits_is_taken_as_it_is():
+    v, array = vector(), jnp.ones(3)
+    v.assign(array)
+    assert v.value is array
+
+
 def test_the_name_is_that_in_the_outermost_model():
     inner = sb.Sequential([nn.Dense(2)]).build((1, 3))
     outer = sb.Sequential([inner])
@@ -386,6 +392,22 @@ def test_the_name_is_that_in_the_outermost_model():
     outer.append(jnp.tanh)
     del outer[0]
     assert inner[0].kernel.name == "(Sequential)[0](Dense).kernel"
+
+
+def test_a_nested_model_draws_what_it_would_draw_inside():
+    def make() -> Any:
+        return sb.Sequential([jnp.tanh, sb.Sequential([nn.Dense(2)])], seed=7)
+
+    alone, whole = make(), make().build((1, 3))
+    alone[1].build((1, 3))
+    same(alone[1][0].kernel.value, whole[1][0].kernel.value)
+
+
+def test_a_table_of_a_model_says_what_is_not_built():
+    model = sb.Sequential([nn.Dense(2), jnp.tanh, nn.Dense(3)])
+    waiting = "(Sequential)[0](Dense), (Sequential)[2](Dense)"
+    assert str(model.vars()).endswith(f"  not built yet: {waiting}; call model.build(...)")
+    assert "not built" not in str(model.build((1, 3)).vars())
 
 
 def test_the_name_holds_when_only_a_slice_lives_on():
