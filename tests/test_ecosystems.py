@@ -222,6 +222,8 @@ def test_of_two_layers_that_share_a_parameter_the_one_that_was_there_keeps_its_v
     del model[0]
     variable.assign(variable + 1)
     joined.assign(joined - 1)
+    model.append(embed.attend)
+    assert set(model.vars().values()) == {variable}  # a layer that comes without a value of its own takes that one
     again = sb.Sequential([embed.attend]).build(X)
     first, second = next(iter(again.vars().values())), variable
     first.assign(first - 1)

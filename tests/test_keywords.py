@@ -215,6 +215,11 @@ def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
     assert model.init(jax.random.key(0), X, **each)["params"] == {}
 
 
+def test_build_takes_the_shapes_of_keywords_for_single_layers() -> None:
+    model = sb.Sequential([Shift()]).build((2, 2), per_layer={0: {"offset": (2, 2)}})
+    assert same(model(X, offset=X), X @ model[0].Dense_0.kernel.value + X)
+
+
 def test_state_changes_unless_the_mode_is_evaluation() -> None:
     def count(x: Any, is_training: Any) -> Any:
         hk.set_state("n", hk.get_state("n", (), init=jnp.zeros) + 1)

@@ -668,11 +668,11 @@ def test_names_work_as_keys_and_attributes_and_stand_in_the_names_of_variables()
 
 
 def test_a_layer_without_a_name_is_no_attribute():
-    model = sb.Sequential({"conv": f})
+    model = sb.Sequential({"activity": f})
     model.append(g)
-    assert {"conv", "append"} <= set(dir(model))
-    assert model._ipython_key_completions_() == ["conv"]
-    with pytest.raises(AttributeError, match="^Sequential has no 'none'$"):
+    assert {"activity", "append"} <= set(dir(model))
+    assert model._ipython_key_completions_() == ["activity"]
+    with pytest.raises(AttributeError, match=r"^Sequential has no 'none'$"):
         _ = model.none
 
 

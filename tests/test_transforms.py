@@ -455,6 +455,15 @@ def test_vmap_maps_arrays_by_position_and_by_name() -> None:
     assert same(sb.vmap(lambda x, scale: x * scale)(X, scale=jnp.arange(3.0)), X * jnp.arange(3.0)[:, None])
 
 
+def test_vmap_hands_on_what_is_no_array() -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((1, 2))
+    apply = sb.vmap(lambda x, models, pair, how: getattr(jnp, how)(models[0](x)) + pair[0])
+    out = apply(X, [model], (X[0], ""), how="sin")
+    close(out, jnp.sin(model(X)) + X[:1])
+    with pytest.raises(ValueError, match="no argument is an array"):
+        sb.vmap(lambda how, models: how)("sin", [model])
+
+
 def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
     model = sb.Sequential([nn.Dense(4)]).build((1, 2))
     assert sb.vmap(lambda m, x, y: m(x) + y, in_axes=(None, 1, None), out_axes=1)(model, X.T, 1.0).shape == (4, 3)
