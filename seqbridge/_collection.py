@@ -133,7 +133,7 @@ class VarCollection(Saved, Mapping[str, Variable]):
 
     def __repr__(self) -> str:
         rows, seen = [], set()
-        width = min(100, max(20, *map(len, self), 0)) if len(self) else 20
+        width = min(100, max(20, *map(len, self), 0))
         for name, variable in self.items():
             array = variable.value
             notes = [] if variable.kind == "params" else [variable.kind]

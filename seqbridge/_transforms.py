@@ -180,7 +180,7 @@ def scan(
 
     with held(lambda: holders):
         found, boxes = list[Variable](), boxes_of(holders)
-        first = None if xs is None else jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
         jax.eval_shape(step, ([], init), first)  # finds what changes, which is all that the loop must carry
         changing.extend(found)
         (values, carry), ys = jax.lax.scan(step, ([box.value for box in changing], init), xs, length, **options)

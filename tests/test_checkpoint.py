@@ -109,6 +109,20 @@ def test_what_does_not_fit_is_one_report_and_changes_nothing(tmp_path: Path) -> 
         checkpoint.restore()
 
 
+def test_another_dtype_is_taken_if_that_is_said(tmp_path: Path) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    there = sb.VarCollection({"v": sb.Variable(jnp.zeros(3, jnp.bfloat16))})
+    with sb.Checkpoint(tmp_path, part=here) as checkpoint:
+        checkpoint.save(0)
+        checkpoint.wait()
+        np.testing.assert_array_equal(sb.read(tmp_path)["part"]["v"], here["v"].value)
+    with sb.Checkpoint(tmp_path, part=there) as checkpoint:
+        with pytest.raises(sb.WeightsError, match="cast=True takes it"):
+            checkpoint.restore()
+        assert checkpoint.restore(cast=True) == 0
+    np.testing.assert_array_equal(there["v"].value, jnp.arange(3, dtype=jnp.bfloat16))
+
+
 def test_what_two_parts_share_is_stored_once(tmp_path: Path) -> None:
     model, _ = make(1)
     with sb.Checkpoint(tmp_path, whole=model, head=model[3]) as checkpoint:

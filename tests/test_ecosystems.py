@@ -203,6 +203,33 @@ def test_a_parameter_that_modules_share_is_one_variable() -> None:
         assert len(set(model.vars().values())) == 2
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_layers_of_one_module_are_one_unless_their_values_differ(changed: bool) -> None:
+    module = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    first, second = sb.Sequential([module]).build(X.shape), sb.Sequential([module]).build(X.shape)
+    if changed:
+        second[0].kernel.assign(second[0].kernel + 1)
+    both = sb.Sequential([first, second])
+    assert (both[0][0] is both[1][0]) is not changed
+
+
+def test_of_two_layers_that_share_a_parameter_the_one_that_was_there_keeps_its_variable() -> None:
+    embed = nnx.Embed(5, 4, rngs=nnx.Rngs(0))
+    model, other = sb.Sequential([embed]).build(jnp.array([0])), sb.Sequential([embed.attend]).build(X)
+    variable, joined = model[0].embedding, next(iter(other.vars().values()))
+    model.insert(0, other[0])
+    assert set(model.vars().values()) == {variable}
+    del model[0]
+    variable.assign(variable + 1)
+    joined.assign(joined - 1)
+    model.append(embed.attend)
+    assert set(model.vars().values()) == {variable}  # a layer that comes without a value of its own takes that one
+    again = sb.Sequential([embed.attend]).build(X)
+    first, second = next(iter(again.vars().values())), variable
+    first.assign(first - 1)
+    assert set(sb.Sequential([again, model]).vars().values()) == {first, second}  # each has a value of its own
+
+
 def test_the_users_objects_are_not_changed() -> None:
     linear, norm = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
     dense, box = keras.layers.Dense(4), objax.nn.BatchNorm0D(4)

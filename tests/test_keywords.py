@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
+import re
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -200,6 +201,41 @@ def test_a_default_decides_and_none_does_not() -> None:
         sb.Sequential([lambda x, deterministic=None: x])(X)
 
 
+def test_of_a_missing_mode_only_the_layers_that_want_it_are_named() -> None:
+    model = sb.Sequential([nn.Dense(2), nn.BatchNorm(), nn.Dropout(0.5), lambda x, train=False: x]).build((2, 2))
+    with pytest.raises(TypeError, match=r"difference to \(Sequential\)\[1\]\(BatchNorm\) \(linen\)\. Say"):
+        model(X, deterministic=True)
+
+
+def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
+    model = sb.Sequential([scale, lambda x: x + 1])
+    each: dict[str, Any] = {"training": True, "per_layer": {0: {"factor": 3.0}}}
+    assert same(model.trace(X, **each)["[1]"], 3 * X + 1)
+    assert [row.outputs for row in model.summary(X, **each).rows][:2] == ["float32[2,2]"] * 2
+    assert model.init(jax.random.key(0), X, **each)["params"] == {}
+
+
+def test_build_takes_the_shapes_of_keywords_for_single_layers() -> None:
+    model = sb.Sequential([Shift()]).build((2, 2), per_layer={0: {"offset": (2, 2)}})
+    assert same(model(X, offset=X), X @ model[0].Dense_0.kernel.value + X)
+
+
+def test_state_changes_unless_the_mode_is_evaluation() -> None:
+    def count(x: Any, is_training: Any) -> Any:
+        hk.set_state("n", hk.get_state("n", (), init=jnp.zeros) + 1)
+        return x
+
+    model = sb.Sequential([hk.transform_with_state(count)]).build((2, 2), training=True)
+    (n,) = model.vars().values()
+    start = float(n.value)
+    for keywords, calls in [
+        ({"training": False}, 0), ({"training": True}, 1), ({"is_training": False}, 1), ({"is_training": 1}, 2),
+        ({"training": True, "is_training": np.False_}, 2), ({"is_training": jnp.array(False)}, 3),
+    ]:  # fmt: skip
+        model(X, **keywords)
+        assert float(n.value) == start + calls, keywords
+
+
 def test_per_layer_mode_freezes_one_batch_norm() -> None:
     model = sb.Sequential({"a": nn.BatchNorm(), "b": nn.BatchNorm()}).build((2, 2))
     before = model.a.mean.value
@@ -292,6 +328,16 @@ def test_errors_keep_type_fields_and_traceback_and_are_noted_once() -> None:
     notes = [n for n in error.value.__notes__ if n.startswith("in layer")]
     assert notes == ["in layer [1].inner function fail; inputs: float32[2,2]; keywords: colour=<Colour.RED: 1>"]
     assert error.traceback[-1].name == "fail"
+
+
+def test_an_error_says_what_containers_hold_and_what_is_no_array() -> None:
+    def fail(x: Any, *args: Any, dtype: Any = None, mask: Any = 0) -> Any:
+        raise ValueError
+
+    inputs, keywords = "dict(float32[3], 2), None, float32[2,2]", "dtype=dtype('float16'), mask=tuple(float32[2,2])"
+    note = f"in layer [0] function fail; inputs: {inputs}; keywords: {keywords}"
+    with pytest.raises(ValueError, match=re.escape(note) + "$"):
+        sb.Sequential([fail])({"a": jnp.ones(3), "b": 2}, None, X, dtype=np.dtype("float16"), mask=(X, None))
 
 
 def test_the_unicode_error_that_breaks_reraising() -> None:

@@ -667,6 +667,15 @@ def test_names_work_as_keys_and_attributes_and_stand_in_the_names_of_variables()
             edit()
 
 
+def test_a_layer_without_a_name_is_no_attribute():
+    model = sb.Sequential({"activity": f})
+    model.append(g)
+    assert {"activity", "append"} <= set(dir(model))
+    assert model._ipython_key_completions_() == ["activity"]
+    with pytest.raises(AttributeError, match=r"^Sequential has no 'none'$"):
+        _ = model.none
+
+
 def test_edits_by_name():
     model = sb.Sequential({"a": f, "b": g, "c": h})
     model["b"] = jnp.tanh
@@ -888,6 +897,15 @@ def test_a_model_keeps_its_layers_when_another_of_the_same_entries_joins_it(name
     assert the_same(model[0].vars().values(), variables)
     model.insert(0, sb.Sequential([entry]))
     assert model[0][0] is model[1] is layer
+
+
+def test_layers_of_one_entry_that_both_have_values_of_their_own_stay_two():
+    entry = linear(3)
+    first, second = (sb.Sequential([entry], seed=seed).build((1, 3)) for seed in (0, 1))
+    layers = first[0], second[0]
+    both = sb.Sequential([first, second])
+    assert (both[0][0], both[1][0]) == layers
+    assert len(both.vars().tensors()) == 4
 
 
 @pytest.mark.parametrize("built", [True, False])

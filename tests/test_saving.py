@@ -168,6 +168,27 @@ def test_two_values_for_what_is_shared_are_refused(tmp_path: Path) -> None:
         tied.load(tmp_path / "f")
 
 
+@pytest.mark.parametrize(
+    ("second", "taken"),
+    [
+        (np.float32([1, np.nan]), True),
+        (np.float32([2, np.nan]), False),
+        (np.float32([1, 1]), False),
+        (np.float32([1]), False),
+        (np.float16([1, np.nan]), False),
+    ],
+)
+def test_two_arrays_for_what_is_shared_must_be_one_value(tmp_path: Path, second: Any, taken: bool) -> None:
+    save_file({"a": np.float32([1, np.nan]), "b": second}, tmp_path / "f")
+    shared = sb.Variable(jnp.zeros(2))
+    here = sb.VarCollection({"a": shared, "b": shared})
+    if taken:
+        assert here.load(tmp_path / "f").loaded == ("a",)
+    else:
+        with pytest.raises(sb.WeightsError, match=r"two arrays for a, which is shared: b is another value|wrong shape"):
+            here.load(tmp_path / "f")
+
+
 def test_layers_and_slices_and_nested_models_have_files_of_their_own(tmp_path: Path) -> None:
     model = sb.Sequential([nn.Dense(3), sb.Sequential([nn.Dense(3), jnp.tanh])]).build((4, 3))
     before = values(model)
@@ -264,8 +285,9 @@ def test_everything_that_is_wrong_stands_in_one_report_and_nothing_changes(tmp_p
 
 def test_what_fits_nowhere_is_an_error_even_if_not_strict(tmp_path: Path) -> None:
     save_file({"x": np.ones(3, np.float32)}, tmp_path / "f")
-    with pytest.raises(sb.WeightsError, match="rename= may help"):
-        sb.Sequential([nn.Dense(3)]).build((4, 3)).load(tmp_path / "f", strict=False)
+    for strict in (True, False):
+        with pytest.raises(sb.WeightsError, match="rename= may help"):
+            sb.Sequential([nn.Dense(3)]).build((4, 3)).load(tmp_path / "f", strict=strict)
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,35 @@ def test_gradients_by_name_aux_and_state() -> None:
     assert value > 0
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda function, known: sb.grad(function)(known),
+        lambda function, known: sb.vmap(lambda known, x: function(known) * x)(known, X),
+        lambda function, known: sb.scan(lambda c, x: (c, function(known) * x), None, X, vars=known),
+        lambda function, known: sb.remat(function)(known),
+    ],
+    ids=["grad", "vmap", "scan", "remat"],
+)
+def test_what_a_transform_does_not_know_of_can_be_read_and_not_assigned(transform: Any) -> None:
+    known, other = sb.Variable(jnp.float32(2), name="known"), sb.Variable(jnp.float32(3), name="other")
+    expected = transform(lambda known: known.value * 3, known)
+    close(transform(lambda known: known.value * other.value, known), expected)
+    with pytest.raises(RuntimeError, match="other is assigned inside a JAX transform that doesn't know of it"):
+        transform(lambda known: [other.assign(known.value), known.value][1], known)
+    assert float(other.value) == 3
+
+
+def test_a_variable_that_is_made_inside_belongs_to_the_transform() -> None:
+    @sb.jit
+    def double(x: Any) -> Any:
+        total = sb.Variable(x)
+        total.assign(total.value + x)
+        return total.value
+
+    assert same(double(X), 2 * X)
+
+
 def test_gradients_agree_with_the_pure_form() -> None:
     model = mixed()
     variables, key = model.variables, jax.random.key(3)
@@ -416,10 +445,23 @@ def test_vmap_refuses_a_state_of_each_example() -> None:
     with pytest.raises(ValueError, match="out_axes") as error:
         sb.vmap(lambda model, x: model(x[None], training=True))(model, X)
     assert "(Sequential)[0](BatchNorm).mean" in error.value.__notes__[-1]
+    model.append(nn.Dropout(0.5))
+    with pytest.raises(ValueError, match="out_axes") as error:
+        sb.vmap(lambda model, x: model(x[None], training=True))(model, X)
+    assert ".rng" not in error.value.__notes__[-1]  # each example has its own keys, which is no mistake
 
 
 def test_vmap_maps_arrays_by_position_and_by_name() -> None:
     assert same(sb.vmap(lambda x, scale: x * scale)(X, scale=jnp.arange(3.0)), X * jnp.arange(3.0)[:, None])
+
+
+def test_vmap_hands_on_what_is_no_array() -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((1, 2))
+    apply = sb.vmap(lambda x, models, pair, how: getattr(jnp, how)(models[0](x)) + pair[0])
+    out = apply(X, [model], (X[0], ""), how="sin")
+    close(out, jnp.sin(model(X)) + X[:1])
+    with pytest.raises(ValueError, match="no argument is an array"):
+        sb.vmap(lambda how, models: how)("sin", [model])
 
 
 def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
@@ -452,6 +494,8 @@ def test_remat_computes_again_and_agrees() -> None:
     close((value, grads), (expected, native))
     close(model.variables, twin.variables)
     assert "remat" in str(jax.make_jaxpr(lambda x: sb.remat(jnp.sin)(x))(1.0))
+    assert sb.remat(loss).__name__ == "loss"
+    assert repr(sb.remat(functools.partial(hk.Linear, 2))) == "haiku remat of Linear(2)"
 
 
 def test_eval_shape_changes_nothing() -> None:

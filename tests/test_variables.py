@@ -379,6 +379,37 @@ def test_the_name_follows_the_edits_of_the_model():
     assert other.vars()[kernel.name] is kernel
 
 
+def test_an_array_that_fits_is_taken_as_it_is():
+    v, array = vector(), jnp.ones(3)
+    v.assign(array)
+    assert v.value is array
+
+
+def test_the_name_is_that_in_the_outermost_model():
+    inner = sb.Sequential([nn.Dense(2)]).build((1, 3))
+    outer = sb.Sequential([inner])
+    assert inner[0].kernel.name == "(Sequential)[0](Sequential)[0](Dense).kernel"
+    outer.append(jnp.tanh)
+    del outer[0]
+    assert inner[0].kernel.name == "(Sequential)[0](Dense).kernel"
+
+
+def test_a_nested_model_draws_what_it_would_draw_inside():
+    def make() -> Any:
+        return sb.Sequential([jnp.tanh, sb.Sequential([nn.Dense(2)])], seed=7)
+
+    alone, whole = make(), make().build((1, 3))
+    alone[1].build((1, 3))
+    same(alone[1][0].kernel.value, whole[1][0].kernel.value)
+
+
+def test_a_table_of_a_model_says_what_is_not_built():
+    model = sb.Sequential([nn.Dense(2), jnp.tanh, nn.Dense(3)])
+    waiting = "(Sequential)[0](Dense), (Sequential)[2](Dense)"
+    assert str(model.vars()).endswith(f"  not built yet: {waiting}; call model.build(...)")
+    assert "not built" not in str(model.build((1, 3)).vars())
+
+
 def test_the_name_holds_when_only_a_slice_lives_on():
     first = sb.Sequential([jnp.tanh, nn.Dense(2), jnp.tanh]).build((1, 3))[1:]
     assert first[0].kernel.name == "(Sequential)[0](Dense).kernel"
@@ -540,6 +571,15 @@ def test_a_refused_assignment_of_many_changes_nothing(given, error, text):
 
 
 # VarCollection: the table
+
+
+@pytest.mark.parametrize(("wrong", "more"), [(12, ""), (13, "; and 1 more"), (30, "; and 18 more")])
+def test_of_many_wrong_names_twelve_are_listed(wrong, more):
+    given = {f"u{i}": 0.0 for i in range(wrong - 1)}
+    with pytest.raises(KeyError) as caught:
+        sb.VarCollection({"missing-one": vector()}).assign(given)
+    listed = "; ".join(["missing: missing-one", *(f"unknown: {name}" for name in given)][:12])
+    assert caught.value.args[0] == f"assign: the names don't match: {listed}{more}"
 
 
 def test_the_table_is_the_seeds():
