@@ -108,10 +108,10 @@ class Pack:
     @staticmethod
     def _move(box: Variable, to: Any) -> None:
         try:
-            box._array = to
-        finally:  # even after Ctrl-C: programs that took the variable otherwise aren't for it any more
-            box._serial = serial()
-            edits.note()
+            _put_at(box, to)
+        except BaseException:  # Ctrl-C, between two lines
+            _put_at(box, to)
+            raise
 
     # Inside a program
 
@@ -129,6 +129,12 @@ class Pack:
             pieces.append(new[i].reshape(-1))
             done = self._starts[i + 1]
         return jnp.concatenate([*pieces, joined[done:]])
+
+
+def _put_at(box: Variable, place: Any) -> None:
+    box._array = place
+    box._serial = serial()  # programs that took the variable otherwise aren't for it any more
+    edits.note()
 
 
 @jax.jit

@@ -173,18 +173,20 @@ class Jitted(Generic[P, R]):
             self._now.call = None
 
     def _donating(self, program: Program, boxes: tuple[Variable, ...], cells: Cells, arrays: list[Any]) -> Any:
-        inside, out = tracing(), None
+        inside, out, changed = tracing(), None, {}
         program.donate(cells, arrays)
         given = (*values(cells, program.donated, program.kept, arrays), arrays)
-        # As a loop, because Ctrl-C can't come between a result and its name there. What was donated would be lost.
-        for out, changed in map(program.compiled, *zip(given)):  # noqa: B007  (returned below)
+        try:
+            # As a loop, since Ctrl-C can't come between a result and its name there. What was donated would be lost.
+            for out, changed in map(program.compiled, *zip(given)):  # noqa: B007
+                pass
             if changed and inside:
                 return self._inside(program, boxes, arrays)
-            try:
+            store(cells, changed)
+        except BaseException:
+            if not inside:
                 store(cells, changed)
-            except BaseException:
-                store(cells, changed)
-                raise
+            raise
         return out
 
     def _inside(self, program: Program, boxes: tuple[Variable, ...], arrays: list[Any]) -> Any:

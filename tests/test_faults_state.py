@@ -20,11 +20,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file
 
 import seqbridge as sb
 from faults import Kept, Row, Table, X, bits, filled, name_of, scale
+from seqbridge._mesh import Placement
+from seqbridge._pack import pack, pack_of
 from seqbridge._stateful import Locks
 
 table = Table()
@@ -168,45 +171,152 @@ def test_an_error_in_any_layer_changes_nothing(place: int) -> None:
         before = values(kept.model)
 
 
+def interrupted(run: Callable[[], Any], at: int, writing: set[str]) -> bool:
+    """Ctrl-C before a line, by its number among those that run of some functions of the library."""
+    lines = itertools.count()
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code.co_name not in writing or "seqbridge" not in frame.f_code.co_filename:
+            return None if event == "call" else trace
+        if event == "line" and next(lines) == at:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def quick() -> sb.PureLayer:
+    """A layer that takes no time to build: a model is made for each line that runs."""
+
+    def init(key: Any, x: Any) -> Any:
+        return {"params": {"w": jax.random.normal(key, (3,))}, "state": {"n": jnp.zeros(())}}
+
+    def apply(variables: Any, key: Any, x: Any) -> Any:
+        return x * jnp.broadcast_to(variables["params"]["w"], x.shape), {"state": {"n": variables["state"]["n"] + 1}}
+
+    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(scale), label="quick", ecosystem="test")
+
+
 def test_control_c_between_any_two_lines_changes_all_or_nothing() -> None:
     """At each line of what writes variables in turn, for calls of each kind."""
-    writing = {"commit", "_write", "store"}
-
-    def interrupt(run: Callable[[], Any], at: int) -> bool:
-        lines = itertools.count()
-
-        def trace(frame: Any, event: str, arg: Any) -> Any:
-            if frame.f_code.co_name not in writing or "seqbridge" not in frame.f_code.co_filename:
-                return None if event == "call" else trace
-            if event == "line" and next(lines) == at:
-                raise KeyboardInterrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            run()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
-
+    writing = {"commit", "_write", "store", "_donating", "donate", "values"}
     for way in ("eager", "compiled", "compiled and donated", "gradients"):
-        model = small()
+        model = sb.Sequential([quick(), quick()]).build((2, 3))
         run = ways(model)[way]
-        run()
         at = 0
-        # What was donated is gone until the first line of `store` has run, as the README says.
-        for at in itertools.count(1 if "donated" in way else 0):
+        for at in itertools.count():
             before = values(model)
-            interrupted = interrupt(run, at)
+            stopped = interrupted(run, at, writing)
             changed = [a != b for a, b in zip(values(model), before, strict=True)]
             assert len(set(changed)) == 1, f"{way}, line {at}: a part of the variables has changed"
-            if not interrupted:
+            if not stopped:
                 break
         assert at > 5
         assert elsewhere(partial(model, X, training=True)) is not None, "a lock is still held"
+
+
+ROW = jnp.linspace(1.0, 2.0, 3)
+
+
+def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
+    """In which case the next build makes what the first would have made."""
+    placement = Placement(jax.make_mesh((1,), ("data",)))
+    wanted = {name: bits(v.value) for name, v in sb.Sequential([quick(), quick()]).build((3,)).vars().items()}
+    builds: tuple[Callable[[sb.Sequential], Any], ...] = (
+        lambda model: model.build((3,)),
+        lambda model: model(ROW, training=False),
+    )
+    for build in builds:
+        for at in itertools.count():
+            model = sb.Sequential([quick(), quick()])
+            model._placement = placement
+            stopped = interrupted(partial(build, model), at, {"take", "_fill", "_place", "_build"})
+            assert len({(layer.built, len(layer.vars())) for layer in model}) == 1, f"line {at}: a part is built"
+            assert {name: bits(v.value) for name, v in model.build((3,)).vars().items()} == wanted
+            if not stopped:
+                break
+        assert at > 30
+
+
+def test_a_build_that_fails_takes_no_initial_values_away() -> None:
+    bomb = Bomb()
+    model = sb.Sequential([nn.Dense(3), bomb, nn.Dense(3)])
+    for run in (lambda: model.build((2, 3)), lambda: model(X)):
+        bomb.loaded = ValueError("mine")
+        with pytest.raises(ValueError, match="mine"):
+            run()
+    bomb.loaded = None
+    twin = sb.Sequential([nn.Dense(3), Bomb(), nn.Dense(3)]).build((2, 3))
+    for name, variable in model.build((2, 3)).vars().items():
+        assert same(variable.value, twin.vars()[name].value)
+
+
+def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> None:
+    # Not those that hold `edits.lock`: a tracer raises where a signal can't, between the end of a block and its lock's.
+    functions = {"_edit", "_tie", "_unify", "share", "take", "_fill"}
+    for at in itertools.count():
+        model = sb.Sequential([quick(), quick()]).build((3,))
+        kept = list(model)
+        stopped = interrupted(partial(model.insert, 1, quick()), at, functions)
+        assert list(model) == (kept if len(model) == 2 else [kept[0], model[1], kept[1]])
+        assert len(model.names) == len(model)
+        assert all(layer.built for layer in model)
+        assert len(model.vars()) == 2 * len(model)
+        if not stopped:
+            break
+    assert at > 30
+    assert elsewhere(lambda: sb.Sequential([jnp.tanh]).built) is True, "a lock is still held"
+
+
+def test_control_c_while_an_optimizer_follows_an_edit_keeps_its_state() -> None:
+    functions = {"update", "_follow", "_fit", "commit", "_write"}
+    transformation = optax.GradientTransformation(  # the sum of what it has got
+        lambda params: params, lambda grads, state, params: (new := {n: state[n] + grads[n] for n in grads}, new)
+    )
+    for at in itertools.count():
+        model = sb.Sequential([quick()]).build((3,))
+        model[0].w.assign(jnp.zeros(3))
+        optimizer = sb.Optimizer(model, transformation)
+        optimizer.update(dict.fromkeys(model.vars().subset("params"), ROW))
+        model.append(quick())
+        step = partial(optimizer.update, dict.fromkeys(model.vars().subset("params"), ROW))
+        stopped = interrupted(step, at, functions)
+        state = optimizer.vars()["(Optimizer).(Sequential)[0](quick).w"].value
+        assert same(state, 2 * ROW if same(model[0].w.value, 3 * ROW) else ROW)
+        assert same(model[0].w.value, 3 * ROW) or same(model[0].w.value, ROW)
+        if not stopped:
+            break
+    assert at > 20
+
+
+def test_control_c_while_a_model_is_packed_or_laid_out_changes_no_value() -> None:
+    mesh = jax.make_mesh((1,), ("data",))
+    compiled = sb.jit(lambda model, x: model(x, training=False))
+    works: tuple[tuple[set[str], Callable[[sb.Sequential], Any]], ...] = (
+        ({"pack", "_pack", "__init__", "_move", "dissolve"}, lambda model: pack([model])),
+        ({"shard", "_place", "put", "commit", "_write"}, lambda model: model.shard(mesh)),
+    )
+    for functions, work in works:
+        model = sb.Sequential([quick(), quick()]).build((3,))
+        before, out = [bits(v.value) for v in model.vars().values()], model(ROW, training=False)
+        for at in itertools.count():
+            stopped = interrupted(partial(work, model), at, functions)
+            assert [bits(v.value) for v in model.vars().values()] == before
+            assert same(compiled(model, ROW), out)
+            if not stopped:
+                break
+            for variable in model.vars().values():
+                if (holder := pack_of(variable)) is not None:
+                    holder.dissolve()
+        assert at > 10
 
 
 def elsewhere(function: Callable[[], Any]) -> Any:
