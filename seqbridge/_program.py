@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeV
 
 import jax
 
-from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort
+from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort, weakly
 from seqbridge._pack import Cells, lost, pack, store
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
@@ -60,8 +60,9 @@ class Program:
         self._now = now
         self.donated: tuple[int, ...] | None = None  # not known yet
         self._kept: tuple[int, ...] = ()
-        self.compiled = jax.jit(self._traced)
+        self.compiled = jax.jit(weakly(self._traced))
         self.bound: Bound | None = None
+        self._watched: list[weakref.ref[Any]] = []  # the holders
         self.packed = False  # whether it was made sure that its variables are, if they are to be
         self.like: tuple[int, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
 
@@ -71,22 +72,25 @@ class Program:
         locks = Locks(boxes)
         self.like = None
         bound = self.bound = Bound(boxes, Cells(boxes), locks[0] if len(locks) == 1 else locks, tuple(map(id, holders)))
-        me: Any = weakref.ref(self)
-        for holder in holders:
-            weakref.finalize(holder, _forget, me).atexit = False
+        me = weakref.ref(self)
+
+        def forget(_: Any) -> None:
+            if (program := me()) is not None:
+                program.bound = None
+
+        self._watched = [weakref.ref(holder, forget) for holder in holders]
         return bound
 
     @functools.cached_property
     def nested(self) -> Callable[[list[Any], list[Any]], tuple[Any, dict[int, Any]]]:
         """The same inside another transform, whose own variables have whatever values it gave them."""
+        return jax.jit(weakly(self._nested))
 
-        def traced(values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-            assert self._now.call is not None
-            boxes = self._now.call[1].boxes
-            out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
-            return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
-
-        return jax.jit(traced)
+    def _nested(self, values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
+        assert self._now.call is not None
+        boxes = self._now.call[1].boxes
+        out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
+        return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
 
     def _run(self, start: dict[Variable, Any], arrays: list[Any]) -> tuple[Any, dict[Variable, Any]]:
         spread, batch = self._spread, self._now.batch
@@ -121,7 +125,7 @@ class Program:
         for cell in (cells[i] for i in changed):
             if isinstance(cell, Variable) and cell._lent:
                 cell._array, cell._lent = jax.numpy.copy(cell._array), False
-        self.compiled = jax.jit(self._traced, donate_argnums=0)
+        self.compiled = jax.jit(weakly(self._traced), donate_argnums=0)
 
     def values(self, cells: Cells, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         """The values of donated and of other cells, checked: a donated buffer that is used twice kills JAX."""
@@ -142,11 +146,6 @@ class Program:
                     donated[n] = jax.numpy.copy(value)
                 seen.add(id(value))
         return donated, kept
-
-
-def _forget(program: weakref.ref[Program]) -> None:
-    if (found := program()) is not None:
-        found.bound = None
 
 
 class Jitted(Generic[P, R]):
@@ -222,6 +221,9 @@ class Jitted(Generic[P, R]):
             ) from error
         if program is None:
             program = Program(self._function, signature, len(self._closed), self._now, self._spread)
+            for other in list(self._programs.values()):  # a model that was edited: what it has no more may go
+                if other.bound and not set(other.bound.holders).isdisjoint(map(id, holders)):
+                    other.bound = None
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
@@ -250,9 +252,10 @@ class Jitted(Generic[P, R]):
     def _again(self, args: tuple[Any, ...]) -> tuple[Program, Bound, list[Any]] | None:
         """What the call before prepared, if this one is like it, as nearly every call is."""
         program = self._latest
-        if program is None or program.bound is None or program.like is None or program.like[0] != edits.count:
+        bound = program and program.bound
+        if not (program and bound and program.like) or program.like[0] != edits.count:
             return None
-        bound, kinds = program.bound, program.like[1]
+        kinds = program.like[1]
         if len(kinds) != len(args):
             return None
         arrays: list[Any] = []
