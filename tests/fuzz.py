@@ -273,7 +273,7 @@ def main() -> None:
     elif options.atheris:
         guided(options.names[0], options.seconds, options.findings)
     else:
-        most: dict[str, int] = {name: options.inputs for name in options.names or NAMES}
+        most: dict[str, int] = dict.fromkeys(options.names or NAMES, options.inputs)
         counts = fuzz(most, options.seconds, options.seed, options.findings)
         print(f"{'reader':12} {'files':>8} {'read':>8} {'refused':>8} {'findings':>8}")
         for name, count in counts.items():
