@@ -154,7 +154,7 @@ warnings.filterwarnings("ignore", "sb.jit")  # of more than 64 programs, which i
 shared = sb.jit(lambda model, x: model(x, training=True))
 packed = sb.jit(lambda model, x: model(x, training=True), pack=True, donate=True)
 folder = tempfile.mkdtemp()
-ways = (sb.to_linen, sb.to_equinox, sb.to_haiku, sb.to_stax)
+ways = (sb.to_linen, sb.to_nnx, sb.to_equinox, sb.to_haiku, sb.to_stax)
 
 def live(i):
     model = make(i) if i % 20 == 0 else small(i)

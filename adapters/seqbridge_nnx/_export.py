@@ -16,7 +16,7 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class _Kept:
-    """What a module runs, as one of its static attributes. JAX keeps classes of modules for good, and so this is none."""
+    """What a module runs, as a static attribute. Not of its class, since JAX keeps classes of modules for good."""
 
     def __init__(self, layer: PureLayer):
         self.layer = layer
