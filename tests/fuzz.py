@@ -21,6 +21,7 @@ import argparse
 import faulthandler
 import importlib
 import json
+import os
 import random
 import resource
 import shlex
@@ -208,6 +209,7 @@ def where_ended(said: str, code: int) -> str:
 
 def guided(name: str, seconds: float, findings: Path) -> None:
     """The same files and rules, with what a file reaches in the readers deciding what is tried next."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     atheris: Any = importlib.import_module("atheris")  # of which checkers of types know nothing
 
     with atheris.instrument_imports(include=["seqbridge", "seqbridge_equinox", "seqbridge_haiku", "seqbridge_keras"]):
