@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from types import FunctionType, NoneType
 from typing import Any, NamedTuple, TypeAlias
@@ -178,3 +179,13 @@ def is_hashable(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an object that keeps what is compiled of it: a cycle otherwise, which would hold variables."""
+    found: Any = weakref.WeakMethod(method)
+
+    def traced(*args: Any) -> Any:
+        return found()(*args)
+
+    return traced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -56,9 +57,12 @@ class Frozen:
         signature, arrays, _ = sort(inputs, {**self._keywords, **keywords} if keywords else self._keywords)
         program = self._programs.get(signature)
         if program is None:
+            me = weakref.ref(self)  # which has what is compiled of this: a cycle, which would hold the variables
 
             def run(arrays: list[Any]) -> Any:
-                return self._run(*rebuild(signature, arrays, ()))
+                found = me()
+                assert found is not None
+                return found._run(*rebuild(signature, arrays, ()))
 
             program = self._programs[signature] = jax.jit(run)
         return program, arrays

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeV
 
 import jax
 
-from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort
+from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort, weakly
 from seqbridge._pack import Cell, Cells, lost, pack, store, values
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
@@ -62,7 +62,7 @@ class Program:
         self._now = now
         self.donated: tuple[int, ...] | None = None  # not known yet
         self.kept: tuple[int, ...] = ()
-        self.compiled = jax.jit(self._traced)
+        self.compiled = jax.jit(weakly(self._traced))
         self.bound: Bound | None = None
         self.packed = False  # whether it was made sure that its variables are, if they are to be
         self.like: tuple[Bound, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
@@ -80,14 +80,13 @@ class Program:
     @functools.cached_property
     def nested(self) -> Callable[[list[Any], list[Any]], tuple[Any, dict[int, Any]]]:
         """The same inside another transform, whose own variables have whatever values it gave them."""
+        return jax.jit(weakly(self._nested))
 
-        def traced(values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
-            assert self._now.call is not None
-            boxes = self._now.call[1].boxes
-            out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
-            return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
-
-        return jax.jit(traced)
+    def _nested(self, values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
+        assert self._now.call is not None
+        boxes = self._now.call[1].boxes
+        out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
+        return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
 
     def _run(self, start: dict[Variable, Any], arrays: list[Any]) -> tuple[Any, dict[Variable, Any]]:
         spread, batch = self._spread, self._now.batch
@@ -121,7 +120,7 @@ class Program:
         for cell in (cells[i] for i in changed):
             if isinstance(cell, Variable) and cell._lent:
                 cell._array, cell._lent = jax.numpy.copy(cell._array), False
-        self.compiled = jax.jit(self._traced, donate_argnums=0)
+        self.compiled = jax.jit(weakly(self._traced), donate_argnums=0)
         self.donated = tuple(changed)  # last: from now on all of this holds
 
 
@@ -225,6 +224,9 @@ class Jitted(Generic[P, R]):
             ) from error
         if program is None:
             program = Program(self._function, signature, len(self._closed), self._now, self._spread)
+            for other in list(self._programs.values()):  # a model that was edited: what it has no more may go
+                if other.bound and not set(other.bound.holders).isdisjoint(map(id, holders)):
+                    other.bound = None
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)), None)

@@ -258,7 +258,7 @@ def _summary(model: Structure, layouts: Layouts, steps: list[Any], remark: str) 
                 inside = []
             else:
                 before = set(seen)
-                inside, own = rows_of(item, depth + 1)
+                inside, own = rows_of(item, depth + 1)  # noqa: F821 - it is deleted below, after it has run
                 row = Row(place, depth, "", type(item).__name__, flops=_sum(inside, depth + 1))
                 row = replace(row, shared=bool(own) and own.keys() <= before)
                 if inside:
@@ -270,6 +270,7 @@ def _summary(model: Structure, layouts: Layouts, steps: list[Any], remark: str) 
         return rows, arrays
 
     rows, _ = rows_of(model, 0)
+    del rows_of  # a function that calls itself is a cycle, which would hold the model's arrays
     size = sum(array.size * array.dtype.itemsize for _, array, _ in seen.values())
     return Summary(tuple(rows), **_sizes(seen), size=size, flops=_sum(rows, 0), remark=remark)
 

@@ -21,6 +21,7 @@ import argparse
 import faulthandler
 import importlib
 import json
+import os
 import random
 import resource
 import shlex
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("own", "safetensors", "npz", "eqx", "msgpack", "h5", "pickle", "orbax", "checkpoint")
-HANG = 10  # seconds
+HANG = 20  # seconds, of which a file takes a hundredth, and others may be at work here
 MEMORY = 512 * 2**20
 
 
@@ -96,7 +97,7 @@ class Worker:
         names = [path.name for path in sorted(whole.iterdir())]
         counts = state["counts"].setdefault(name, {})
         start = time.monotonic() - state["spent"]
-        while state["inputs"] < state["most"] and state["spent"] < state["seconds"]:
+        while state["inputs"] < state["most"][name] and state["spent"] < state["seconds"]:
             chance = random.Random(f"{state['seed']} {name} {state['inputs']}")
             which = chance.randrange(len(seeds))
             put(mutated(seeds[which], seeds, reader, chance), path := self.folder / "current" / names[which])
@@ -164,10 +165,17 @@ def found(folder: Path, name: str, path: Path, said: str, kind: str) -> None:
 # The one that starts them
 
 
-def fuzz(names: tuple[str, ...], seconds: float, most: int, seed: int, findings: Path) -> dict[str, dict[str, int]]:
-    """Runs workers until everything is done; returns how many files of each reader were read, refused, or findings."""
+def fuzz(most: dict[str, int], seconds: float, seed: int, findings: Path) -> dict[str, dict[str, int]]:
+    """Runs workers until everything is done; returns how many files of each reader were read, refused, or findings.
+
+    Args:
+        most: How many files, by the reader.
+        seconds: For all of them.
+        seed: Of what is made of the files.
+        findings: A folder.
+    """
     state = {
-        "names": names, "seconds": seconds / len(names), "most": most, "seed": seed,
+        "names": list(most), "seconds": seconds / len(most), "most": most, "seed": seed,
         "inputs": 0, "spent": 0.0, "counts": {}, "current": "",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="seqbridge-fuzz-") as temporary:
@@ -201,6 +209,7 @@ def where_ended(said: str, code: int) -> str:
 
 def guided(name: str, seconds: float, findings: Path) -> None:
     """The same files and rules, with what a file reaches in the readers deciding what is tried next."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     atheris: Any = importlib.import_module("atheris")  # of which checkers of types know nothing
 
     with atheris.instrument_imports(include=["seqbridge", "seqbridge_equinox", "seqbridge_haiku", "seqbridge_keras"]):
@@ -266,8 +275,8 @@ def main() -> None:
     elif options.atheris:
         guided(options.names[0], options.seconds, options.findings)
     else:
-        names = tuple(options.names) or NAMES
-        counts = fuzz(names, options.seconds, options.inputs, options.seed, options.findings)
+        most: dict[str, int] = dict.fromkeys(options.names or NAMES, options.inputs)
+        counts = fuzz(most, options.seconds, options.seed, options.findings)
         print(f"{'reader':12} {'files':>8} {'read':>8} {'refused':>8} {'findings':>8}")
         for name, count in counts.items():
             numbers = [sum(count.values()), *(count.get(kind, 0) for kind in ("read", "refused", "finding"))]

@@ -15,16 +15,26 @@ _BOXES = {"params": nnx.Param, "state": nnx.BatchStat}
 Path: TypeAlias = tuple[str, ...]
 
 
+class _Kept:
+    """What a module runs, as a static attribute. Not of its class, since JAX keeps classes of modules for good."""
+
+    def __init__(self, layer: PureLayer):
+        self.layer = layer
+
+    def __deepcopy__(self, memo: Any) -> _Kept:
+        return self
+
+
 class _Exported(nnx.Module):
     """A layer of other libraries. Its variables are attributes of it, `module.Conv_0.kernel`."""
 
-    layer: ClassVar[PureLayer]
     places: ClassVar[Mapping[Path, type[nnx.Variable]]]
 
-    def __init__(self, values: Variables, rngs: nnx.Rngs):
-        mode = self.layer.signature and self.layer.signature.parameters.get("training")
+    def __init__(self, layer: PureLayer, values: Variables, rngs: nnx.Rngs):
+        self._kept = _Kept(layer)
+        mode = layer.signature and layer.signature.parameters.get("training")
         self.deterministic = mode is not None and mode.default is False
-        if self.layer.takes_key:
+        if layer.takes_key:
             self.rngs = rngs.fork()
         given = unnest(values)
         for name, tree in nest({place[1:]: box(given[place]) for place, box in self.places.items()}).items():
@@ -41,7 +51,7 @@ class _Exported(nnx.Module):
 
         if training is None and training_of(keywords) is None:
             training = not self.deterministic
-        out, new = self.layer.apply(self.seqbridge_variables(), key, *args, training=training, **keywords)
+        out, new = self._kept.layer.apply(self.seqbridge_variables(), key, *args, training=training, **keywords)
         nnx.update(self, new.get("state", {}))
         return out
 
@@ -100,6 +110,6 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int | None = None) -> nnx.Modul
     values = layer.ready or layer.init(layer.seed if rngs is None else streams.params)
     places = {p: nnx.Variable if p in layer.frozen() else _BOXES[p[0]] for p in unnest(values)}
     layer = dataclasses.replace(layer, ready=None)  # which the module has
-    own = {"__call__": call, "__module__": __name__, "layer": layer, "places": places}
+    own = {"__call__": call, "__module__": __name__, "places": places}
     cls: Any = type(layer.label, (_Exported,), own)
-    return cls(values, streams)
+    return cls(layer, values, streams)
