@@ -155,13 +155,21 @@ def test_dtypes_and_damage_that_only_a_checksum_shows(
             found = real(step, **how)
             if "state" in found:
                 value = np.array(found["state"]["here"]["v"])
-                value.view(np.uint8).reshape(-1)[0] ^= 1
+                value.view(np.uint8).reshape(-1)[-1] ^= 1
                 found["state"]["here"]["v"] = jnp.asarray(value)
             return found
 
         monkeypatch.setattr(checkpoint._manager, "restore", damaged)
         with pytest.raises(sb.WeightsError, match="here v has another checksum"):
             checkpoint.restore()
+
+
+def test_a_checksum_is_of_all_bits_of_wide_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.config.update("jax_enable_x64", True)
+    try:
+        test_dtypes_and_damage_that_only_a_checksum_shows(tmp_path, "int64", monkeypatch)
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 DAMAGED = """
