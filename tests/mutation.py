@@ -43,7 +43,7 @@ LISTS, VALUES = (
 CALLS, FUNCTIONS = ("test_keywords", "test_faults_calls"), ("test_transforms", "test_faults_state", "test_freeze")
 FILES = ("test_saving", "test_faults_files", "test_files")
 ABOUT = {  # the test files that are about a module
-    "_list": LISTS, "_names": (*CALLS, "test_saving", "test_variables"), "_dispatch": (*CALLS, "test_export"),
+    "_list": LISTS, "_names": (*CALLS, "test_saving", "test_variables"), "_dispatch": CALLS,
     "_variable": VALUES, "_collection": VALUES, "_structure": (*LISTS, *VALUES), "_fit": FILES, "_saving": FILES,
     "_sharing": LISTS, "_checkpoint": ("test_checkpoint",), "_trace": (*FUNCTIONS, *VALUES),
     "_grad": FUNCTIONS, "_transforms": FUNCTIONS,
