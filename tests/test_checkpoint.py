@@ -155,7 +155,7 @@ def test_dtypes_and_damage_that_only_a_checksum_shows(
             found = real(step, **how)
             if "state" in found:
                 value = np.array(found["state"]["here"]["v"])
-                value.view(np.uint8).reshape(-1)[0] ^= 1
+                value.view(np.uint8).reshape(-1)[-1] ^= 1
                 found["state"]["here"]["v"] = jnp.asarray(value)
             return found
 
@@ -184,6 +184,14 @@ def test_arrays_of_no_items_and_keys_come_back(tmp_path: Path) -> None:
             assert checkpoint.reports["here"].whole
         assert {n: (v.shape, v.dtype) for n, v in here.items()} == {n: (v.shape, v.dtype) for n, v in want.items()}
         assert which or here["some"].value[0] == 1
+
+
+def test_a_checksum_is_of_all_bits_of_wide_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.config.update("jax_enable_x64", True)
+    try:
+        test_dtypes_and_damage_that_only_a_checksum_shows(tmp_path, "int64", monkeypatch)
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 DAMAGED = """

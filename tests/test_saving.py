@@ -171,15 +171,15 @@ def test_two_values_for_what_is_shared_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "taken"),
     [
-        (np.float32([1, np.nan]), True),
-        (np.float32([2, np.nan]), False),
-        (np.float32([1, 1]), False),
-        (np.float32([1]), False),
-        (np.float16([1, np.nan]), False),
+        (np.array([1, np.nan], np.float32), True),
+        (np.array([2, np.nan], np.float32), False),
+        (np.array([1, 1], np.float32), False),
+        (np.array([1], np.float32), False),
+        (np.array([1, np.nan], np.float16), False),
     ],
 )
 def test_two_arrays_for_what_is_shared_must_be_one_value(tmp_path: Path, second: Any, taken: bool) -> None:
-    save_file({"a": np.float32([1, np.nan]), "b": second}, tmp_path / "f")
+    save_file({"a": np.array([1, np.nan], np.float32), "b": second}, tmp_path / "f")
     shared = sb.Variable(jnp.zeros(2))
     here = sb.VarCollection({"a": shared, "b": shared})
     if taken:
