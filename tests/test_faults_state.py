@@ -235,6 +235,7 @@ def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
         lambda model: model(ROW, training=False),
     )
     for build in builds:
+        at = 0
         for at in itertools.count():
             model = sb.Sequential([quick(), quick()])
             model._placement = placement
@@ -262,6 +263,7 @@ def test_a_build_that_fails_takes_no_initial_values_away() -> None:
 def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> None:
     # Not those that hold `edits.lock`: a tracer raises where a signal can't, between the end of a block and its lock's.
     functions = {"_edit", "_tie", "_unify", "share", "take", "_fill"}
+    at = 0
     for at in itertools.count():
         model = sb.Sequential([quick(), quick()]).build((3,))
         kept = list(model)
@@ -278,9 +280,13 @@ def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> 
 
 def test_control_c_while_an_optimizer_follows_an_edit_keeps_its_state() -> None:
     functions = {"update", "_follow", "_fit", "commit", "_write"}
-    transformation = optax.GradientTransformation(  # the sum of what it has got
-        lambda params: params, lambda grads, state, params: (new := {n: state[n] + grads[n] for n in grads}, new)
-    )
+
+    def add(grads: Any, state: Any, params: Any = None) -> Any:  # the sum of what it has got
+        new = {n: state[n] + grads[n] for n in grads}
+        return new, new
+
+    transformation = optax.GradientTransformation(lambda params: params, add)
+    at = 0
     for at in itertools.count():
         model = sb.Sequential([quick()]).build((3,))
         model[0].w.assign(jnp.zeros(3))
@@ -307,6 +313,7 @@ def test_control_c_while_a_model_is_packed_or_laid_out_changes_no_value() -> Non
     for functions, work in works:
         model = sb.Sequential([quick(), quick()]).build((3,))
         before, out = [bits(v.value) for v in model.vars().values()], model(ROW, training=False)
+        at = 0
         for at in itertools.count():
             stopped = interrupted(partial(work, model), at, functions)
             assert [bits(v.value) for v in model.vars().values()] == before
