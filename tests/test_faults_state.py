@@ -281,8 +281,8 @@ def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> 
 def test_control_c_while_an_optimizer_follows_an_edit_keeps_its_state() -> None:
     functions = {"update", "_follow", "_fit", "commit", "_write"}
 
-    def add(grads: Any, state: Any, params: Any = None) -> Any:  # the sum of what it has got
-        new = {n: state[n] + grads[n] for n in grads}
+    def add(updates: Any, state: Any, params: Any = None) -> Any:  # the sum of what it has got
+        new = {n: state[n] + updates[n] for n in updates}
         return new, new
 
     transformation = optax.GradientTransformation(lambda params: params, add)
