@@ -48,7 +48,7 @@ ABOUT = {  # the test files that are about a module
 }  # fmt: skip
 # Of the tests that reach a line those run, cheapest first, that take so many seconds: its own, and others.
 OWN, OTHER = 60.0, 6.0
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 UNCHANGED = "no change"
 LIBRARIES = "jax flax.linen flax.nnx haiku equinox keras optax orbax.checkpoint hypothesis safetensors rich objax sybil"
 
