@@ -46,11 +46,9 @@ ABOUT = {  # the test files that are about a module
     "_sharing": LISTS, "_fit": FILES, "_saving": FILES, "_checkpoint": ("test_checkpoint",),
     "_trace": (*FUNCTIONS, *VALUES), "_grad": FUNCTIONS, "_transforms": FUNCTIONS,
 }  # fmt: skip
-OWN, OTHER = (
-    20.0,
-    6.0,
-)  # of the tests that reach a line those run, cheapest first, that take so long: its own, and others
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+# Of the tests that reach a line those run, cheapest first, that take so many seconds: its own, and others.
+OWN, OTHER = 60.0, 6.0
+OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 UNCHANGED = "no change"
 LIBRARIES = "jax flax.linen flax.nnx haiku equinox keras optax orbax.checkpoint hypothesis safetensors rich objax sybil"
 
