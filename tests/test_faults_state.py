@@ -235,6 +235,7 @@ def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
         lambda model: model(ROW, training=False),
     )
     for build in builds:
+        at = 0
         for at in itertools.count():
             model = sb.Sequential([quick(), quick()])
             model._placement = placement
@@ -262,6 +263,7 @@ def test_a_build_that_fails_takes_no_initial_values_away() -> None:
 def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> None:
     # Not those that hold `edits.lock`: a tracer raises where a signal can't, between the end of a block and its lock's.
     functions = {"_edit", "_tie", "_unify", "share", "take", "_fill"}
+    at = 0
     for at in itertools.count():
         model = sb.Sequential([quick(), quick()]).build((3,))
         kept = list(model)
@@ -279,8 +281,9 @@ def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> 
 def test_control_c_while_an_optimizer_follows_an_edit_keeps_its_state() -> None:
     functions = {"update", "_follow", "_fit", "commit", "_write"}
     transformation = optax.GradientTransformation(  # the sum of what it has got
-        lambda params: params, lambda grads, state, params: (new := {n: state[n] + grads[n] for n in grads}, new)
+        lambda params: params, lambda updates, state, params=None: (new := jax.tree.map(jnp.add, state, updates), new)
     )
+    at = 0
     for at in itertools.count():
         model = sb.Sequential([quick()]).build((3,))
         model[0].w.assign(jnp.zeros(3))
@@ -307,6 +310,7 @@ def test_control_c_while_a_model_is_packed_or_laid_out_changes_no_value() -> Non
     for functions, work in works:
         model = sb.Sequential([quick(), quick()]).build((3,))
         before, out = [bits(v.value) for v in model.vars().values()], model(ROW, training=False)
+        at = 0
         for at in itertools.count():
             stopped = interrupted(partial(work, model), at, functions)
             assert [bits(v.value) for v in model.vars().values()] == before
