@@ -146,7 +146,10 @@ def key_for(
         draws = layer._draws[_signature(args, keywords, mode)]
     if draws.used:
         return keys.key
-    return unused_key() if draws.asked else None
+    if not draws.asked:
+        return None
+    key = unused_key()
+    return jax.random.clone(key) if jax.config.jax_debug_key_reuse else key  # pyright: ignore
 
 
 @functools.cache

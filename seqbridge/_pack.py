@@ -16,6 +16,7 @@ from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge._stateful import Stateful, edits, held, serial
 from seqbridge._trace import Tracer
@@ -52,7 +53,7 @@ class Pack:
             with jax.ensure_compile_time_eval():
                 joined = jnp.copy(self._joined)
                 for i, value in self._own.items():
-                    joined = _put(joined, value, self._starts[i])
+                    joined = _put(joined, value, _start(self._starts[i]))
             self._joined, self._own = joined, {}
         return self._joined
 
@@ -88,7 +89,7 @@ class Pack:
 
     def _taken(self, i: int) -> jax.Array:
         with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace
-            return _take(self._joined, self._starts[i], self._shapes[i])
+            return _take(self._joined, _start(self._starts[i]), self._shapes[i])
 
     def set(self, i: int, value: jax.Array) -> bool:
         if value.sharding != self._joined.sharding:
@@ -142,13 +143,17 @@ def _join(values: list[jax.Array]) -> jax.Array:
     return jnp.concatenate([value.reshape(-1) for value in values])
 
 
+def _start(place: int) -> jax.Array:
+    return jax.device_put(np.int32(place))  # said to be a transfer, which `jax.transfer_guard("disallow")` asks for
+
+
 @functools.partial(jax.jit, static_argnums=2)
-def _take(joined: jax.Array, start: int, shape: tuple[int, ...]) -> jax.Array:
+def _take(joined: jax.Array, start: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.dynamic_slice(joined, (start,), (math.prod(shape),)).reshape(shape)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(joined: jax.Array, value: jax.Array, start: int) -> jax.Array:
+def _put(joined: jax.Array, value: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice(joined, value.reshape(-1), (start,))
 
 
