@@ -108,7 +108,7 @@ def test_what_it_refuses_it_explains() -> None:
         dropout(X)
     key = jax.random.key(1)
     same(dropout(X, rng=key), sb.Sequential([nn.Dropout(0.5)])(X, training=True, rng=key))
-    with pytest.raises(TypeError, match="takes a shape or an array"):
+    with pytest.raises(TypeError, match="a shape or an array is wanted"):
         sb.freeze(mixed(), 3, 2)
     with pytest.raises(TypeError, match="no layer takes the keyword 'slope'"):
         sb.freeze(mixed())(X, slope=2.0)
