@@ -48,7 +48,8 @@ pytest_plugins = ["matrix"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: not item.path.name.startswith(("test_examples", "test_conformance", "test_export")))
+    long = ["test_examples", "test_conformance", "test_export", "test_port", "test_memory", "test_repeat", "test_pack"]
+    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 
 def pytest_configure(config: pytest.Config) -> None:

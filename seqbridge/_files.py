@@ -183,7 +183,7 @@ def _leaf(value: Any, name: str) -> np.ndarray:
     kind = array.dtype
     if kind == np.dtype("V2"):  # what NumPy makes of bfloat16, which it doesn't know
         array = array.view(jnp.bfloat16)
-    elif kind.hasobject or kind.type is np.void or kind.kind in "SUMm":
+    elif kind.hasobject or kind.type is np.void or kind.kind in "SMm":  # text may be: some keep names beside arrays
         raise WeightsError(f"{name} holds no numbers, but {kind}")
     return np.array(array, dtype=array.dtype.newbyteorder("="))
 

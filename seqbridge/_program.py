@@ -226,7 +226,7 @@ class Jitted(Generic[P, R]):
             program = Program(self._function, signature, len(self._closed), self._now, self._spread)
             for other in list(self._programs.values()):  # a model that was edited: what it has no more may go
                 if other.bound and not set(other.bound.holders).isdisjoint(map(id, holders)):
-                    other.bound = None
+                    other.bound = other.like = None
             self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)), None)

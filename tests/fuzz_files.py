@@ -355,12 +355,12 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_value(value: Any, size: int, expands: int) -> None:
-    """Raises `Wrong` if there is something else than arrays of numbers in it, or more than a file of a size holds."""
+    """Raises `Wrong` if there is something else than arrays of numbers or names in it, or more than a file of a size holds."""
     arrays: dict[int, np.ndarray] = {}
     for name, leaf in leaves(value):
         if not isinstance(leaf, np.ndarray) or "\0" in name:
             raise Wrong(f"{name!r:.80} is {type(leaf).__name__}")
-        number = leaf.dtype.kind in "biufc" or leaf.dtype.name in vars(ml_dtypes)
+        number = leaf.dtype.kind in "biufcU" or leaf.dtype.name in vars(ml_dtypes)
         if not number or not leaf.dtype.isnative or not leaf.flags.writeable:
             raise Wrong(f"{name!r:.80} is of {leaf.dtype}, {leaf.flags}")
         arrays[id(leaf)] = leaf
