@@ -3,11 +3,11 @@
     python tests/fuzz.py [reader ...] --seconds 60      # in all; "own" and "checkpoint" are seqbridge's own files
     python tests/fuzz.py npz --again FILE               # one file again
 
-What is in a file may be anything; what happens may be three things: a value that holds nothing but arrays of numbers or names,
-no more of them than a file of its size has room for; a `WeightsError` that names the file; a `FileNotFoundError`, where
-a folder lacks a file. Anything else is a finding: another error, a crash, more memory than some hundred megabytes, a
-hang, and, for files with checksums, another value than was saved. Findings are written into a folder, each with its
-traceback and how to get it again.
+What is in a file may be anything; what happens may be three things: a value that holds nothing but arrays of numbers
+or names, no more of them than a file of its size has room for; a `WeightsError` that names the file; a
+`FileNotFoundError`, where a folder lacks a file. Anything else is a finding: another error, a crash, more memory than
+some hundred megabytes, a hang, and, for files with checksums, another value than was saved. Findings are written into
+a folder, each with its traceback and how to get it again.
 
 The files are whole ones that were changed: bits, bytes, lengths and offsets, pieces of one in another, and, where a
 checksum would refuse all of these, what is inside. The same seed makes the same files. With atheris, which needs no

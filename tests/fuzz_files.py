@@ -355,7 +355,7 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_value(value: Any, size: int, expands: int) -> None:
-    """Raises `Wrong` if there is something else than arrays of numbers or names in it, or more than a file of a size holds."""
+    """Raises `Wrong` if anything but arrays of numbers or names is in it, or more than a file of a size holds."""
     arrays: dict[int, np.ndarray] = {}
     for name, leaf in leaves(value):
         if not isinstance(leaf, np.ndarray) or "\0" in name:
