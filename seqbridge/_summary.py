@@ -197,20 +197,21 @@ def summarize(model: Structure, inputs: tuple[Any, ...], call: Call, *, given: b
             notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")]
             said = "; ".join([f"{' '.join(str(error).split()):.100}", *notes])
             remark = f"what reaches the layers isn't known: {said}"
-    elif model.built:
-        remark = "what reaches the layers isn't known: give the shapes of the inputs, model.summary((None, 8))"
     else:
-        remark = "not built yet: call model.build(...), or give the shapes of the inputs, model.summary((None, 8))"
-    return _summary(model, layouts, steps, remark)
+        why = "what reaches the layers isn't known:" if model.built else "not built yet: call model.build(...), or"
+        remark = f"{why} give the shapes of the inputs, model.summary((None, 8))"
+    made = _Rows(layouts, steps)
+    rows, _ = made.of(model)
+    size = sum(array.size * array.dtype.itemsize for _, array, _ in made.seen.values())
+    return Summary(tuple(rows), **_sizes(made.seen), size=size, flops=_sum(rows, 0), remark=remark)
 
 
 def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) -> tuple[Layouts, list[Any]]:
     """The structure of all layers; and of each its inputs, its outputs and its operations."""
-    mode = False if call.training is None else call.training
 
     def pass_through(layouts: Layouts, size: int, count: bool) -> list[Any]:
         look = _Look(layouts, count)
-        traverse(model, specs(inputs, size), call.map(specs, training=mode), look, Keys(unused_key))
+        traverse(model, specs(inputs, size), call.map(specs, training=bool(call.training)), look, Keys(unused_key))
         return look.steps
 
     layouts = layouts_of(model, specs(inputs), call.map(specs, training=True))
@@ -233,46 +234,47 @@ def _opened(one: Any, two: Any) -> Any:
     return types.SimpleNamespace(dtype=one.dtype, shape=shape)
 
 
-def _summary(model: Structure, layouts: Layouts, steps: list[Any], remark: str) -> Summary:
-    seen: dict[Hashable, _Array] = {}
-    rest = iter(steps)
+class _Rows:
+    """Makes the rows of a model, and of the models in it, and notes each variable once.
 
-    def row_of(place: str, depth: int, layer: Layer) -> tuple[Row, dict[Hashable, _Array]]:
-        args, out, operations = next(rest, ((), None, None))
-        row = Row(place, depth, layer.pure.ecosystem, layer.pure.text or layer.pure.label, flops=operations)
-        if steps:
-            row = replace(row, inputs=shapes_text(args), outputs=shape_text(out))
-        if layer not in layouts:
-            return row, {}
-        own = _arrays(layer, layouts[layer])
-        shared = bool(own) and own.keys() <= seen.keys()
-        seen.update(own)
-        return replace(row, shared=shared, **_sizes(own)), own
+    Args:
+        layouts: The structure of the layers that have one.
+        steps: What `_look` has found of each layer, in order; empty: nothing is known.
+    """
 
-    def rows_of(model: Structure, depth: int) -> tuple[list[Row], dict[Hashable, _Array]]:
+    def __init__(self, layouts: Layouts, steps: Sequence[Any]):
+        self.seen: dict[Hashable, _Array] = {}
+        self._layouts = layouts
+        self._known = bool(steps)
+        self._rest = iter(steps)
+
+    def of(self, model: Structure, depth: int = 0) -> tuple[list[Row], dict[Hashable, _Array]]:
+        """The rows, and the variables in them."""
         rows, arrays = [], {}
         for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
-            place = f"[{i}] {name}" if name else f"[{i}]"
+            place, inside = f"[{i}] {name}" if name else f"[{i}]", []
+            before = set(self.seen)
             if isinstance(item, Layer):
-                row, own = row_of(place, depth, item)
-                inside = []
+                row, own = self._of_layer(place, depth, item)
             else:
-                before = set(seen)
-                inside, own = rows_of(item, depth + 1)  # noqa: F821 - it is deleted below, after it has run
+                inside, own = self.of(item, depth + 1)
                 row = Row(place, depth, "", type(item).__name__, flops=_sum(inside, depth + 1))
-                row = replace(row, shared=bool(own) and own.keys() <= before)
                 if inside:
                     row = replace(row, inputs=inside[0].inputs, outputs=inside[-1].outputs)
-                if item.built or steps:
-                    row = replace(row, **_sizes(own))
+            if own or item.built or self._known:
+                row = replace(row, shared=bool(own) and own.keys() <= before, **_sizes(own))
             rows += [row, *inside]
             arrays |= own
         return rows, arrays
 
-    rows, _ = rows_of(model, 0)
-    del rows_of  # a function that calls itself is a cycle, which would hold the model's arrays
-    size = sum(array.size * array.dtype.itemsize for _, array, _ in seen.values())
-    return Summary(tuple(rows), **_sizes(seen), size=size, flops=_sum(rows, 0), remark=remark)
+    def _of_layer(self, place: str, depth: int, layer: Layer) -> tuple[Row, dict[Hashable, _Array]]:
+        args, out, operations = next(self._rest, ((), None, None))
+        row = Row(place, depth, layer.pure.ecosystem, layer.pure.text or layer.pure.label, flops=operations)
+        if self._known:
+            row = replace(row, inputs=shapes_text(args), outputs=shape_text(out))
+        own = _arrays(layer, self._layouts[layer]) if layer in self._layouts else {}
+        self.seen.update(own)
+        return row, own
 
 
 def _sum(rows: Sequence[Row], depth: int) -> float | None:

@@ -340,18 +340,6 @@ def test_a_stream_of_keys_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0] is found[1] is model._stream
 
 
-def test_what_is_found_of_a_structure_is_not_kept_beyond_an_edit() -> None:
-    """One thread looks at a model while another has changed the list and not said so yet."""
-    model = sb.Sequential([counter()]).build((2, 3))
-    edits.note()
-    with GATE.at(_structure, "Token"):  # which is the last that is made of what is found
-        assert together(lambda: model.vars().tensors(), edits.note)
-    model._layers.append(sb.Layer(jnp.tanh))
-    model._labels.append(None)
-    edits.note()
-    assert model._facts().edit == edits.count
-
-
 @pytest.mark.parametrize("options", [{}, {"donate": True}, {"pack": True, "donate": True}])
 def test_one_function_is_compiled_by_two_threads_at_once(options: Any) -> None:
     waiting: set[threading.Thread] = set()
@@ -467,30 +455,6 @@ def test_two_optimizers_of_one_model_lose_no_step() -> None:
             assert together(*pair, lock=lock)
         total += 17.0
         assert float(model[0].kernel.value[0, 0]) == -2.0 * total
-
-
-def test_two_threads_fit_an_optimizer_to_an_edit_once() -> None:
-    """Or one of them would train a state that the other has put away."""
-    stop = Gate()
-
-    def init(params: Any) -> Any:
-        if stop.thread is not None:
-            stop()
-        return {"count": jnp.zeros((), jnp.int32)}
-
-    def update(gradients: Any, state: Any, params: Any) -> Any:
-        return jax.tree.map(jnp.zeros_like, gradients), {"count": state["count"] + 1}
-
-    model, lock = sb.Sequential([nn.Dense(3)]).build((2, 3)), Lock()
-    optimizer = sb.Optimizer(model, optax.GradientTransformation(init, update))  # pyright: ignore
-    model.append(nn.Dense(3))
-    optimizer._guard = lock  # pyright: ignore[reportAttributeAccessIssue]
-
-    def step() -> None:
-        optimizer.update({name: jnp.ones_like(v.value) for name, v in model.vars().items()})
-
-    assert together(step, step, lock=lock, gate=stop)
-    assert [int(v.value) for v in optimizer.vars().values()] == [2]
 
 
 def test_a_copy_of_an_optimizer_is_of_one_moment() -> None:
