@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from types import TracebackType
@@ -109,6 +111,7 @@ class Checkpoint:
                 for name, note in notes.items():
                     note["sum"] = sums[part][name]
             said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
+            said["sum"] = _sum(said)
             args = self._args.Composite(state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said))
             self._manager.save(step, args=args)
 
@@ -162,6 +165,8 @@ class Checkpoint:
         try:
             said = self._manager.restore(step, args=self._args.Composite(about=self._args.JsonRestore()))["about"]
             check_format(where, said)
+            if said.pop("sum") != _sum(said):
+                raise WeightsError(f"{where} is damaged: what it says of its arrays has another checksum")
             notes = said["variables"]
             like = {p: {n: _like(note, tables.get(p, {}).get(n)) for n, note in of.items()} for p, of in notes.items()}
             args = self._args.Composite(state=self._args.StandardRestore(_filled(like)))
@@ -215,6 +220,11 @@ def _like(note: Mapping[str, Any], variable: Variable | None) -> jax.ShapeDtypeS
         numbers = bare(jax.random.key(0, impl=note["key"]))
         return jax.ShapeDtypeStruct(shape + numbers.shape, numbers.dtype, sharding=sharding)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(note["dtype"]), sharding=sharding)
+
+
+def _sum(said: Mapping[str, Any]) -> int:
+    """A checksum of what is said of the arrays."""
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
 
 
 def _filled(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

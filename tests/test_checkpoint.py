@@ -233,6 +233,38 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
     assert int(run.stdout.split()[1]) >= 4
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('[["two", "v"]]', '[["tWo", "v"]]'),
+        ('"shape": [3]', '"shape": [1]'),
+        ('"params"', '"state"'),
+        ('"sum"', '"sun"'),
+    ],
+)
+def test_what_is_said_of_the_arrays_is_damaged(tmp_path: Path, old: str, new: str) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    with sb.Checkpoint(tmp_path, one=here, two=here) as checkpoint:
+        checkpoint.save(0)
+    file = tmp_path / "0" / "about" / "metadata"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    here["v"].assign(jnp.zeros(3))
+    damaged = pytest.raises(sb.WeightsError, match=f"checkpoint 0 in {tmp_path} is damaged")
+    with sb.Checkpoint(tmp_path, one=here, two=here) as checkpoint, damaged:
+        checkpoint.restore()
+    assert not here["v"].value.any()
+
+
+def test_a_checkpoint_of_which_nothing_can_be_said_is_named_at_once(tmp_path: Path) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    with sb.Checkpoint(tmp_path, here=here) as checkpoint:
+        checkpoint.save(0)
+    (tmp_path / "0" / "_CHECKPOINT_METADATA").write_text('{"init_timestamp_nsecs": "today"}')
+    with pytest.raises(sb.WeightsError, match=f"a checkpoint in {tmp_path} is damaged"):
+        sb.Checkpoint(tmp_path, here=here)
+
+
 def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="model= takes a model, a layer, an optimizer or a collection, not dict"):
         sb.Checkpoint(tmp_path, model={})  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import tracemalloc
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import seqbridge as sb
@@ -223,6 +225,17 @@ RAW = {
     "other defaults for others": b"\x80\x02ccollections\nOrderedDict\nN}U\x0c__defaults__}U\x01xK\x07s\x85s\x86b.",
     "another shape": pickle.dumps(np.ones(3), 2).replace(b"K\x03\x85", b"K\x04\x85"),
 }
+
+
+@pytest.mark.parametrize("what", ["shape", "chunks"])
+def test_a_folder_of_few_bytes_that_would_be_many(what: str, tmp_path: Path) -> None:
+    layer = layer_of(nn.Dense(3))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(tmp_path / "folder", layer.native)
+    about = tmp_path / "folder" / "params.kernel" / ".zarray"
+    layer.load_native(tmp_path / "folder")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {what: [2**16, 2**16]}))
+    refused(layer, tmp_path / "folder", "bomb")
 
 
 def test_no_pickle_runs_anything(tmp_path: Path) -> None:
