@@ -6,12 +6,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 # Collectives on virtual CPU devices need more threads than a small machine has cores.
 os.environ.setdefault("NPROC", "16")
 # Thousands of small programs are compiled here and run once or twice: what XLA could improve isn't worth its time.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have but one way, and refuse the flag
+    FAST += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST}"
 
 os.environ["KERAS_BACKEND"] = "jax"

@@ -71,16 +71,16 @@ def a_haiku_resnet_in_a_flax_training_loop() -> str:
         return state.apply_gradients(grads=grads), new, loss
 
     batch_stats = variables["batch_stats"]
-    for i in [*range(0, 1536, 128)] * 5:
+    for i in [*range(0, 1536, 128)] * 3:
         state, batch_stats, _ = train_step(state, batch_stats, IMAGES[i : i + 128], LABELS[i : i + 128])
     logits = module.apply({"params": state.params, "batch_stats": batch_stats}, IMAGES[1536:], training=False)
     accuracy = float((logits.argmax(-1) == LABELS[1536:]).mean())
-    assert accuracy > 0.8
+    assert accuracy > 0.7
     home = sb.Layer(resnet)  # and the trained values come home
     sb.Sequential([home]).build(IMAGES.shape)
     sb.from_native(home, {"params": state.params, "batch_stats": batch_stats})
     assert np.allclose(home(IMAGES[1536:], training=False), logits, atol=1e-4)
-    return f"Haiku's ResNet, trained by Flax in 60 steps: {accuracy:.0%} of unseen digits"
+    return f"Haiku's ResNet, trained by Flax in 36 steps: {accuracy:.0%} of unseen digits"
 
 
 def an_equinox_mlp_in_an_nnx_module() -> str:
