@@ -249,3 +249,60 @@ def test_a_model_that_is_dropped_is_gone_at_once() -> None:
     counts = run(DROPPED)
     assert len(counts) == 19
     assert [found for found in counts if found["objects"] or found["arrays"] > 0] == []
+
+
+COLLECTED = """
+import keras, objax
+from flax import nnx
+from jax.example_libraries import stax
+
+def built(layer):
+    layer.build((None, 3))
+    return layer
+
+def frozen():
+    layer = built(keras.layers.Dense(2))
+    layer.trainable = False
+    return layer
+
+entries = {
+    "linen": lambda: nn.Dense(2),
+    "Haiku": lambda: hk.transform(lambda x: hk.Linear(2)(x)),
+    "Equinox": lambda: eqx.nn.Linear(3, 2, key=jax.random.key(0)),
+    "NNX": lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
+    "stax": lambda: stax.Dense(2),
+    "Objax": lambda: objax.nn.Linear(3, 2),
+    "Keras": lambda: keras.layers.Dense(2),
+    "Keras, built": lambda: built(keras.layers.Dense(2)),
+    "Keras, frozen": frozen,
+    "Keras, random": lambda: keras.layers.Dropout(0.5),
+    "a Keras model": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]),
+    "a function": lambda: lambda x, w=jnp.ones((3, 2)): x @ w,
+}
+
+def live(make):
+    entry = make()
+    model = sb.Sequential([entry]).build((4, 3))
+    model(X, training=True)
+    dead = [weakref.ref(model), weakref.ref(model[0]), *(weakref.ref(v) for v in model.vars().values())]
+    if isinstance(entry, keras.Layer | nnx.Module):
+        dead.append(weakref.ref(entry))
+    return dead
+
+def collect():
+    gc.collect()
+    gc.collect()  # what a table of weak keys has held for what was collected
+
+for again in (False, True):  # the first time, it is compiled, and what was compiled keeps constants
+    collect()
+    before = len(jax.live_arrays())
+    dead = {name: live(make) for name, make in entries.items()}
+    collect()
+    left = {name: sum(ref() is not None for ref in refs) for name, refs in dead.items()}
+print(json.dumps({"arrays": len(jax.live_arrays()) - before, "left": {n: count for n, count in left.items() if count}}))
+"""
+
+
+def test_an_entry_that_is_dropped_is_gone() -> None:
+    """After a collection, where its library holds it in cycles."""
+    assert run(COLLECTED) == [{"arrays": 0, "left": {}}]

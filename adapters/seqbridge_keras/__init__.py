@@ -65,7 +65,8 @@ def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
     now = threading.local()  # the template that has run last
     templates = _templates.setdefault(entry, [])
     if built:
-        templates[:] = templates or [Template(layer, _copy_of(layer))]
+        # In a list of its own: behind a weak key nothing may stand that holds the entry, or it would live for ever.
+        templates = templates or [Template(layer, _copy_of(layer))]
     elif layer is entry:
         clone(layer)  # if that can't be done, it is better known now
 
