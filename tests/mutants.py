@@ -33,9 +33,7 @@ def sites(tree: ast.AST, where: str, scope: ast.AST) -> Iterator[Site]:
         if isinstance(tree, ast.Raise) or field in ("annotation", "returns", "decorator_list"):
             continue
         for i, node in enumerate(child if isinstance(child, list) else [child]):
-            if not isinstance(node, ast.AST) or (
-                isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-            ):
+            if not isinstance(node, ast.AST) or for_checkers(node):
                 continue
             for shown, owner, key, new in changes(node, tree, where, scope):
                 owner = child if owner is tree and isinstance(child, list) else owner
@@ -48,6 +46,13 @@ def sites(tree: ast.AST, where: str, scope: ast.AST) -> Iterator[Site]:
                 yield from sites(node, f"{where}.{node.name}".strip("."), node)
             else:
                 yield from sites(node, where, scope)
+
+
+def for_checkers(node: ast.AST) -> bool:
+    """Whether only checkers of types look at it."""
+    if isinstance(node, ast.FunctionDef):
+        return any(isinstance(by, ast.Name) and by.id == "overload" for by in node.decorator_list)
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def changes(node: Any, parent: ast.AST, where: str, scope: ast.AST) -> Iterator[tuple[ast.AST, Any, Any, Any]]:

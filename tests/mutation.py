@@ -2,8 +2,9 @@
 
 `python tests/mutation.py [module ...]`, such as `python tests/mutation.py _list _names`; without any: all of `ABOUT`.
 At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers` at once; `--log FILE` gets each result as
-it comes, `--only TEXT` runs those whose description has the text, `--reached FOLDER` keeps what each test reaches for
-the next run. `mutation_survivors.md` explains mutants that change nothing that could be seen.
+it comes, `--reached FOLDER` keeps what each test reaches for the next run. `--again LOG` runs those that survived there,
+`--also test_export ...` with tests of other files too. `mutation_survivors.md` explains mutants that change nothing that
+could be seen.
 
 The tests run once with a tracer that notes the lines each reaches. Then each mutant is a fork of a process that has
 imported JAX and the libraries, but not the package: it imports the package with the mutated module in place and runs,
@@ -89,7 +90,8 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", default=list(ABOUT))
     parser.add_argument("--sample", type=int, default=80)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--again", type=Path)
+    parser.add_argument("--also", nargs="*", default=[])
     parser.add_argument("--reached")
     parser.add_argument("--log", default=os.devnull)
     args = parser.parse_args()
@@ -102,7 +104,7 @@ def main() -> None:
     importlib.import_module("conftest").pytest_configure(types.SimpleNamespace(add_cleanup=atexit.register))
     _ = [importlib.import_module(name) for name in LIBRARIES.split()]
 
-    about = {m: [f"seqbridge/{m}.py", *(f"tests/{name}.py" for name in ABOUT[m])] for m in args.modules}
+    about = {m: [f"seqbridge/{m}.py", *(f"tests/{name}.py" for name in (*ABOUT[m], *args.also))] for m in args.modules}
     reached: dict[str, tuple[float, set[tuple[str, int]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(args.reached or folder)
@@ -117,11 +119,14 @@ def main() -> None:
 
     results: dict[str, Counter[str]] = {module: Counter() for module in args.modules}
     explained = Path(__file__).with_name("mutation_survivors.md").read_text().replace("\n  ", " ")
+    again = args.again and {line.partition(" tests, ")[2] for line in args.again.open() if line.startswith("survived")}
     tasks: list[tuple[int, Any]] = []
     for module in args.modules:
         file = ROOT / "seqbridge" / f"{module}.py"
-        found = [m for m in mutants(file) if args.only in m[0]]
+        found = [m for m in mutants(file) if again is None or f"{m[0]} of {module}\n" in again]
         random.Random(0).shuffle(found)
+        if not found:
+            continue
         control = UNCHANGED, [set(range(999))], compile(file.read_text(), str(file), "exec")
         for turn, (text, spans, code) in enumerate([control, *found[: args.sample]]):
             tests = choose(module, spans, reached, about[module])

@@ -306,6 +306,16 @@ def test_an_unknown_attribute_gets_no_wrong_hint():
     assert ".value" not in str(error.value)
 
 
+def test_a_shared_variable_is_assigned_by_all_of_its_names_or_by_the_first():
+    v = vector()
+    variables = sb.VarCollection({"b": v, "a": v})
+    for names in (("b",), ("b", "a")):
+        variables.assign(dict.fromkeys(names, jnp.full(3, float(len(names)))))
+        same(v.value, jnp.full(3, float(len(names))))
+    with pytest.raises(KeyError, match="the names don't match: missing: b"):
+        variables.assign({"a": jnp.zeros(3)})
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("read_first", [True, False])
 def test_copies_are_independent_and_equal(copied, read_first):
