@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge._fit import Rename, Report, fit
 from seqbridge._names import nearest
@@ -168,7 +169,8 @@ class Checkpoint:
             if said.pop("sum") != _sum(said):
                 raise WeightsError(f"{where} is damaged: what it says of its arrays has another checksum")
             notes = said["variables"]
-            like = {p: {n: _like(note, tables.get(p, {}).get(n)) for n, note in of.items()} for p, of in notes.items()}
+            takers = {part: _takers(of, tables.get(part, {})) for part, of in notes.items()}
+            like = {part: {n: _like(note, takers[part].get(n)) for n, note in of.items()} for part, of in notes.items()}
             args = self._args.Composite(state=self._args.StandardRestore(_filled(like)))
             state = self._manager.restore(step, args=args)["state"]
             for part, of in like.items():
@@ -183,7 +185,9 @@ class Checkpoint:
             for name, note in of.items():
                 if sums[part][name] != note["sum"]:
                     raise WeightsError(f"{where} is damaged: {part} {name} has another checksum than it was saved with")
-                state[part][name] = restored(state[part][name], note)
+                array = state[part][name]
+                # Where no variable has said what it lies on, whoever takes it decides.
+                state[part][name] = restored(array if name in takers[part] else np.asarray(array), note)
                 for other, alias in note.get("also", ()):
                     if other == part:
                         also[part].setdefault(name, []).append(alias)
@@ -210,12 +214,16 @@ class Checkpoint:
         return f"Checkpoint({self._folder!r}, {', '.join(self._parts)}; steps: {steps})"
 
 
-def _like(note: Mapping[str, Any], variable: Variable | None) -> jax.ShapeDtypeStruct:
+def _takers(notes: Mapping[str, Any], table: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The variables that stored arrays fit as they are, by name."""
+    return {n: v for n, v in table.items() if n in notes and v.value.shape == tuple(notes[n]["shape"])}
+
+
+def _like(note: Mapping[str, Any], taker: Variable | None) -> jax.ShapeDtypeStruct:
     """What Orbax is to restore: the stored array, laid out as the variable is that will take it."""
     shape = tuple(note["shape"])
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if variable is not None and variable.value.shape == shape:
-        sharding = variable.value.sharding
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = first if taker is None else taker.value.sharding
     if "key" in note:
         numbers = bare(jax.random.key(0, impl=note["key"]))
         return jax.ShapeDtypeStruct(shape + numbers.shape, numbers.dtype, sharding=sharding)

@@ -52,9 +52,11 @@ def cast(name: str, value: Any, like: Any) -> Any:
             array = jax.lax.convert_element_type(array, like.dtype)
     if array.shape != like.shape:
         raise ValueError(f"{name} has shape {like.shape}: can't assign shape {array.shape}")
-    layout = None if isinstance(like, Tracer) else getattr(like, "sharding", None)
-    if isinstance(layout, jax.sharding.NamedSharding) and not isinstance(array, Tracer) and array.sharding != layout:
-        array = jax.device_put(array, layout)
+    if isinstance(like, jax.Array) and not isinstance(like, Tracer) and not isinstance(array, Tracer):
+        # It stays on the mesh; and on a device that was chosen, unless the new array comes with a choice of its own.
+        stays = isinstance(like.sharding, jax.sharding.NamedSharding) or (like.committed and not array.committed)
+        if stays and array.sharding != like.sharding:
+            array = jax.device_put(array, like.sharding)
     return array
 
 

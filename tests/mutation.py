@@ -2,9 +2,9 @@
 
 `python tests/mutation.py [module ...]`, such as `python tests/mutation.py _list _names`; without any: all of `ABOUT`.
 At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers` at once; `--log FILE` gets each result as
-it comes, `--reached FOLDER` keeps what each test reaches for the next run. `--again LOG` runs those that survived there,
-`--also test_export ...` with tests of other files too. `mutation_survivors.md` explains mutants that change nothing that
-could be seen.
+it comes, `--reached FOLDER` keeps what each test reaches for the next run. `--again LOG` runs those that survived in
+it, `--also test_export ...` with tests of other files, too. `mutation_survivors.md` explains mutants that change
+nothing that could be seen.
 
 The tests run once with a tracer that notes the lines each reaches. Then each mutant is a fork of a process that has
 imported JAX and the libraries, but not the package: it imports the package with the mutated module in place and runs,

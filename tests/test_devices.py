@@ -277,6 +277,30 @@ def test_layouts_are_kept_by_edits_assignments_and_copies() -> None:
     assert where(model[3].kernel.value) == ("model",)
 
 
+def test_what_is_assigned_or_loaded_stays_on_the_device_that_was_chosen(tmp_path: Path) -> None:
+    one, two = jax.devices()[1:3]
+    here = sb.VarCollection({name: sb.Variable(jnp.zeros(3)) for name in ("a", "b")})
+
+    def there() -> set[Any]:
+        return {v.value.device for v in here.values()}
+
+    here.assign(jax.device_put(here.tensors(), one))
+    assert there() == {one}
+    here.assign({"a": np.ones(3, "float32"), "b": [1, 2, 3]})
+    assert there() == {one}
+    here.save(tmp_path / "file")
+    here.load(tmp_path / "file")
+    assert there() == {one}
+    with sb.Checkpoint(tmp_path / "run", part=here, also=here) as checkpoint:
+        checkpoint.save(0)
+    renamed = sb.VarCollection({"c": here["a"], "b": here["b"]})
+    with sb.Checkpoint(tmp_path / "run", part=renamed) as checkpoint:
+        checkpoint.restore(rename=("a", "c"))
+    assert there() == {one}
+    here.assign(jax.device_put(here.tensors(), two))
+    assert there() == {two}
+
+
 def test_another_mesh_is_refused_before_anything_changes() -> None:
     model = sb.Sequential([nn.Dense(3), nn.BatchNorm()]).build((None, 4))
     few = Mesh(np.array(jax.devices()[:4]), ("data",))
