@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import jax
 
 from seqbridge._apply import apply, key_for
+from seqbridge._cells import lost
 from seqbridge._dispatch import Call, check_taken
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._names import nearest, shape_text, shapes_text
-from seqbridge._pack import lost
 from seqbridge._pure import Variables
 from seqbridge._structure import Structure, walk
 

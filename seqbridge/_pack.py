@@ -12,14 +12,13 @@ import math
 import weakref
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._stateful import Stateful, edits, held, serial
-from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
 from seqbridge._within import Within
 
@@ -49,11 +48,15 @@ class Pack:
     @property
     def _array(self) -> jax.Array:
         """All values, as a program takes them."""
-        if self._own:
+        gone = self._own and self._joined.is_deleted()
+        if self._own and (not gone or len(self._own) == len(self._shapes)):
             with jax.ensure_compile_time_eval():
-                joined = jnp.copy(self._joined)
-                for i, value in self._own.items():
-                    joined = _put(joined, value, _start(self._starts[i]))
+                if gone:
+                    joined = _join([self._own[i] for i in range(len(self._shapes))])
+                else:
+                    joined = jnp.copy(self._joined)
+                    for i, value in self._own.items():
+                        joined = _put(joined, value, _start(self._starts[i]))
             self._joined, self._own = joined, {}
         return self._joined
 
@@ -89,6 +92,10 @@ class Pack:
 
     def _taken(self, i: int) -> jax.Array:
         with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace
+            if self._joined.is_deleted():
+                gone = jnp.zeros(self._shapes[i], self._joined.dtype, device=self._joined.sharding)
+                gone.delete()
+                return gone
             return _take(self._joined, _start(self._starts[i]), self._shapes[i])
 
     def set(self, i: int, value: jax.Array) -> bool:
@@ -193,89 +200,3 @@ def _group(box: Variable) -> Hashable:
 def pack_of(box: Variable) -> Pack | None:
     place = box._array
     return place.holder if type(place) is Within and isinstance(place.holder, Pack) else None
-
-
-Cell: TypeAlias = Variable | Pack
-
-
-def store(cells: Sequence[Cell], arrays: Mapping[int, Any]) -> None:
-    """Writes the arrays of cells, by their numbers."""
-    try:
-        for i, array in arrays.items():
-            cells[i]._array = array
-    except BaseException:  # Ctrl-C, between two of them
-        for i, array in arrays.items():
-            cells[i]._array = array
-        raise
-
-
-def values(
-    cells: Sequence[Cell], donated: Sequence[int] | None, kept: Sequence[int], arrays: Iterable[Any]
-) -> tuple[list[Any], list[Any]]:
-    """The arrays of donated and of other cells, checked: a donated buffer that is used twice kills JAX."""
-    held = [cell._array for cell in cells]
-    if not donated:
-        return [], held
-    if True in [value.is_deleted() for value in held]:
-        name = next(cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted())
-        raise RuntimeError(f"the array of {name} was donated before and is gone: assign it, or load the model")
-    given = held if not kept else [held[i] for i in donated]
-    others = [held[i] for i in kept]
-    ids = set(map(id, held))
-    if len(ids) < len(held) or not ids.isdisjoint(map(id, arrays)):
-        given = list(given)
-        seen = {*map(id, arrays), *map(id, others)}
-        for n, value in enumerate(given):
-            if id(value) in seen:
-                given[n] = jnp.copy(value)
-            seen.add(id(value))
-    return given, others
-
-
-def lost(cells: Sequence[Cell]) -> str:
-    """The names of those whose array was donated to a program that failed, and is gone."""
-    packs = [cell if isinstance(cell, Pack) else pack_of(cell) for cell in cells]
-    arrays = [cell._array if pack is None else pack._joined for cell, pack in zip(cells, packs, strict=True)]
-    real = [isinstance(array, jax.Array) and not isinstance(array, Tracer) for array in arrays]
-    gone = [c.name for c, array, known in zip(cells, arrays, real, strict=True) if known and array.is_deleted()]
-    return ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
-
-
-class Cells(tuple[Cell, ...]):
-    """What a program passes: variables, and packs in place of those that lie in one."""
-
-    inside: dict[int, dict[int, Variable]]
-
-    def __new__(cls, boxes: Iterable[Variable]) -> Self:
-        found: dict[Cell, dict[int, Variable]] = {}
-        for box in boxes:
-            if (own := pack_of(box)) is not None:
-                found.setdefault(own, {})[box._array.place] = box
-            else:
-                found[box] = {}
-        made = super().__new__(cls, found)
-        made.inside = {n: members for n, members in enumerate(found.values()) if members}
-        return made
-
-    def values(self, held: Sequence[Any]) -> dict[Variable, Any]:
-        """The value of each variable, of those of the cells."""
-        found: dict[Variable, Any] = {}
-        for n, (cell, value) in enumerate(zip(self, held, strict=True)):
-            if isinstance(cell, Pack):
-                parts = cell.parts(value, self.inside[n])
-                found |= {box: parts[i] for i, box in self.inside[n].items()}
-            else:
-                found[cell] = value
-        return found
-
-    def changed(self, held: Sequence[Any], changes: Mapping[Variable, Any]) -> dict[int, Any]:
-        """The new values of the cells that changed, by their numbers."""
-        found: dict[int, Any] = {}
-        for n, (cell, value) in enumerate(zip(self, held, strict=True)):
-            if isinstance(cell, Pack):
-                new = {i: changes[box] for i, box in self.inside[n].items() if box in changes}
-                if new:
-                    found[n] = cell.rejoined(value, new)
-            elif cell in changes:
-                found[n] = changes[cell]
-        return found

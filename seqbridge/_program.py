@@ -17,7 +17,8 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeV
 import jax
 
 from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort, weakly
-from seqbridge._pack import Cell, Cells, lost, pack, store, values
+from seqbridge._cells import Cell, Cells, lost, store, values
+from seqbridge._pack import pack
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing

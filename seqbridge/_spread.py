@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seqbridge._cells import Cell, cell_of, living
 from seqbridge._mesh import as_auto, axes_of, batch_sharding, put
-from seqbridge._pack import Cell, Pack, pack_of
 from seqbridge._stateful import Stateful
 from seqbridge._trace import Tracer
 from seqbridge._variable import Variable
@@ -90,9 +90,9 @@ class Spread:
                 continue
             if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not _of_an_optimizer(cell):
                 raise ValueError(f"{cell.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
-            if isinstance(cell, Pack):
+            if not isinstance(cell, Variable):
                 cell.dissolve()
-            moving += cell.living() if isinstance(cell, Pack) else [cell]
+            moving += living(cell)
         if moving:
             named = {box.name: box for box in boxes}
             for box in sorted(moving, key=_of_an_optimizer):  # after the parameters
@@ -104,7 +104,7 @@ class Spread:
 
     def used(self, box: Variable, value: Any) -> Any:
         """A parameter where it is used: whole along the axes of the batch, which are for the batch then."""
-        spec = self._spec(pack_of(box) or box)
+        spec = self._spec(cell_of(box))
         if box.kind != "params" or not set(axes_of(spec)) & set(self.axes):
             return value
         kept = [tuple(axis for axis in axes_of([part]) if axis not in self.axes) or None for part in spec]
@@ -134,7 +134,7 @@ class Spread:
 
 
 def _of_an_optimizer(cell: Cell) -> bool:
-    return all(box.collection == "optimizer" for box in (cell.living() if isinstance(cell, Pack) else [cell]))
+    return all(box.collection == "optimizer" for box in living(cell))
 
 
 def _is_stateful(value: Any) -> bool:

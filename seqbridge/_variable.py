@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._bare import Bare
 from seqbridge._dtypes import category, strong, value_text
 from seqbridge._operators import Operators
 from seqbridge._stateful import Stateful, Token, edits, serial
@@ -105,7 +106,9 @@ class Variable(Operators, Stateful):
         metadata: Any = None,
         axes: tuple[Any, ...] = (),
     ):
-        self._array: Any = strong(value)
+        array: Any = strong(value)
+        is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key) and not isinstance(array, Tracer)
+        self._array: Any = Within(Bare(self, array), 0) if is_key else array
         born(self)
         self.kind: Kind = kind
         self.collection: str = collection

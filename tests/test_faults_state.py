@@ -171,12 +171,13 @@ def test_an_error_in_any_layer_changes_nothing(place: int) -> None:
         before = values(kept.model)
 
 
-def interrupted(run: Callable[[], Any], at: int, writing: set[str]) -> bool:
-    """Ctrl-C before a line, by its number among those that run of some functions of the library."""
+def interrupted(run: Callable[[], Any], at: int, writing: set[str] | None) -> bool:
+    """Ctrl-C before a line, by its number among those that run of some functions of the library; None: of JAX."""
     lines = itertools.count()
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
-        if frame.f_code.co_name not in writing or "seqbridge" not in frame.f_code.co_filename:
+        ours = "seqbridge" in frame.f_code.co_filename
+        if ours if writing is None else not ours or frame.f_code.co_name not in writing:
             return None if event == "call" else trace
         if event == "line" and next(lines) == at:
             raise KeyboardInterrupt
@@ -221,6 +222,18 @@ def test_control_c_between_any_two_lines_changes_all_or_nothing() -> None:
                 break
         assert at > 5
         assert elsewhere(partial(model, X, training=True)) is not None, "a lock is still held"
+
+
+def test_control_c_inside_of_jax_loses_no_array_that_was_donated() -> None:
+    """Once a program is compiled, JAX makes no object in Python after it has run: not of the key of a stream either."""
+    model = sb.Sequential([nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3))
+    step = sb.jit(model, donate=True)
+    step(X, training=True)
+    for at in itertools.count():
+        stopped = interrupted(lambda: step(X, training=True), at, None)
+        assert model(X, training=False).shape == (2, 3), f"line {at}"
+        if not stopped:
+            break
 
 
 ROW = jnp.linspace(1.0, 2.0, 3)
@@ -378,6 +391,61 @@ def _() -> None:
         model.save("never")
     model.vars().assign(good)
     kept.check()
+
+
+def failing_step(model: sb.Sequential, **how: Any) -> Callable[[bool], Any]:
+    """A step that changes all variables, and fails while it runs if it is told to."""
+    fail = False
+
+    def report(value: Any) -> Any:
+        if fail:
+            raise RuntimeError("the device says no")
+        return np.asarray(value)
+
+    @sb.jit(**how)
+    def step(model: sb.Sequential, x: Any) -> None:
+        for variable in model.vars().subset("params").values():
+            variable.assign(variable + jax.pure_callback(report, jax.ShapeDtypeStruct((), x.dtype), x.sum()))
+        model(x, training=True)
+
+    def run(failing: bool) -> None:
+        nonlocal fail
+        fail = failing
+        step(model, X)
+
+    return run
+
+
+@design("what was lost by a donated step comes back by a load and by any assignment")
+def _(folder: Path) -> None:
+    for how in ({"donate": True}, {"donate": True, "pack": True}):
+        model = filled(sb.Sequential([nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3)))
+        step = failing_step(model, **how)
+        step(False)
+        model.save(folder / "good")
+        good = {
+            name: np.array(array) for name, array in model.vars().subset(lambda v: v.kind != "rng").tensors().items()
+        }
+        key = jax.random.clone(model.vars()["(Sequential).rng"].value)
+        kept = Kept(model)
+
+        def one_by_one(model: sb.Sequential = model, good: Any = good, key: Any = key) -> None:
+            for name, array in good.items():
+                model.vars()[name].assign(array)
+            model.vars()["(Sequential).rng"].assign(key)
+
+        def together(model: sb.Sequential = model, good: Any = good, key: Any = key) -> None:
+            model.vars().assign({**good, "(Sequential).rng": key})
+
+        for revive in (lambda: model.load(folder / "good"), together, one_by_one):  # noqa: B023
+            with pytest.raises(Exception, match="the device says no"):
+                step(True)
+            with pytest.raises(RuntimeError, match="was donated before and is gone: assign it, or load the model"):
+                step(False)
+            revive()
+            kept.check()
+            step(False)
+            model.load(folder / "good")
 
 
 @fault(
