@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqbridge._bare import Bare
 from seqbridge._pack import Pack
-from seqbridge._trace import Tracer
+from seqbridge._trace import Tracer, writer
 from seqbridge._variable import Variable
 from seqbridge._within import Within
 
@@ -28,6 +28,7 @@ def living(cell: Cell) -> list[Variable]:
     return [cell] if isinstance(cell, Variable) else cell.living()
 
 
+@writer
 def store(cells: Sequence[Cell], arrays: Mapping[int, Any]) -> None:
     """Writes the arrays of cells, by their numbers."""
     try:

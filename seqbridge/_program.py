@@ -21,7 +21,7 @@ from seqbridge._cells import Cell, Cells, lost, store, values
 from seqbridge._pack import pack
 from seqbridge._spread import Spread
 from seqbridge._stateful import Locks, Stateful, edits
-from seqbridge._trace import Frame, commit, in_frame, read, tracing
+from seqbridge._trace import Frame, commit, in_frame, read, tracing, writer
 from seqbridge._variable import Variable
 
 Owner = TypeVar("Owner")
@@ -165,13 +165,14 @@ class Jitted(Generic[P, R]):
                         return self._inside(program, boxes, arrays)
                     store(cells, changed)
                 return out
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too
             if gone := lost(cells):
                 error.add_note(f"the arrays of {gone} were donated and are gone: assign them, or load the model")
             raise
         finally:
             self._now.call = None
 
+    @writer
     def _donating(self, program: Program, boxes: tuple[Variable, ...], cells: Cells, arrays: list[Any]) -> Any:
         inside, out, changed = tracing(), None, {}
         program.donate(cells, arrays)

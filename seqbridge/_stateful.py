@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from seqbridge._trace import in_frame
+from seqbridge._trace import in_frame, refuse_within_write
 
 if TYPE_CHECKING:
     from seqbridge._variable import Variable
@@ -121,6 +121,7 @@ def held(find: Callable[[], Iterable[Stateful]]) -> Iterator[None]:
     lock after another, in no order, and two threads could wait for each other.
     """
     while not in_frame():
+        refuse_within_write()
         edit = edits.count
         with Locks((), *(lock for holder in find() for lock in holder._locks())):
             if edits.count == edit:

@@ -8,9 +8,11 @@ sees no tracer, and a tracer that would outlive its transform has nowhere to sta
 from __future__ import annotations
 
 import functools
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import jax
 import jax.core
@@ -99,6 +101,30 @@ def in_frame() -> bool:
     return bool(_stack.frames)
 
 
+_writers: set[types.CodeType] = set()
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def writer(function: F) -> F:
+    """Notes a function that writes variables in turn, or gives their arrays away meanwhile."""
+    _writers.add(function.__code__)
+    return function
+
+
+def refuse_within_write() -> None:
+    """Raises if this thread is in a writer already: what is to happen would see half of a step, or change it.
+
+    The calls on the stack say so. A flag would cost each step a little, and Ctrl-C might leave it set.
+    """
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:
+        if frame.f_code in _writers:
+            raise RuntimeError(
+                "a signal handler has come into the middle of a step, whose variables are half written: let the "
+                "handler set a flag, and save, load or call when the step is done"
+            )
+
+
 def born(variable: Variable) -> None:
     """A variable that is made inside a frame belongs to it, whatever it holds."""
     if _stack.frames:
@@ -129,6 +155,7 @@ def commit(changes: Mapping[Variable, Any]) -> None:
         raise
 
 
+@writer
 def _write(targets: Mapping[Variable, Frame | None], changes: Mapping[Variable, Any]) -> None:
     for variable, value in changes.items():
         if (frame := targets[variable]) is None:

@@ -171,7 +171,13 @@ def test_an_error_in_any_layer_changes_nothing(place: int) -> None:
         before = values(kept.model)
 
 
-def interrupted(run: Callable[[], Any], at: int, writing: set[str] | None) -> bool:
+def control_c() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted(
+    run: Callable[[], Any], at: int, writing: set[str] | None, handler: Callable[[], Any] = control_c
+) -> bool:
     """Ctrl-C before a line, by its number among those that run of some functions of the library; None: of JAX."""
     lines = itertools.count()
 
@@ -180,7 +186,7 @@ def interrupted(run: Callable[[], Any], at: int, writing: set[str] | None) -> bo
         if ours if writing is None else not ours or frame.f_code.co_name not in writing:
             return None if event == "call" else trace
         if event == "line" and next(lines) == at:
-            raise KeyboardInterrupt
+            handler()
         return trace
 
     before = sys.gettrace()
@@ -191,7 +197,7 @@ def interrupted(run: Callable[[], Any], at: int, writing: set[str] | None) -> bo
         return True
     finally:
         sys.settrace(before)
-    return False
+    return next(lines) > at
 
 
 def quick() -> sb.PureLayer:
@@ -234,6 +240,34 @@ def test_control_c_inside_of_jax_loses_no_array_that_was_donated() -> None:
         assert model(X, training=False).shape == (2, 3), f"line {at}"
         if not stopped:
             break
+
+
+def test_a_signal_handler_saves_a_whole_step_or_is_told_to_wait(tmp_path: Path) -> None:
+    writing = {"commit", "_write", "store", "_donating"}
+    for way in ("eager", "compiled", "compiled and donated"):
+        model = sb.Sequential([quick(), quick()]).build((2, 3))
+        run = ways(model)[way]
+        run()
+        said: list[Any] = []
+
+        def save(model: sb.Sequential = model, said: list[Any] = said) -> None:
+            try:
+                model.save(tmp_path / "saved")
+            except RuntimeError as error:
+                said.append(str(error))
+            else:
+                counts = {float(n) for name, n in sb.read(tmp_path / "saved").items() if name.endswith(".n")}
+                said.append(len(counts))
+
+        steps = 1
+        for at in itertools.count():
+            steps += 1
+            if not interrupted(run, at, writing, save):
+                break
+        refused = {text for text in said if "let the handler set a flag" in str(text)}
+        assert len(refused) == 1
+        assert set(said) <= refused | {1}
+        assert float(model[0].n.value) == steps
 
 
 ROW = jnp.linspace(1.0, 2.0, 3)
