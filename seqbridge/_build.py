@@ -201,7 +201,8 @@ def specs(tree: Any, size: int | None = 1) -> Any:
 
 
 def _is_shape(value: Any) -> bool:
-    return type(value) is tuple and all(n is None or type(n) is int for n in value)
+    whole = (int, np.integer)
+    return type(value) is tuple and all(n is None or (isinstance(n, whole) and type(n) is not bool) for n in value)
 
 
 _NUMBERS = int, float, np.generic
@@ -233,7 +234,7 @@ def _spec(value: Any, size: int | None) -> Any:
     if _is_shape(value) and size is None and None in value:
         return value
     if _is_shape(value):
-        return jax.ShapeDtypeStruct(tuple(size if n is None else n for n in value), jnp.float32)
+        return jax.ShapeDtypeStruct(tuple(size if n is None else int(n) for n in value), jnp.float32)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         dtype = jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)  # keys have such a one
         return jax.ShapeDtypeStruct(value.shape, dtype)

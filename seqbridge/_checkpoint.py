@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+import weakref
 import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -28,7 +30,8 @@ class Checkpoint:
 
     Each variable lies in the checkpoint once, in parts where it is spread over devices, and comes back laid out as the
     variable is then: on other devices, on more or on fewer, in more processes or in one. Every array has a checksum
-    that doesn't depend on that. Several processes all make the same calls.
+    that doesn't depend on that. Several processes all make the same calls. A folder has one `Checkpoint` at a time: a
+    new one closes the one before, as in a cell of a notebook that runs again.
 
     Args:
         folder: Where the checkpoints are; made if it isn't there.
@@ -36,6 +39,7 @@ class Checkpoint:
         **parts: What is saved: models, layers, optimizers, collections, each with a name.
 
     Raises:
+        NotADirectoryError: The folder is a file.
         WeightsError: What says when a checkpoint that is there was made is damaged.
 
     Examples:
@@ -65,6 +69,10 @@ class Checkpoint:
             raise TypeError("name what is to be saved: Checkpoint(folder, model=model, optimizer=optimizer)")
         folder = os.fspath(folder)
         self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
+        if os.path.exists(self._folder) and not os.path.isdir(self._folder):
+            raise NotADirectoryError(f"{self._folder} is a file, and checkpoints need a folder: give another name")
+        if (before := _open.pop(self._folder, None)) is not None:
+            before.close()
         self._parts = parts
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
@@ -74,6 +82,8 @@ class Checkpoint:
             raise
         except Exception as error:  # it looks into those that are there
             raise WeightsError(f"a checkpoint in {self._folder} is damaged: {error}") from error
+        self._closed = False
+        _open[self._folder] = self
         self.reports: dict[str, Report] = {}
 
     @property
@@ -85,13 +95,14 @@ class Checkpoint:
         """Saves everything as it is now, under a number. Returns when it is copied; it is written in the background.
 
         Args:
-            step: Higher than those that are there.
+            step: A whole number, higher than those that are there.
 
         Raises:
-            RuntimeError: Something isn't built, or this is a JAX transform.
-            ValueError: The number isn't higher.
+            RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is closed.
+            TypeError, ValueError: The number is none, or it isn't higher.
         """
         refuse_in_trace("saving")
+        step = self._number(step)
         if self.steps and step <= self.steps[-1]:
             raise ValueError(f"step {step} can't be saved after step {self.steps[-1]}, which is in {self._folder}")
         state, about = {}, {}
@@ -133,8 +144,11 @@ class Checkpoint:
         Raises:
             WeightsError: The checkpoint is damaged, or doesn't fit; the message is the report.
             FileNotFoundError: There is none of this number.
+            RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is closed.
         """
         refuse_in_trace("loading")
+        step = None if step is None else self._number(step)
+        self._check_open()
         self.wait()
         if step is None:
             step = self._manager.latest_step()
@@ -195,13 +209,32 @@ class Checkpoint:
                         state[other][alias] = state[part][name]
         return state, also
 
+    def _number(self, step: Any) -> int:
+        self._check_open()
+        try:
+            number = -1 if isinstance(step, bool) else operator.index(step)
+        except TypeError:
+            number = -1
+        if number < 0:
+            kind = ValueError if isinstance(step, int) and not isinstance(step, bool) else TypeError
+            raise kind(f"the number of a checkpoint is 0, 1, 2, ..., not {step!r:.60}")
+        return number
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(
+                f"this Checkpoint is closed, by close() or by another one that was opened for {self._folder}"
+            )
+
     def wait(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and gives back what writes in the background."""
-        self._manager.close()
+        if not self._closed:
+            self._closed = True
+            self._manager.close()
 
     def __enter__(self) -> Self:
         return self
@@ -212,6 +245,10 @@ class Checkpoint:
     def __repr__(self) -> str:
         steps = ", ".join(map(str, self.steps)) or "none"
         return f"Checkpoint({self._folder!r}, {', '.join(self._parts)}; steps: {steps})"
+
+
+# Two on one folder would write over each other's work, and wait for it for ever.
+_open: weakref.WeakValueDictionary[str, Checkpoint] = weakref.WeakValueDictionary()
 
 
 def _takers(notes: Mapping[str, Any], table: Mapping[str, Variable]) -> dict[str, Variable]:

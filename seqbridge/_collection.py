@@ -10,17 +10,17 @@ import jax
 
 from seqbridge._names import check_names, nearest
 from seqbridge._saving import Saved
-from seqbridge._stateful import Token, distinct, edits, held
+from seqbridge._stateful import Stateful, Token, distinct, edits, held
 from seqbridge._trace import commit
 from seqbridge._variable import Kind, Variable, cast
 
-Filter: TypeAlias = "str | re.Pattern[str] | Callable[[Variable], bool] | VarCollection"
+Filter: TypeAlias = "str | re.Pattern[str] | Callable[[Variable], bool] | Stateful"
 
 
 def predicate(which: Filter) -> Callable[[str, Variable], bool]:
     """What `subset` and `wrt=` take, as one function of name and variable."""
-    if isinstance(which, VarCollection):
-        chosen = set(which.values())
+    if isinstance(which, Stateful):
+        chosen = set(which._boxes())
         return lambda name, variable: variable in chosen
     if isinstance(which, str) and which in get_args(Kind):
         return lambda name, variable: variable.kind == which
@@ -133,7 +133,7 @@ class VarCollection(Saved, Mapping[str, Variable]):
 
     def __repr__(self) -> str:
         rows, seen = [], set()
-        width = min(100, max(20, *map(len, self), 0))
+        width = min(100, max([20, *map(len, self)]))
         for name, variable in self.items():
             array = variable.value
             notes = [] if variable.kind == "params" else [variable.kind]
@@ -150,7 +150,7 @@ class VarCollection(Saved, Mapping[str, Variable]):
 
         Args:
             which: A kind (`"params"`, `"state"`, `"rng"`), a regular expression that is searched in the name, a
-                function of a `Variable`, or another collection. None: all.
+                function of a `Variable`, or another collection, a layer or a model. None: all.
         """
         if which is None:
             return VarCollection(self._source)

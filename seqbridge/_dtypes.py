@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _CATEGORIES = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
@@ -15,9 +16,23 @@ def category(dtype: Any) -> int:
     return next(i for i, kind in enumerate(_CATEGORIES) if jnp.issubdtype(dtype, kind))
 
 
+def in_range(value: Any, dtype: Any) -> bool:
+    """Whether whole numbers of NumPy's, of which JAX would drop the upper bits, fit into a dtype of whole numbers."""
+    if type(value) is not np.ndarray or value.dtype.kind not in "iu" or not jnp.issubdtype(dtype, jnp.integer):
+        return True
+    info = jnp.iinfo(dtype)
+    return info.min <= value.min(initial=0) and value.max(initial=0) <= info.max
+
+
+def owned(value: Any) -> jax.Array:
+    """`value` as an array of JAX's, which nobody else can write to."""
+    # JAX may alias a NumPy array; and where it copies one, it may do so later.
+    return jnp.asarray(value.copy()) if type(value) is np.ndarray else jnp.array(value)
+
+
 def strong(value: Any) -> jax.Array:
     """`value` as an array whose dtype doesn't give way to others."""
-    array = value if isinstance(value, jax.Array) else jnp.array(value)
+    array = value if isinstance(value, jax.Array) else owned(value)
     weak = getattr(array, "weak_type", False)  # keys have none
     return jax.lax.convert_element_type(array, array.dtype) if weak else array
 

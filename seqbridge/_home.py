@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from seqbridge._dtypes import owned
 from seqbridge._functional import FLAT, Form, built_layouts
 from seqbridge._layer import Layer
 from seqbridge._names import check_names, nearest
@@ -67,7 +68,7 @@ def from_native(model: Model, native: Any, /) -> Model:
     given = {kinds[variable] for variable in found}
     check_names("from_native", (v.name for v in found), (v.name for v in kinds if kinds[v] in given or not given))
     with Locks(found):
-        commit({v: cast(v.name, _whole(jnp.array(new), v.value), v.value) for v, new in found.items()})
+        commit({v: cast(v.name, _whole(owned(new), v.value), v.value) for v, new in found.items()})
     return model
 
 

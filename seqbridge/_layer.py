@@ -72,6 +72,8 @@ class Layer(Saved):
         if isinstance(entry, Stateful):
             kind = type(entry).__name__
             raise TypeError(f"a Layer takes an entry, not a {kind}; a model or a layer stands in the list itself")
+        if not isinstance(trainable, bool):
+            raise TypeError(f"trainable= is True or False, not {trainable!r:.60}")
         pure = as_pure(entry)
         if method is not None:
             pure = with_method(pure, method)

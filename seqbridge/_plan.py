@@ -11,9 +11,10 @@ import numpy as np
 
 from seqbridge._build import specs
 from seqbridge._carry import Problem, Row
+from seqbridge._dtypes import owned
 from seqbridge._live import inner
 from seqbridge._safetensors import WeightsError
-from seqbridge._stateful import Locks
+from seqbridge._stateful import Stateful, held
 from seqbridge._structure import Structure
 from seqbridge._table import Column, table, to_html
 from seqbridge._trace import commit, refuse_in_trace
@@ -46,6 +47,7 @@ class Plan:
         accepted: Sequence[str],
         notes: Sequence[str],
         new: dict[Variable, Any],
+        target: Stateful,
     ):
         self.rows: tuple[Row, ...] = tuple(rows)
         self.problems: tuple[str, ...] = tuple(problems)
@@ -53,18 +55,22 @@ class Plan:
         self.notes: tuple[str, ...] = tuple(notes)
         self.difference: float | None = None
         self._new = new
+        self._target = target
 
     def apply(self) -> None:
         """Writes all weights at once.
 
         Raises:
             WeightsError: There are problems; then nothing is written. The message is the whole plan.
+            RuntimeError: The target was edited since, and has other variables now.
         """
         refuse_in_trace("porting weights")
         if self.problems:
             raise WeightsError(f"port: nothing was carried, since the results would differ\n{self}")
-        with Locks(self._new):
-            commit({box: cast(box.name, jnp.array(array), box.value) for box, array in self._new.items()})
+        with held(lambda: [self._target]):
+            if not self._new.keys() <= set(self._target._boxes()):
+                raise RuntimeError("port: the target was edited since this plan was made, and has other variables now")
+            commit({box: cast(box.name, owned(array), box.value) for box, array in self._new.items()})
 
     def __str__(self) -> str:
         return "\n".join([*([table(_COLUMNS, self.rows)] if self.rows else []), *self._below()])

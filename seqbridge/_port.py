@@ -131,6 +131,7 @@ def port(
         [p.text for p in problems if p.about in accept],
         list(_by_order(found.pairs)),
         new,
+        target,
     )
     if not dry_run:
         plan.apply()

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 import threading
-import types
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeVar, overload
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 
 from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort, weakly
+from seqbridge._callable import FunctionLike
 from seqbridge._cells import Cell, Cells, lost, store, values
 from seqbridge._pack import pack
 from seqbridge._spread import Spread
@@ -24,9 +24,7 @@ from seqbridge._stateful import Locks, Stateful, edits
 from seqbridge._trace import Frame, commit, in_frame, read, tracing, writer
 from seqbridge._variable import Variable
 
-Owner = TypeVar("Owner")
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
 
 _MOST_PROGRAMS = 64  # kept of one function; the oldest goes first
@@ -130,7 +128,7 @@ def _forget(program: weakref.ref[Program], _: Any) -> None:
         found.bound = found.like = None
 
 
-class Jitted(Generic[P, R]):
+class Jitted(FunctionLike[P, R]):
     """What `jit` returns: calls like the function that it was made from."""
 
     _spread: Spread | None = None
@@ -285,13 +283,3 @@ class Jitted(Generic[P, R]):
         if all(isinstance(arg, Stateful) or is_array(arg) for arg in args) and all(h._steady for h in holders):
             kinds = tuple(id(arg) if isinstance(arg, Stateful) else None for arg in args)
             program.like = bound, kinds
-
-    @overload
-    def __get__(self, owner: None, cls: type, /) -> Self: ...
-    @overload
-    def __get__(self: Jitted[Concatenate[Owner, Q], R], owner: Owner, cls: type | None = None, /) -> Callable[Q, R]: ...
-    def __get__(self, owner: Any, cls: type | None = None, /) -> Any:
-        return self if owner is None else types.MethodType(self, owner)
-
-    def __repr__(self) -> str:
-        return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"

@@ -33,7 +33,7 @@ def file_path(path: Any) -> str:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"a path is a str or a Path, not {type(path).__name__}")
     where = os.path.expanduser(os.fspath(path))
-    if not isinstance(where, str) or "\0" in where:
+    if not isinstance(where, str) or not where or "\0" in where:
         raise TypeError(f"{path!r} is no path")
     return where
 
@@ -50,9 +50,9 @@ def replacing(path: str) -> Iterator[str]:
     if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, whose place the file would take
         raise OSError(f"{path} can't be written: it is neither a file nor a folder")
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "xb"):  # has the mode that new files get here
-        pass
     try:
+        with open(temporary, "xb"):  # has the mode that new files get here
+            pass
         mode = os.stat(target if os.path.exists(target) else temporary).st_mode
         yield temporary
         os.chmod(temporary, mode)

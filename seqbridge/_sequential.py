@@ -205,6 +205,19 @@ class Sequential(Looks):
             made._inputs = None  # another layer comes first: what reaches it isn't known
         return made
 
+    @property
+    def trainable(self) -> bool:
+        """Whether any variable is trained; can be set, for all parameters that are there."""
+        return any(variable.trainable for variable in self._boxes())
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if not self.built:
+            raise RuntimeError("the model isn't built, so nothing is there to freeze: model.build(...) first")
+        for variable in self._boxes():
+            if variable.kind == "params":
+                variable.trainable = value
+
     # The pure form
 
     def init(self, key: Any, /, *inputs: Any, **keywords: Any) -> dict[str, dict[str, Any]]:

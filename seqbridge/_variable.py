@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._bare import Bare
-from seqbridge._dtypes import category, strong, value_text
+from seqbridge._dtypes import category, in_range, owned, strong, value_text
 from seqbridge._operators import Operators
 from seqbridge._stateful import Stateful, Token, edits, serial
 from seqbridge._trace import Tracer, born, commit, read
@@ -43,12 +43,13 @@ def cast(name: str, value: Any, like: Any) -> Any:
         if value is None:
             raise TypeError(f"{name} takes an array: can't assign None")
         try:
-            # A copy: JAX may alias a NumPy array, which its owner can write to.
-            array = jnp.array(value)
-        except (TypeError, ValueError) as error:
+            array = owned(value)
+        except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(f"{name} takes an array: can't assign {value_text(value)} ({error})") from error
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or category(array.dtype) > category(like.dtype):
             raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
+        if not in_range(value, like.dtype):
+            raise TypeError(f"{name} is {like.dtype}: can't assign numbers that are too large for it")
         if array.dtype != like.dtype or array.weak_type:
             array = jax.lax.convert_element_type(array, like.dtype)
     if array.shape != like.shape:
@@ -110,6 +111,8 @@ class Variable(Operators, Stateful):
         is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key) and not isinstance(array, Tracer)
         self._array: Any = Within(Bare(self, array), 0) if is_key else array
         born(self)
+        if kind not in get_args(Kind):
+            raise ValueError(f"the kind of a variable is one of {', '.join(get_args(Kind))}, not {kind!r}")
         self.kind: Kind = kind
         self.collection: str = collection
         self.path: tuple[str, ...] = path

@@ -265,6 +265,39 @@ def test_a_checkpoint_of_which_nothing_can_be_said_is_named_at_once(tmp_path: Pa
         sb.Checkpoint(tmp_path, here=here)
 
 
+def test_a_number_of_a_checkpoint_is_a_whole_number(tmp_path: Path) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    with sb.Checkpoint(tmp_path, here=here) as checkpoint:
+        for bad in (1.0, 0.5, True, "5", None, np.float32(4), -1):
+            with pytest.raises((TypeError, ValueError), match=r"is 0, 1, 2, \.\.\., not"):
+                checkpoint.save(bad)  # pyright: ignore[reportArgumentType]
+        checkpoint.save(np.int64(4))  # pyright: ignore[reportArgumentType]
+        checkpoint.save(jnp.array(5))  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"not 4\.0"):
+            checkpoint.restore(4.0)  # pyright: ignore[reportArgumentType]
+    with sb.Checkpoint(tmp_path, here=here) as checkpoint:
+        assert checkpoint.restore() == 5
+
+
+def test_a_folder_has_one_checkpoint_at_a_time(tmp_path: Path) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    before = sb.Checkpoint(tmp_path / "run", here=here)
+    before.save(0)
+    with sb.Checkpoint(tmp_path / "run", here=here) as checkpoint:  # a cell that runs again
+        assert checkpoint.steps == (0,)
+        checkpoint.save(1)
+        for use in (lambda: before.save(2), before.restore):
+            with pytest.raises(RuntimeError, match="this Checkpoint is closed, by"):
+                use()
+        before.close()
+    checkpoint.close()
+    with sb.Checkpoint(tmp_path / "run", here=here) as checkpoint:
+        assert checkpoint.restore() == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file, and checkpoints need a folder"):
+        sb.Checkpoint(tmp_path / "file", here=here)
+
+
 def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="model= takes a model, a layer, an optimizer or a collection, not dict"):
         sb.Checkpoint(tmp_path, model={})  # pyright: ignore[reportArgumentType]

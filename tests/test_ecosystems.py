@@ -490,3 +490,15 @@ def test_an_error_in_a_mapped_layer_says_how_it_was_mapped() -> None:
     assert sb.Sequential([jax.vmap(jax.vmap(embedding))])(tokens).shape == (2, 3, 4)
     with pytest.raises(ValueError, match="None, not -1"):
         sb.Sequential([nn.Dense(3)]).build((-1, 4))
+
+
+def test_weights_that_numpy_holds_are_variables_where_the_library_trains_them() -> None:
+    module = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    of_numpy = jax.tree.map(lambda leaf: np.array(leaf) if eqx.is_array(leaf) else leaf, module)
+    x = jnp.ones((2, 3))
+    model = sb.Sequential([of_numpy]).build((2, 3))
+    np.testing.assert_array_equal(model(x), jax.vmap(module)(x))
+    grads = sb.grad(lambda model: model(x).sum())(model)
+    wanted = eqx.filter_grad(lambda module: jax.vmap(module)(x).sum())(of_numpy)
+    assert len(grads) == len(jax.tree.leaves(wanted)) == 4
+    np.testing.assert_allclose(grads["(Sequential)[0](MLP).layers.0.weight"], wanted.layers[0].weight, rtol=1e-6)

@@ -69,6 +69,7 @@ for name, data, words in (
 
 fault("a file that isn't there", FileNotFoundError, "file")(lambda model, folder: model.load(folder / "file"))
 fault("a folder as a file", IsADirectoryError, "directory")(lambda model, folder: model.load(folder))
+fault("no path at all", TypeError, "'' is no path")(lambda model: model.save(""))
 fault("a number as a path", TypeError, "a path is a str or a Path, not int")(lambda model: model.load(3))
 
 

@@ -568,6 +568,7 @@ for value, error, words in (
     (jnp.zeros(3, jnp.complex64), TypeError, "is float32: can't assign complex64 without loss; cast it yourself"),
     ("abc", TypeError, "takes an array: can't assign str 'abc'"),
     (None, TypeError, "takes an array: can't assign None$"),
+    ([10**400] * 3, TypeError, r"takes an array: can't assign list \[1000"),
     ([1, "x", 2], TypeError, r"takes an array: can't assign list \[1, 'x', 2\]"),
     (np.array([None] * 3), TypeError, r"takes an array: can't assign object\[3\]"),
     (jax.random.split(jax.random.key(0), 3), TypeError, "is float32: can't assign key<fry>"),
@@ -575,6 +576,15 @@ for value, error, words in (
 ):
     fault(f"{type(value).__name__} {words[-12:]} for a bias", error, f"{BIAS} {words}")(
         lambda model, value=value: model[0].bias.assign(value)
+    )
+
+
+fault("a kind that is none", ValueError, "one of params, state, rng, not 'param'")(
+    lambda: sb.Variable(jnp.zeros(3), kind="param")  # pyright: ignore[reportArgumentType]
+)
+for dtype, numbers in ((jnp.uint8, [256, 0]), (jnp.uint8, [0, -1]), (jnp.int32, [2**40, 0]), (jnp.int4, [7, 8])):
+    fault(f"{numbers} for {jnp.dtype(dtype)}", TypeError, "can't assign numbers that are too large for it")(
+        lambda dtype=dtype, numbers=numbers: sb.Variable(jnp.zeros(2, dtype)).assign(np.array(numbers))
     )
 
 

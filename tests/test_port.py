@@ -304,6 +304,11 @@ def test_a_plan_can_be_looked_at_before_it_is_carried_out() -> None:
     for wrong in unusable:
         with pytest.raises(TypeError, match="check= runs both sides once the weights are there"):
             sb.port(source, target, **wrong)
+    target.append(jnp.tanh)  # which has no part in it
+    plan.apply()
+    target[-2] = copy.deepcopy(target[-2])
+    with pytest.raises(RuntimeError, match="the target was edited since this plan was made"):
+        plan.apply()
 
 
 def test_more_than_the_target_has_or_less() -> None:

@@ -412,7 +412,8 @@ def test_wrt_chooses(wrt: Any, names: list[str]) -> None:
 
 def test_wrt_a_collection_and_frozen_layers() -> None:
     model = mixed()
-    assert set(sb.grad(loss, wrt=model[:1].vars())(model, X)) == set(model[:1].vars())
+    for part in (model[:1].vars(), model[:1], model[0]):
+        assert set(sb.grad(loss, wrt=part)(model, X)) == set(model[:1].vars())
     for variable in model.vars().subset(r"\[4\]").values():
         variable.trainable = False
     assert not [n for n in sb.grad(loss)(model, X) if "[4]" in n]
@@ -618,3 +619,29 @@ def test_static_arguments_by_position() -> None:
     total = sb.jit(lambda model, x, axis: model(x).sum(axis), static_argnames="axis")
     model = sb.Sequential([nn.relu])
     assert total(model, X, 1).shape == total(model, X, axis=1).shape == (3,)
+
+
+def test_a_whole_model_is_frozen_and_thawed() -> None:
+    model = mixed()
+    names = list(sb.grad(loss)(model, X))
+    model.trainable = False
+    assert not model.trainable
+    with pytest.raises(ValueError, match="no trainable variable"):
+        sb.grad(loss)(model, X)
+    model.trainable = True
+    assert model.trainable
+    assert list(sb.grad(loss)(model, X)) == names
+    with pytest.raises(RuntimeError, match=r"nothing is there to freeze: model\.build"):
+        sb.Sequential([nn.Dense(2)]).trainable = False
+    with pytest.raises(TypeError, match="True or False"):
+        model.trainable = "no"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_compiled_function_is_copied_as_functions_are() -> None:
+    step = sb.jit(loss)
+    holder = {"step": step, "model": mixed()}
+    assert copy.deepcopy(holder)["step"] is step
+    assert copy.copy(step) is step
+    for of_one in (sb.jit(mixed()), sb.jit(mixed().__call__)):
+        with pytest.raises(TypeError, match=r"is for one object: copy that, and make sb\.jit of the copy"):
+            copy.deepcopy(of_one)

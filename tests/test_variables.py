@@ -306,6 +306,18 @@ def test_an_unknown_attribute_gets_no_wrong_hint():
     assert ".value" not in str(error.value)
 
 
+def test_an_array_of_numpys_is_not_followed():
+    for _ in range(50):
+        given = np.zeros(100_000, np.float32)
+        made = sb.Variable(given)
+        given += 1
+        other = sb.Variable(jnp.ones(100_000))
+        other.assign(given)
+        given += 1
+        assert not made.value.any()
+        assert (other.value == 1).all()
+
+
 def test_a_shared_variable_is_assigned_by_all_of_its_names_or_by_the_first():
     v = vector()
     variables = sb.VarCollection({"b": v, "a": v})

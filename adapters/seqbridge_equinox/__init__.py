@@ -117,7 +117,7 @@ def _layer(module: Any, structure: Structure, how: str | Callable[..., Any], **f
         axis_name=structure.axis_name,
         parts=lambda run: parts(module),
         read=read_like,
-        held=tuple(leaf for leaf in jax.tree.leaves(module) if not eqx.is_array(leaf)),
+        held=tuple(leaf for leaf in jax.tree.leaves(module) if not (eqx.is_array(leaf) or eqx.is_inexact_array(leaf))),
         to_native=lambda variables: structure.merge(variables)[slice(None) if structure.stateful else 0],
         from_native=lambda tree: variables_of(*(tree if isinstance(tree, tuple) else _split(tree))),
         **{"text": call_text(name, (), _options(module)), **fields},

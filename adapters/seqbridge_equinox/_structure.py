@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge import Variables, nest, path_text, unnest
 from seqbridge_equinox._export import Exported
@@ -71,7 +72,8 @@ def _is_index(node: Any) -> bool:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    # Equinox trains NumPy's arrays, too, as weights are that come from elsewhere.
+    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def modules(tree: Any) -> Iterator[eqx.Module]:

@@ -1,0 +1,36 @@
+"""What is no function, and behaves like one in a class, in a copy and in a pickle."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+Owner = TypeVar("Owner")
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+
+
+class FunctionLike(Generic[P, R]):
+    """What is made of a function and stands in its place."""
+
+    _function: Callable[P, R]
+
+    @overload
+    def __get__(self, owner: None, cls: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: FunctionLike[Concatenate[Owner, Q], R], owner: Owner, cls: type | None = None, /
+    ) -> Callable[Q, R]: ...
+    def __get__(self, owner: Any, cls: type | None = None, /) -> Any:
+        me: Any = self
+        return me if owner is None else types.MethodType(me, owner)
+
+    def __reduce__(self) -> str:
+        if not isinstance(self._function, types.FunctionType):
+            raise TypeError(f"{self!r} is for one object: copy that, and make sb.jit of the copy")
+        return self._function.__qualname__  # as Python has functions: by name, and no copy is another
+
+    def __repr__(self) -> str:
+        return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"
