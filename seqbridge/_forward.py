@@ -57,13 +57,34 @@ class Run:
         pass
 
 
-def traverse(model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys) -> Any:
+def check_plain(model: Any) -> None:
+    """Raises a `TypeError` if a class of the user's runs a model in its own way: only its own call would do that."""
+    if type(model).__call__ is not type(model)._in_order:
+        raise TypeError(
+            f"{type(model).__name__} has a __call__ of its own, which is seen only by who calls it: not by a model "
+            "around it, nor by apply, trace, freeze or an export. Put what it does into the list, as a function"
+        )
+
+
+def traverse(
+    model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys, *, plain: bool = True
+) -> Any:
     """The outputs of the last layer.
+
+    Args:
+        model: The model.
+        args: Its inputs.
+        call: What the call gives beside them.
+        visit: What is done with each layer.
+        keys: The keys of the call.
+        plain: Whether the model must be one that runs its layers in order, and does no more.
 
     Raises:
         TypeError: A keyword that no layer takes, an argument that a layer misses, a mode that nothing decides.
         Exception: What a layer raises, with a note that says which layer, and what reached it.
     """
+    if plain:
+        check_plain(model)
     check_keywords(model, args, call)
     out = run_through(model, args, call, visit, keys)
     unused = [k for k in call.keywords if k not in call.used]

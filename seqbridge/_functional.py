@@ -143,7 +143,7 @@ def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tup
     """The shapes that fresh variables would have, as far as the layers can be traced."""
     build = Build(fresh=True, abstract=True)
     with contextlib.suppress(Exception):  # the build itself will say what is wrong
-        traverse(model, args, call, build, Keys(lambda: jax.random.key(0)))
+        traverse(model, args, call, build, Keys(lambda: jax.random.key(0)), plain=False)
     return {
         full_name(prefix, slot.shown): array.shape
         for prefix, layer in walk(model)
@@ -200,5 +200,5 @@ def layouts_of(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
     if model.built:
         return built_layouts(model)
     build = Build(abstract=True)
-    traverse(model, specs(args), call.map(specs, training=True), build, Keys(lambda: jax.random.key(0)))
+    traverse(model, specs(args), call.map(specs, training=True), build, Keys(lambda: jax.random.key(0)), plain=False)
     return built_layouts(model) | build.layouts

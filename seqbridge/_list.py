@@ -7,6 +7,7 @@ import keyword
 from collections.abc import Callable, Iterable, Mapping, MutableSequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, overload
 
+from seqbridge._forward import check_plain
 from seqbridge._layer import Layer
 from seqbridge._names import nearest
 from seqbridge._registry import ask
@@ -54,6 +55,7 @@ class LayerList(Structure, MutableSequence[Any]):
             if isinstance(entry, Structure):
                 if entry is self or any(inner is self for inner in entry._lists()):
                     raise ValueError("a Sequential can't contain itself")
+                check_plain(entry)
                 item: Item = entry
             elif isinstance(entry, Layer):
                 item = entry

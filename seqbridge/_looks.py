@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from seqbridge._build import check_inputs
 from seqbridge._dispatch import Call, call_of
@@ -17,6 +17,8 @@ from seqbridge._summary import Summary, summarize
 
 class Looks(LayerList):
     """A list of layers that can be looked at."""
+
+    _in_order: ClassVar[Callable[..., Any]]  # the call that runs the layers in order, and does no more
 
     def __init__(self, seed: Any = 0) -> None:
         super().__init__(seed)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from seqbridge._build import Build, check_inputs, specs
 from seqbridge._dispatch import Call, call_of
-from seqbridge._forward import traverse
+from seqbridge._forward import check_plain, traverse
 from seqbridge._functional import Form, Naming, Parts, built_layouts, layouts_of, maker
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
@@ -80,6 +80,7 @@ class Snapshot:
     """
 
     def __init__(self, model: Structure, naming: Naming, training: bool | None = None, inputs: tuple[Any, ...] = ()):
+        check_plain(model)
         with held(lambda: [model]):
             self._take(model)
         built_for = model._inputs if isinstance(model, Sequential) else None

@@ -111,7 +111,7 @@ class Sequential(Looks):
             run = first or Run(Layer._tree)
             changes: dict[Variable, Any] = {}
             visitor = run if outputs is None else Watched(run, outputs)
-            out = traverse(self, args, call, visitor, self._keys(rng, changes))
+            out = traverse(self, args, call, visitor, self._keys(rng, changes), plain=outputs is not None)
             if first is not None:
                 take(self, first)
             for layer, variables in run.states.items():
@@ -290,3 +290,6 @@ class Sequential(Looks):
             RuntimeError: The model isn't built.
         """
         _functional.assign(self, variables)
+
+
+Sequential._in_order = Sequential.__call__

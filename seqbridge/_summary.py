@@ -211,7 +211,14 @@ def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) ->
 
     def pass_through(layouts: Layouts, size: int, count: bool) -> list[Any]:
         look = _Look(layouts, count)
-        traverse(model, specs(inputs, size), call.map(specs, training=bool(call.training)), look, Keys(unused_key))
+        traverse(
+            model,
+            specs(inputs, size),
+            call.map(specs, training=bool(call.training)),
+            look,
+            Keys(unused_key),
+            plain=False,
+        )
         return look.steps
 
     layouts = layouts_of(model, specs(inputs), call.map(specs, training=True))

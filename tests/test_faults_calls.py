@@ -14,6 +14,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -507,3 +508,32 @@ def _() -> None:
 @pytest.mark.parametrize("row", table, ids=name_of)
 def test_faults(row: Row, tmp_path: Path) -> None:
     row.check(tmp_path)
+
+
+class Twice(sb.Sequential):
+    def __call__(self, x: Any, **keywords: Any) -> Any:
+        return 2 * super().__call__(x, **keywords)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: sb.Sequential([model]),
+        lambda model: sb.Sequential().append(model),
+        lambda model: model.apply(model.variables, X),
+        lambda model: model.init(0, X),
+        lambda model: model.trace(X),
+        sb.freeze,
+        lambda model: sb.to_pure(model)[0](0, X),
+        sb.to_linen,
+        lambda model: sb.to_equinox(model, (2, 3)),
+    ],
+)
+def test_a_call_of_a_subclass_is_not_passed_over(use: Any) -> None:
+    """By what runs the layers one by one. The model itself, and the transforms, call it."""
+    model = Twice([nn.Dense(2)]).build((2, 3))
+    with pytest.raises(TypeError, match=r"Twice has a __call__ of its own, .* Put what it does into the list"):
+        use(model)
+    once = model[:]
+    np.testing.assert_array_equal(model(X), 2 * sb.Sequential([*once])(X))
+    np.testing.assert_array_equal(sb.jit(model)(X), model(X))
