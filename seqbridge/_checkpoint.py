@@ -75,7 +75,7 @@ class Checkpoint:
             before.close()
         self._parts = parts
         self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError:

@@ -136,7 +136,6 @@ class LayerList(Structure, MutableSequence[Any]):
             layers[index], names[index] = self._admit(entries_of(value), staying)
         else:
             where = self._position(index)
-            names[where] = None  # list's own exceptions, before anything else
             del layers[where]
             (item,), (name,) = self._admit([(None, value)], layers)
             layers.insert(where % len(names), item)
@@ -146,7 +145,7 @@ class LayerList(Structure, MutableSequence[Any]):
     @_exclusive
     def __delitem__(self, index: int | str | slice) -> None:
         layers, names = list(self._layers), list(self._labels)
-        where = index if isinstance(index, slice) else self._position(index)
+        where = self._position(index)
         del layers[where], names[where]
         self._edit(layers, names)
 
@@ -154,10 +153,8 @@ class LayerList(Structure, MutableSequence[Any]):
     def insert(self, index: int, value: Any) -> None:
         """Puts an entry before position `index`."""
         layers, names = list(self._layers), list(self._labels)
-        names.insert(index, None)  # list's own exceptions, before anything else
         (item,), (name,) = self._admit([(None, value)], layers)
         layers.insert(index, item)
-        names = list(self._labels)
         names.insert(index, name)
         self._edit(layers, names)
 
@@ -245,7 +242,7 @@ class LayerList(Structure, MutableSequence[Any]):
     def __contains__(self, value: object) -> bool:
         return self.count(value) > 0
 
-    def _position(self, index: int | str) -> int:
+    def _position(self, index: Any) -> Any:
         return _position(self._labels, index)
 
     def _sharing(self, layers: list[Item], names: list[str | None]) -> Self:
@@ -261,8 +258,8 @@ class LayerList(Structure, MutableSequence[Any]):
         return made
 
 
-def _position(names: list[str | None], index: int | str) -> int:
-    """The position of a name; an index as it is, for a list to judge."""
+def _position(names: list[str | None], index: Any) -> Any:
+    """The position of a name; an index or a slice as it is, for a list to judge."""
     if not isinstance(index, str):
         return index
     if index not in names:

@@ -172,11 +172,12 @@ class Sequential(Looks):
             TypeError, ValueError: What a layer raises for these shapes, or a None decides the shape of a variable; then
                 nothing is built.
         """
-        refuse_in_trace("building a model", jax.tree.leaves((inputs, keywords)))
+        given = call_of(keywords)
+        refuse_in_trace("building a model", jax.tree.leaves((inputs, given.keywords)))
         if seed is not None or key is not None:
             self._seed = seed if key is None else as_key(key)
         check_inputs(inputs)
-        call = call_of(keywords).map(specs, training=True)
+        call = given.map(specs, training=True)
         with held(self._above):
             check_keywords(self, inputs, call)
             _functional.check_sizes(self, inputs, call)

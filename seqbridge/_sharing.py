@@ -26,30 +26,31 @@ def share(items: list[Item], own: list[Item]) -> Callable[[], None]:
     """
     held_before = set(leaves(own))
     lists = _unify(items, held_before)
-    variables = _tie(sorted(leaves(items), key=lambda layer: layer not in held_before))
+    attributes = _tie(sorted(leaves(items), key=lambda layer: layer not in held_before))
 
     def undo() -> None:
         for layers, held in lists:
             layers[:] = held
-        for layer, held in variables:
-            layer._variables = held
+        for owner, name, held in reversed(attributes):
+            setattr(owner, name, held)
 
     return undo
 
 
-def _tie(layers: Iterable[Layer]) -> list[tuple[Layer, tuple[Variable, ...]]]:
-    """Gives the layers shared variables, and returns which it changed, each with what it held before."""
+def _tie(layers: Iterable[Layer]) -> list[tuple[Layer | Variable, str, Any]]:
+    """Gives the layers shared variables, and returns which attributes it changed, each with what it held before."""
     found: dict[Hashable, Variable] = {}
-    changed = []
+    changed: list[tuple[Layer | Variable, str, Any]] = []
     for layer in layers:
         boxes = list(layer._variables)
         for i, (tie, box) in enumerate(layer._tied_variables()):
             first = found.setdefault(tie, box)
             if first is not box and (first._value is box._value or _untouched(layer, i)):
+                changed.append((first, "_trainable", first._trainable))
                 first.trainable = first.trainable and box.trainable
                 boxes[i] = first
         if any(a is not b for a, b in zip(boxes, layer._variables, strict=True)):
-            changed.append((layer, layer._variables))
+            changed.append((layer, "_variables", layer._variables))
             layer._variables = tuple(boxes)
     return changed
 

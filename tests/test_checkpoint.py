@@ -337,3 +337,37 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_p
     assert step >= 1
     expected = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32) + np.float32(step)
     np.testing.assert_allclose(here["v"].value, expected, atol=1e-5)
+
+
+def test_where_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("~/of home", "of the place"):
+        with sb.Checkpoint(folder, here=here) as checkpoint:
+            checkpoint.save(0)
+        assert (tmp_path / folder.removeprefix("~/") / "0").is_dir()
+
+
+def test_the_names_of_a_shared_variable_lead_to_it(tmp_path: Path) -> None:
+    v = sb.Variable(jnp.arange(3.0))
+    with sb.Checkpoint(tmp_path, part=sb.VarCollection({"a": v, "b": v})) as checkpoint:
+        checkpoint.save(0)
+    there = sb.VarCollection({"b": sb.Variable(jnp.zeros(3))})
+    with sb.Checkpoint(tmp_path, part=there) as checkpoint:
+        checkpoint.restore()
+    np.testing.assert_array_equal(there["b"].value, v.value)
+
+
+def test_a_later_format_and_a_transform_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
+    with sb.Checkpoint(tmp_path, here=here) as checkpoint:
+        with monkeypatch.context() as later:
+            later.setattr("seqbridge._checkpoint.FORMAT", 2)
+            checkpoint.save(0)
+        with pytest.raises(sb.WeightsError, match=r"was saved by seqbridge .*: install that, or later"):
+            checkpoint.restore()
+        for what, use in (("saving", lambda: checkpoint.save(1)), ("loading", checkpoint.restore)):
+            with pytest.raises(RuntimeError, match=f"{what} inside a JAX transform"):
+                jax.jit(lambda x, use=use: use())(1.0)
+        assert checkpoint.steps == (0,)

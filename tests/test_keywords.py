@@ -367,3 +367,60 @@ def test_a_mode_that_nobody_said_is_not_handed_on() -> None:
     model(X)
     model(X, training=True)
     assert seen == [{}, {}, {"training": True}]
+
+
+def test_a_flag_that_an_input_fills_is_not_given_again() -> None:
+    seen: list[Any] = []
+
+    def layer(x: Any, train: Any = False) -> Any:
+        seen.append(train)
+        return x
+
+    model = sb.Sequential([lambda x: (x, 0.5), layer])
+    model(X, training=True)
+    assert seen == [0.5]
+
+
+def test_what_is_taken_by_position_alone_is_no_keyword() -> None:
+    def layer(x: Any, scale: float = 1.0, /, *rest: Any) -> Any:
+        return x * scale
+
+    for name in ("scale", "rest"):
+        with pytest.raises(TypeError, match=f"no layer takes the keyword '{name}'"):
+            sb.Sequential([layer])(X, **{name: 2.0})
+
+
+def test_many_takers_are_not_all_listed() -> None:
+    def layer(x: Any, factor: float = 1.0) -> Any:
+        return x * factor
+
+    for n, listed in ((4, "[0], [1], [2], [3])"), (5, "[0], [1], [2], [3], ...)")):
+        with pytest.raises(TypeError) as caught:
+            sb.Sequential([(lambda x, factor=1.0: layer(x, factor)) for _ in range(n)])(X, factr=2.0)
+        text = re.sub(r"\(Sequential\)|\(<lambda>\)", "", str(caught.value))
+        assert text.endswith(f"factor ({listed}"), text
+
+
+def test_a_mode_that_is_none_says_no_more_than_that() -> None:
+    with pytest.raises(TypeError, match=r"training= is True, False or None, not 'yes'$"):
+        sb.Sequential([nn.Dropout(0.5)])(X, training="yes")
+
+
+def test_keywords_for_single_layers_inside_reach_them_alone() -> None:
+    def layer(x: Any, factor: float = 1.0) -> Any:
+        return x * factor
+
+    seen: list[Any] = []
+
+    def whatever(x: Any, **keywords: Any) -> Any:
+        seen.append(keywords)
+        return x
+
+    inner = sb.Sequential(
+        {"first": sb.Layer(layer), "second": lambda x, factor=1.0: layer(x, factor), "last": whatever}
+    )
+    given = {0: {"per_layer": {"first": {"factor": 2.0}, 1: {"factor": 3.0}, "last": {"a": 1.0}}}}
+    model = sb.Sequential([inner]).build((2, 3), per_layer=given)
+    seen.clear()
+    assert same(model(X, per_layer=given), 6.0 * X)
+    assert seen == [{"a": 1.0}]

@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any
 
 import cloudpickle
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import seqbridge as sb
 
@@ -1405,3 +1407,67 @@ def test_an_untouched_function_joins_the_one_that_was_trained():
     model.append(inner)
     assert inner[0] is model[0]
     np.testing.assert_allclose(model(X), 4 * X)
+
+
+def test_an_entry_that_takes_its_own_place_is_a_new_layer():
+    entry = nn.Dense(2)
+    model = sb.Sequential([entry]).build((1, 3))
+    fresh = model[0].kernel.value
+    for place in (0, slice(0, 1), slice(None)):
+        before = model[0]
+        before.kernel.assign(jnp.full((3, 2), 7.0))
+        model[place] = entry if place == 0 else [entry]
+        assert model[0] is not before
+        assert model[0].entry is entry
+        np.testing.assert_array_equal(model[0].kernel.value, fresh)
+
+
+def test_an_entry_that_stays_is_one_layer_with_what_comes():
+    entry = nn.Dense(3)
+    model = sb.Sequential([entry, jnp.tanh, jnp.sin]).build((1, 3))
+    model[1:3] = [entry, entry]
+    assert model[0] is model[1] is model[2]
+    model[1] = entry
+    assert model[1] is model[0]
+
+
+def test_names_hold_right_after_an_edit():
+    inner = sb.Sequential([eqx.nn.Linear(3, 2, key=jax.random.key(0))])
+    outer = sb.Sequential()
+    outer.append(inner)
+    assert inner[0].weight.name == "(Sequential)[0](Sequential)[0](Linear).weight"
+
+
+class _Coder(nnx.Module):
+    def __init__(self):
+        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+
+    def encode(self, x):
+        return self.linear(x)
+
+    def decode(self, x):
+        return x @ self.linear.kernel.T
+
+
+@pytest.mark.parametrize("flags", [(True, True), (True, False), (False, True)])
+def test_what_is_frozen_in_one_layer_is_frozen_in_all_that_share_it(flags):
+    coder = _Coder()
+    parts = [
+        sb.Layer(coder, method=method, trainable=flag) for method, flag in zip(("encode", "decode"), flags, strict=True)
+    ]
+    model = sb.Sequential(parts)
+    assert model[0].linear.kernel is model[1].linear.kernel
+    assert {variable.trainable for variable in model.vars().values()} == {all(flags)}
+
+
+def test_an_edit_that_fails_freezes_and_shares_nothing():
+    coder = _Coder()
+    model = sb.Sequential([sb.Layer(coder, method="encode")]).build((1, 3))
+    other = sb.Layer(coder, method="decode", trainable=False)
+    kernel, own = model[0].linear.kernel, other.linear.kernel
+    with pytest.raises(AssertionError, match="divisible"):
+        model.extend([other, nn.MultiHeadDotProductAttention(num_heads=2)])
+    assert len(model) == 1
+    assert model[0].linear.kernel is kernel
+    assert kernel.trainable
+    assert other.linear.kernel is own

@@ -580,3 +580,66 @@ def test_what_a_thread_saves_is_of_one_moment(tmp_path: Path) -> None:
             np.testing.assert_array_equal(stored["a"], stored["b"])
 
     together(change, save)
+
+
+def test_rules_of_a_dict_hold_once_and_pairs_one_after_the_other(tmp_path: Path) -> None:
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "f")
+    here = sb.VarCollection({"b": sb.Variable(jnp.zeros(3))})
+    assert here.load(tmp_path / "f", rename={"a": "b", re.compile("b|a"): "c"}).whole
+    there = sb.VarCollection({"c": sb.Variable(jnp.zeros(3))})
+    assert there.load(tmp_path / "f", rename=[("a", "b"), ("b", "c")]).whole
+
+
+@pytest.mark.parametrize(
+    ("rename", "match"),
+    [
+        ([("a", "b"), ("a", "b", "c")], "takes pairs"),
+        ([("a", "b", "c")], "takes pairs"),
+        (["ab", "c", "d"], "takes pairs"),
+        ({re.compile("nothing"): "x"}, "nothing is called 'nothing'"),
+    ],
+)
+def test_what_is_no_rule(tmp_path: Path, rename: Any, match: str) -> None:
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "f")
+    with pytest.raises((TypeError, sb.WeightsError), match=match):
+        sb.VarCollection({"b": sb.Variable(jnp.zeros(3))}).load(tmp_path / "f", rename=rename)
+
+
+@pytest.mark.parametrize("n", [12, 13])
+def test_a_long_report_is_cut(tmp_path: Path, n: int) -> None:
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "f")
+    here = sb.VarCollection({f"long{i}": sb.Variable(jnp.zeros(3)) for i in range(n)})
+    with pytest.raises(sb.WeightsError) as caught:
+        here.load(tmp_path / "f")
+    lines = str(caught.value).splitlines()
+    assert sum(line.startswith("missing: ") for line in lines) == 12
+    assert ("... and 1 more" in lines) is (n == 13)
+
+
+def test_a_name_that_could_be_of_two_is_of_none(tmp_path: Path) -> None:
+    save_file({"(A)[0](Dense).kernel": np.ones(3, np.float32)}, tmp_path / "f")
+    names = ("(B)[0](Dense).kernel", "(C)[0](Conv).kernel")
+    here = sb.VarCollection({name: sb.Variable(jnp.zeros(3)) for name in names})
+    with pytest.raises(sb.WeightsError, match=r"unexpected: \(A\)"):
+        here.load(tmp_path / "f")
+    only = sb.VarCollection({names[0]: sb.Variable(jnp.zeros(3))})
+    assert only.load(tmp_path / "f").whole
+
+
+def test_a_key_and_numbers_are_told_apart_in_both_directions(tmp_path: Path) -> None:
+    sb.VarCollection({"v": sb.Variable(jax.random.key(1), kind="rng")}).save(tmp_path / "f")
+    here = sb.VarCollection({"v": sb.Variable(jnp.zeros(()))})
+    with pytest.raises(sb.WeightsError, match=r"wrong dtype: v is float32, and the file has key<fry>"):
+        here.load(tmp_path / "f")
+
+
+def test_what_is_not_built_says_so_before_it_looks_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"call build\(...\) first, then load"):
+        sb.Sequential([nn.Dense(3)]).load(tmp_path / "nothing")
+
+
+def test_a_hint_is_given_where_it_helps(tmp_path: Path) -> None:
+    save_file({"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)}, tmp_path / "f")
+    here = sb.VarCollection({"a": sb.Variable(jnp.zeros(3)), "c": sb.Variable(jnp.zeros(3))})
+    with pytest.raises(sb.WeightsError, match="strict=False loads what fits"):
+        here.load(tmp_path / "f")

@@ -1147,3 +1147,58 @@ def test_the_seeds_update_of_a_bias():
     same(model[0].bias.value, before + 1)
     model[0].bias.assign(model[0].bias - 1)
     np.testing.assert_allclose(model[0].bias.value, before, rtol=1e-6)
+
+
+# What a person looks at
+
+
+def test_a_collection_is_itself_alone_and_says_its_names():
+    v = vector()
+    one, two = sb.VarCollection({"a": v}), sb.VarCollection({"a": v})
+    assert one == one
+    assert one != two
+    assert len({one, two, one}) == 2
+    assert one._ipython_key_completions_() == ["a"]
+
+
+def test_a_shared_variable_is_marked_where_it_stands_again():
+    v = vector()
+    lines = str(sb.VarCollection({"b": v, "a": v, "c": vector()})).splitlines()
+    assert ["shared" in line for line in lines] == [False, True, False, False]
+
+
+def test_a_variable_lists_what_it_has_and_nothing_of_the_arrays():
+    names = dir(vector())
+    assert "assign" in names
+    assert "mean" not in names
+    assert sb.Variable.mean is not None  # pyright: ignore[reportAttributeAccessIssue]  (asked of the class)
+
+
+def test_a_collection_is_read_anew_at_each_call_of_a_program():
+    table = {"v": vector()}
+    live = sb.VarCollection(lambda: table)
+    total = sb.jit(lambda variables: variables["v"].value.sum())
+    assert float(total(live)) == 6.0
+    assert float(total(live)) == 6.0
+    table = {"v": vector((4.0, 5.0, 6.0))}
+    assert float(total(live)) == 15.0
+
+
+def test_what_jax_makes_of_a_collection_inside_of_a_program_has_its_values():
+    model = mixed()
+
+    @sb.jit
+    def doubled(model, x):
+        made = jax.tree.map(lambda a: 2 * a if a.dtype == x.dtype else a, model.vars().subset("params"))
+        return {name: variable.value for name, variable in made.items()}
+
+    for name, array in doubled(model, jnp.ones(())).items():
+        same(array, 2 * model.vars()[name].value)
+
+
+def test_keys_come_and_go_with_the_layers_that_draw():
+    model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5)]).build((1, 3))
+    model(jnp.ones((1, 3)), training=True)
+    assert "(Sequential).rng" in model.vars()
+    del model[1]
+    assert "(Sequential).rng" not in model.vars()
