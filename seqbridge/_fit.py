@@ -62,14 +62,13 @@ def _some(lines: Iterable[str]) -> list[str]:
     return [*lines[:_MOST], *([f"... and {len(lines) - _MOST} more"] if len(lines) > _MOST else [])]
 
 
-def renamed(names: Iterable[str], rename: Rename | None) -> dict[str, str]:
+def renamed(names: Sequence[str], rename: Rename | None) -> dict[str, str]:
     """From stored names to those that they are to have; what is to be left out is left out.
 
     Raises:
         WeightsError: A name that nothing has, or one name for two arrays.
         TypeError: What can't rename.
     """
-    names = list(names)
     if isinstance(rename, Mapping):
         for old in rename:
             if not any(_matches(old, name) for name in names):

@@ -220,7 +220,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     def wrapped(*args: Any, **keywords: Any) -> Any:
         return _pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
 
-    return functools.wraps(call, updated=())(wrapped) if hasattr(call, "__name__") else wrapped
+    return functools.wraps(call, updated=())(wrapped)
 
 
 # Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to find.

@@ -502,3 +502,8 @@ def test_weights_that_numpy_holds_are_variables_where_the_library_trains_them() 
     wanted = eqx.filter_grad(lambda module: jax.vmap(module)(x).sum())(of_numpy)
     assert len(grads) == len(jax.tree.leaves(wanted)) == 4
     np.testing.assert_allclose(grads["(Sequential)[0](MLP).layers.0.weight"], wanted.layers[0].weight, rtol=1e-6)
+
+
+def test_a_list_of_objax_goes_on_in_the_name_of_its_layer() -> None:
+    model = sb.Sequential([objax.nn.Sequential([objax.nn.Linear(3, 2)])])
+    assert list(model.vars()) == [f"(Sequential)[0](Sequential)[0](Linear).{name}" for name in "bw"]

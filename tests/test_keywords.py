@@ -387,7 +387,7 @@ def test_what_is_taken_by_position_alone_is_no_keyword() -> None:
 
     for name in ("scale", "rest"):
         with pytest.raises(TypeError, match=f"no layer takes the keyword '{name}'"):
-            sb.Sequential([layer])(X, **{name: 2.0})
+            sb.Sequential([layer])(X, **dict[str, Any]({name: 2.0}))
 
 
 def test_many_takers_are_not_all_listed() -> None:
@@ -403,7 +403,7 @@ def test_many_takers_are_not_all_listed() -> None:
 
 def test_a_mode_that_is_none_says_no_more_than_that() -> None:
     with pytest.raises(TypeError, match=r"training= is True, False or None, not 'yes'$"):
-        sb.Sequential([nn.Dropout(0.5)])(X, training="yes")
+        sb.Sequential([nn.Dropout(0.5)])(X, training="yes")  # pyright: ignore[reportArgumentType]
 
 
 def test_keywords_for_single_layers_inside_reach_them_alone() -> None:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.core import Tracer
 
 import seqbridge as sb
 
@@ -1471,3 +1472,21 @@ def test_an_edit_that_fails_freezes_and_shares_nothing():
     assert model[0].linear.kernel is kernel
     assert kernel.trainable
     assert other.linear.kernel is own
+
+
+def test_a_slice_takes_its_keys_from_the_stream_of_the_whole():
+    model = sb.Sequential([eqx.nn.Dropout(0.5), jnp.tanh])
+    part = model[:1]
+    assert part.vars()["(Sequential).rng"] is model.vars()["(Sequential).rng"]
+
+
+def test_a_stream_that_is_first_asked_for_inside_a_trace_holds_a_value():
+    model = sb.Sequential([eqx.nn.Dropout(0.5)])
+    apply = jax.jit(lambda x: model.apply(model.variables, x, rng=0, training=True)[0])
+    assert apply(X).shape == X.shape
+    assert not isinstance(model.vars()["(Sequential).rng"].value, Tracer)
+
+
+def test_an_object_that_is_only_begun_has_no_layers():
+    """As who unpickles it may ask."""
+    assert not hasattr(sb.Sequential.__new__(sb.Sequential), "conv")

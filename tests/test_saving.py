@@ -643,3 +643,12 @@ def test_a_hint_is_given_where_it_helps(tmp_path: Path) -> None:
     here = sb.VarCollection({"a": sb.Variable(jnp.zeros(3)), "c": sb.Variable(jnp.zeros(3))})
     with pytest.raises(sb.WeightsError, match="strict=False loads what fits"):
         here.load(tmp_path / "f")
+
+
+def test_two_values_for_one_shared_variable_are_none_for_it(tmp_path: Path) -> None:
+    save_file({name: np.full(3, n, np.float32) for n, name in enumerate("abc")}, tmp_path / "f")
+    v, c = sb.Variable(jnp.full(3, 7.0)), sb.Variable(jnp.zeros(3))
+    report = sb.VarCollection({"a": v, "b": v, "c": c}).load(tmp_path / "f", strict=False)
+    assert report.loaded == ("c",)
+    assert "two arrays for a, which is shared" in report.wrong["a"]
+    assert v.value[0] == 7

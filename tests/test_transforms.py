@@ -645,3 +645,56 @@ def test_a_compiled_function_is_copied_as_functions_are() -> None:
     for of_one in (sb.jit(mixed()), sb.jit(mixed().__call__)):
         with pytest.raises(TypeError, match=r"is for one object: copy that, and make sb\.jit of the copy"):
             copy.deepcopy(of_one)
+
+
+def test_gradients_have_the_names_of_the_collection_that_was_asked_for() -> None:
+    model = mixed()
+    wrt = model[:1].vars().rename(str.upper)
+    grads = sb.grad(loss, wrt=wrt)(model, X)
+    assert list(grads) == list(wrt)
+    closed = sb.grad(lambda x: (model[:1](x) ** 2).sum(), wrt=wrt)  # which says what the function closes over, too
+    assert list(closed(X)) == list(wrt)
+
+
+def test_options_of_a_layer_that_is_computed_again_are_checked_at_once() -> None:
+    with pytest.raises(TypeError, match="polcy"):
+        sb.remat(nn.Dense(3), polcy=None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_scan_steps_over_rows() -> None:
+    total = sb.Variable(jnp.zeros(3), kind="state", name="total")
+
+    def step(carry: Any, row: Any) -> Any:
+        total.assign(total + row @ jnp.eye(3))
+        return carry, row.shape[0]
+
+    rows = jnp.arange(12.0).reshape(4, 3)
+    _, sizes = sb.scan(step, 0.0, rows, vars=total)
+    assert same(total.value, rows.sum(0))
+    assert same(sizes, jnp.full(4, 3))
+
+
+def test_vmap_takes_the_size_from_what_is_mapped_alone() -> None:
+    assert same(sb.vmap(lambda a, b: a[:1] + b, in_axes=(None, 0))(jnp.ones(5), X[:, :1]), 1 + X[:, :1])
+    with pytest.raises(ValueError, match="rank") as caught:
+        sb.vmap(lambda a, b: a + b)(2.0, X)
+    assert not any("another value" in note for note in getattr(caught.value, "__notes__", []))
+    with pytest.raises(ValueError, match="out_axes of mine") as caught:
+        sb.vmap(lambda x: (_ for _ in ()).throw(ValueError("out_axes of mine")))(X)
+    assert not any("another value" in note for note in getattr(caught.value, "__notes__", []))
+
+
+def test_vmap_leaves_the_stream_at_a_key_that_no_example_has_had() -> None:
+    model = sb.Sequential([nn.Dropout(0.5)]).build((1, 3))
+    stream = model.vars()["(Sequential).rng"]
+    after = jax.random.split(stream.value)[0]
+    sb.vmap(lambda model, x: model(x, training=True))(model, jnp.ones((4, 3)))
+    assert same(jax.random.key_data(stream.value), jax.random.key_data(after))
+
+
+def test_a_variable_that_is_frozen_is_so_in_programs_that_are_there() -> None:
+    model = mixed()
+    step = sb.jit(lambda model, x: sb.grad(loss)(model, x))
+    names = set(step(model, X))
+    model[0].kernel.trainable = False
+    assert names - set(step(model, X)) == {model[0].kernel.name}
