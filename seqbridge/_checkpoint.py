@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import operator
 import os
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._digest import digests
 from seqbridge._fit import Rename, Report, fit
 from seqbridge._names import nearest
 from seqbridge._safetensors import WeightsError
@@ -76,8 +79,9 @@ class Checkpoint:
         self._parts = parts
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+        self._made = functools.partial(ocp.CheckpointManager, self._folder, options=options)
         try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = self._made()
         except OSError:
             raise
         except Exception as error:  # it looks into those that are there
@@ -118,14 +122,20 @@ class Checkpoint:
                     else:
                         seen[variable] = part, name
                         state[part][name], about[part][name] = bare(variable.value), described(variable)
-            sums = _digests(state)
+            sums = digests(state)
             for part, notes in about.items():
                 for name, note in notes.items():
                     note["sum"] = sums[part][name]
             said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
             said["sum"] = _sum(said)
             args = self._args.Composite(state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said))
-            self._manager.save(step, args=args)
+            try:
+                self._manager.save(step, args=args)
+            except BaseException:  # Ctrl-C, after which Orbax may take for saved what isn't
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+                self._manager = self._made()
+                raise
 
     def restore(
         self, step: int | None = None, /, *, strict: bool = True, rename: Rename | None = None, cast: bool = False
@@ -193,7 +203,7 @@ class Checkpoint:
             raise
         except Exception as error:  # a zoo, of which not all say what was read
             raise WeightsError(f"{where} is damaged, or was written by something else: {error}") from error
-        sums = _digests(state)
+        sums = digests(state)
         also: dict[str, dict[str, list[str]]] = {part: {} for part in notes}
         for part, of in notes.items():
             for name, note in of.items():
@@ -275,24 +285,3 @@ def _sum(said: Mapping[str, Any]) -> int:
 def _filled(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The arrays that have items. Orbax takes no others, and what is said of those is all that there is of them."""
     return {part: {name: array for name, array in of.items() if array.size} for part, of in state.items()}
-
-
-def _digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """A checksum of each array, which is the same wherever its parts lie."""
-    sums = {part: {name: _digest(array) for name, array in arrays.items()} for part, arrays in state.items()}
-    return jax.tree.map(int, sums)
-
-
-@jax.jit
-def _digest(array: jax.Array) -> jax.Array:
-    """The sum of all words, each times an odd number of its own: one bit changes it, and so does a swap."""
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        array = jnp.stack([array.real, array.imag], axis=-1)
-    if jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 8:
-        width = min(8 * array.dtype.itemsize, 32)
-        array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))  # of 64 bits: two words
-    words = array.astype(jnp.uint32)
-    index = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return (words * (index * jnp.uint32(2) + jnp.uint32(1))).sum(dtype=jnp.uint32)

@@ -210,15 +210,8 @@ def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) ->
     """The structure of all layers; and of each its inputs, its outputs and its operations."""
 
     def pass_through(layouts: Layouts, size: int, count: bool) -> list[Any]:
-        look = _Look(layouts, count)
-        traverse(
-            model,
-            specs(inputs, size),
-            call.map(specs, training=bool(call.training)),
-            look,
-            Keys(unused_key),
-            plain=False,
-        )
+        look, shapes = _Look(layouts, count), call.map(specs, training=bool(call.training))
+        traverse(model, specs(inputs, size), shapes, look, Keys(unused_key), plain=False)
         return look.steps
 
     layouts = layouts_of(model, specs(inputs), call.map(specs, training=True))

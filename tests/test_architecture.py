@@ -18,7 +18,7 @@ ORDER = [  # each module imports only from those before it
     "_structure", "_forward", "_outputs", "_build", "_functional", "_sharing", "_list", "_flops", "_table",
     "_summary", "_looks", "_diff", "_sequential", "_tree", "_neutral", "_picture", "_export", "_copies", "_around",
     "_repeat", "_home", "_pieces", "_match", "_carry", "_plan", "_port", "_processes", "_spread", "_arguments",
-    "_freeze", "_callable", "_program", "_jit", "_grad", "_transforms", "_optimizer", "_checkpoint",
+    "_freeze", "_callable", "_program", "_jit", "_grad", "_transforms", "_optimizer", "_digest", "_checkpoint",
     "__init__", "__main__",
 ]  # fmt: skip
 

@@ -371,3 +371,24 @@ def test_a_later_format_and_a_transform_are_refused(tmp_path: Path, monkeypatch:
             with pytest.raises(RuntimeError, match=f"{what} inside a JAX transform"):
                 jax.jit(lambda x, use=use: use())(1.0)
         assert checkpoint.steps == (0,)
+
+
+def test_control_c_in_a_save_leaves_a_checkpoint_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sb.VarCollection({"v": sb.Variable(jnp.zeros(3))})
+    with sb.Checkpoint(tmp_path, here=here, max_to_keep=2) as checkpoint:
+        checkpoint.save(0)
+        checkpoint.wait()
+        manager = checkpoint._manager
+
+        def interrupted(*_: Any, **__: Any) -> None:  # which it takes for saved
+            monkeypatch.setattr(manager, "latest_step", lambda: 1)
+            monkeypatch.setattr(manager, "all_steps", lambda: [0, 1])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(manager, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(1)
+        assert checkpoint.restore() == 0
+        here["v"].assign(jnp.ones(3))
+        checkpoint.save(2)
+        assert checkpoint.restore() == 2

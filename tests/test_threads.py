@@ -477,7 +477,7 @@ def test_a_checkpoint_is_of_one_moment_though_the_arrays_are_donated(tmp_path: P
     step(model, X)
     locked(model, lock)
     with sb.Checkpoint(tmp_path, model=model) as checkpoint:
-        with GATE.at(_checkpoint, "_digests"):
+        with GATE.at(_checkpoint, "digests"):
             assert together(lambda: checkpoint.save(1), lambda: step(model, X), lock=lock)
         assert counts(model) == [2.0, 2.0]
         checkpoint.restore()
