@@ -613,7 +613,7 @@ def test_a_long_report_is_cut(tmp_path: Path, n: int) -> None:
         here.load(tmp_path / "f")
     lines = str(caught.value).splitlines()
     assert sum(line.startswith("missing: ") for line in lines) == 12
-    assert ("... and 1 more" in lines) is (n == 13)
+    assert [line for line in lines if line.startswith("...")] == ["... and 1 more"] * (n - 12)
 
 
 def test_a_name_that_could_be_of_two_is_of_none(tmp_path: Path) -> None:
