@@ -277,6 +277,14 @@ def test_layouts_are_kept_by_edits_assignments_and_copies() -> None:
     assert where(model[3].kernel.value) == ("model",)
 
 
+def test_a_model_is_laid_out_outside_of_transforms() -> None:
+    model = sb.Sequential([nn.Dense(8)]).build((8, 4))
+    with pytest.raises(RuntimeError, match="laying a model out inside a JAX transform"):
+        jax.jit(lambda x: model.shard(mesh_of(8)) and x)(1.0)
+    model.shard(mesh_of(8), {"kernel": P(None, "data")}).shard(mesh_of(8))
+    assert model[0].kernel.value.sharding.spec == P()
+
+
 def test_what_is_assigned_or_loaded_stays_on_the_device_that_was_chosen(tmp_path: Path) -> None:
     one, two = jax.devices()[1:3]
     here = sb.VarCollection({name: sb.Variable(jnp.zeros(3)) for name in ("a", "b")})

@@ -243,6 +243,7 @@ WAYS = {
     "copied": Way(lambda model, _: counts(copy.deepcopy(model)), stop=(jnp, "copy", False)),
     "frozen": Way(lambda model, _: sb.freeze(model, (2, 3)), stop=(_neutral, "_copy", False)),
     "variables": Way(lambda model, _: list(model.variables["state"].values())),
+    "tensors": Way(lambda model, _: [a for n, a in model.vars().tensors().items() if "counter" in n]),
     "pickled": Way(pickled),
     "read": Way(read),
     "summarized": Way(lambda model, _: str(model.summary())),
@@ -493,6 +494,24 @@ def test_a_value_that_is_read_while_it_is_assigned_does_not_stay() -> None:
         assert together(lambda: a.value, lambda: a.assign(7.0))
     sb.jit(train, pack=True)(model, X)
     assert float(a.value) == 8.0
+
+
+def test_a_checkpoint_is_restored_at_one_moment(tmp_path: Path) -> None:
+    model, lock = made(), Lock()
+    with sb.Checkpoint(tmp_path, model=model) as checkpoint:
+        checkpoint.save(1)
+        train(model, X)
+        locked(model, lock)
+        with GATE.at(_checkpoint, "fit"):
+            assert together(checkpoint.restore, lambda: train(model, X), lock=lock)
+    assert counts(model) == [1.0, 1.0]
+
+
+def test_an_assignment_of_one_variable_waits_for_a_call() -> None:
+    model, lock = made(), Lock()
+    locked(model, lock)
+    assert together(lambda: train(model, X), lambda: model[0].a.assign(100.0), lock=lock)
+    assert counts(model) == [100.0, 1.0]
 
 
 def test_an_export_and_a_port_are_of_one_moment() -> None:
