@@ -96,3 +96,37 @@ def test_values_go_out_and_come_back_bit_by_bit(case: Case, target: Target) -> N
     tree = target.start(target.make(model), case.arrays(), case.keywords)
     sb.from_native(home, tree)
     assert_same(home.variables, model.variables)
+
+
+def _counting(taking: Any) -> sb.PureLayer:
+    def init(key: Any, x: Any, **keywords: Any) -> Any:
+        return {"state": {"n": jnp.zeros(())}}
+
+    def apply(variables: Any, key: Any, x: Any, **keywords: Any) -> Any:
+        return x, {"state": {"n": variables["state"]["n"] + 1}}
+
+    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(taking), label="counter", ecosystem="test")
+
+
+@pytest.mark.parametrize(
+    ("taking", "moves"),
+    [
+        (lambda x, *, train=True: x, True),
+        (lambda x, *, train=False: x, False),
+        (lambda x, *, deterministic=True: x, False),
+        (lambda x, *, deterministic=False: x, True),
+        (lambda x, *, train=True, deterministic=True: x, True),
+        (lambda x, *, train, deterministic=True: x, None),
+    ],
+)
+def test_a_mode_that_layers_have_by_default_they_have_there(taking: Any, moves: bool | None) -> None:
+    """And where a flag has none, it must be said."""
+    module = sb.to_linen(sb.Sequential([_counting(taking)]).build((2, 3)))
+    x = jnp.ones((2, 3))
+    variables = module.init(jax.random.key(0), x, training=False)
+    if moves is None:
+        with pytest.raises(TypeError, match="training or evaluation"):
+            module.apply(variables, x, mutable=True)
+        return
+    _, after = module.apply(variables, x, mutable=True)
+    assert float(sum(jax.tree.leaves(after))) == float(moves)
