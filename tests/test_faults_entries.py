@@ -308,8 +308,17 @@ def _(model: sb.Sequential) -> None:
 
 
 TAKES = r"a shape or an array is wanted for each input, model\.build\(\(None, 28, 28, 1\)\); got "
-for given, shown in (("28", "'28'"), ((2.0, 3), r"\(2\.0, 3\)"), ((np.int64(2), 3), r"\(.*2.*, 3\)"), (True, "True")):
+for given, shown in (("28", "'28'"), ((2.0, 3), r"\(2\.0, 3\)"), ((np.float32(2), 3), r"\(.*2.*, 3\)"), (True, "True")):
     fault(f"{given} as a shape", TypeError, TAKES + shown)(lambda model, given=given: model.build(given))
+
+
+@design("sizes may be NumPy's")
+def _() -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((np.int64(4), np.int32(3)))
+    assert model[0].kernel.shape == (3, 2)
+    assert "float32[4,3]" in str(model.summary())
+
+
 fault("a path for the inputs of a picture", TypeError, TAKES + r"'model\.svg'")(
     lambda model: sb.plot(model, "model.svg")
 )
