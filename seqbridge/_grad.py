@@ -42,7 +42,7 @@ def value_and_grad(
     Args:
         function: Returns a scalar; with `has_aux`, a pair of a scalar and anything.
         wrt: Which variables the gradients are taken of: a kind, a regular expression over names, a function of a
-            `Variable`, or a collection. By default all trainable ones of the arguments and of `vars`.
+            `Variable`, a collection, a layer or a model. By default all trainable ones of the arguments and of `vars`.
         has_aux: Whether `function` returns a pair.
         vars: What `function` closes over: `model.vars()`, a model, or a list of them.
 
