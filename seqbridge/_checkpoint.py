@@ -33,8 +33,8 @@ class Checkpoint:
 
     Each variable lies in the checkpoint once, in parts where it is spread over devices, and comes back laid out as the
     variable is then: on other devices, on more or on fewer, in more processes or in one. Every array has a checksum
-    that doesn't depend on that. Several processes all make the same calls. A folder has one `Checkpoint` at a time: a
-    new one closes the one before, as in a cell of a notebook that runs again.
+    that doesn't depend on that. Several processes all make the same calls. Several of one folder in a process take
+    turns, as where a cell of a notebook runs again, or an evaluation reads what a training writes.
 
     Args:
         folder: Where the checkpoints are; made if it isn't there.
@@ -74,8 +74,6 @@ class Checkpoint:
         self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
         if os.path.exists(self._folder) and not os.path.isdir(self._folder):
             raise NotADirectoryError(f"{self._folder} is a file, and checkpoints need a folder: give another name")
-        if (before := _open.pop(self._folder, None)) is not None:
-            before.close()
         self._parts = parts
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
@@ -87,7 +85,7 @@ class Checkpoint:
         except Exception as error:  # it looks into those that are there
             raise WeightsError(f"a checkpoint in {self._folder} is damaged: {error}") from error
         self._closed = False
-        _open[self._folder] = self
+        _open.add(self)
         self.reports: dict[str, Report] = {}
 
     @property
@@ -106,7 +104,8 @@ class Checkpoint:
             TypeError, ValueError: The number is none, or it isn't higher.
         """
         refuse_in_trace("saving")
-        step = self._number(step)
+        step = _number(step)
+        self._take_turn()
         if self.steps and step <= self.steps[-1]:
             raise ValueError(f"step {step} can't be saved after step {self.steps[-1]}, which is in {self._folder}")
         state, about = {}, {}
@@ -157,8 +156,8 @@ class Checkpoint:
             RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is closed.
         """
         refuse_in_trace("loading")
-        step = None if step is None else self._number(step)
-        self._check_open()
+        step = None if step is None else _number(step)
+        self._take_turn()
         self.wait()
         if step is None:
             step = self._manager.latest_step()
@@ -219,22 +218,15 @@ class Checkpoint:
                         state[other][alias] = state[part][name]
         return state, also
 
-    def _number(self, step: Any) -> int:
-        self._check_open()
-        try:
-            number = -1 if isinstance(step, bool) else operator.index(step)
-        except TypeError:
-            number = -1
-        if number < 0:
-            kind = ValueError if isinstance(step, int) and not isinstance(step, bool) else TypeError
-            raise kind(f"the number of a checkpoint is 0, 1, 2, ..., not {step!r:.60}")
-        return number
-
-    def _check_open(self) -> None:
+    def _take_turn(self) -> None:
+        """Waits for what others of this process write here, and looks at what is there then."""
         if self._closed:
-            raise RuntimeError(
-                f"this Checkpoint is closed, by close() or by another one that was opened for {self._folder}"
-            )
+            raise RuntimeError(f"this Checkpoint of {self._folder} is closed: make another one")
+        others = [c for c in list(_open) if c is not self and c._folder == self._folder and not c._closed]
+        for other in others:
+            other.wait()
+        if others:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Waits until everything is written."""
@@ -257,8 +249,20 @@ class Checkpoint:
         return f"Checkpoint({self._folder!r}, {', '.join(self._parts)}; steps: {steps})"
 
 
-# Two on one folder would write over each other's work, and wait for it for ever.
-_open: weakref.WeakValueDictionary[str, Checkpoint] = weakref.WeakValueDictionary()
+# Two that write into one folder at once would wait for each other for ever.
+_open: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
+
+
+def _number(step: Any) -> int:
+    """The number of a checkpoint. Of others, Orbax would write files that it doesn't find again."""
+    try:
+        number = None if isinstance(step, bool) else operator.index(step)
+    except TypeError:
+        number = None
+    if number is None or number < 0:
+        kind = TypeError if number is None else ValueError
+        raise kind(f"the number of a checkpoint is 0, 1, 2, ..., not {step!r:.60}")
+    return number
 
 
 def _takers(notes: Mapping[str, Any], table: Mapping[str, Variable]) -> dict[str, Variable]:

@@ -279,20 +279,27 @@ def test_a_number_of_a_checkpoint_is_a_whole_number(tmp_path: Path) -> None:
         assert checkpoint.restore() == 5
 
 
-def test_a_folder_has_one_checkpoint_at_a_time(tmp_path: Path) -> None:
-    here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
-    before = sb.Checkpoint(tmp_path / "run", here=here)
-    before.save(0)
-    with sb.Checkpoint(tmp_path / "run", here=here) as checkpoint:  # a cell that runs again
-        assert checkpoint.steps == (0,)
-        checkpoint.save(1)
-        for use in (lambda: before.save(2), before.restore):
-            with pytest.raises(RuntimeError, match="this Checkpoint is closed, by"):
-                use()
-        before.close()
-    checkpoint.close()
-    with sb.Checkpoint(tmp_path / "run", here=here) as checkpoint:
-        assert checkpoint.restore() == 1
+def test_several_of_one_folder_take_turns(tmp_path: Path) -> None:
+    here, there = (sb.VarCollection({"v": sb.Variable(jnp.full(3, n))}) for n in (1.0, 0.0))
+    training = sb.Checkpoint(tmp_path / "run", part=here, max_to_keep=2)
+    training.save(0)
+    with sb.Checkpoint(tmp_path / "run", part=there) as reading:
+        training.save(1)
+        assert reading.restore() == 1
+        assert there["v"].value[0] == 1
+        with pytest.raises(ValueError, match="step 1 can't be saved after step 1"):
+            reading.save(1)
+        reading.save(2)
+        with pytest.raises(ValueError, match="step 2 can't be saved after step 2"):
+            training.save(2)
+    here["v"].assign(jnp.full(3, 3.0))
+    training.save(3)
+    assert training.restore() == 3
+    training.close()
+    for use in (lambda: training.save(4), training.restore):
+        with pytest.raises(RuntimeError, match="is closed: make another one"):
+            use()
+    training.close()
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file, and checkpoints need a folder"):
         sb.Checkpoint(tmp_path / "file", here=here)
