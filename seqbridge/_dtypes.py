@@ -17,11 +17,11 @@ def category(dtype: Any) -> int:
 
 
 def in_range(value: Any, dtype: Any) -> bool:
-    """Whether whole numbers of NumPy's, of which JAX would drop the upper bits, fit into a dtype of whole numbers."""
-    if type(value) is not np.ndarray or value.dtype.kind not in "iu" or not jnp.issubdtype(dtype, jnp.integer):
+    """Whether whole numbers that lie on the host, and of which JAX would drop the upper bits, fit into a dtype."""
+    if isinstance(value, jax.Array) or not jnp.issubdtype(dtype, jnp.integer):
         return True
-    info = jnp.iinfo(dtype)
-    return info.min <= value.min(initial=0) and value.max(initial=0) <= info.max
+    numbers, info = np.asarray(value), jnp.iinfo(dtype)
+    return info.min <= numbers.min(initial=0) and numbers.max(initial=0) <= info.max
 
 
 def owned(value: Any) -> jax.Array:

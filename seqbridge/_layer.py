@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from seqbridge._adapt import as_pure, owner_of, with_method
 from seqbridge._collection import VarCollection
@@ -72,7 +73,7 @@ class Layer(Saved):
         if isinstance(entry, Stateful):
             kind = type(entry).__name__
             raise TypeError(f"a Layer takes an entry, not a {kind}; a model or a layer stands in the list itself")
-        if not isinstance(trainable, bool):
+        if not isinstance(trainable, bool | np.bool_):
             raise TypeError(f"trainable= is True or False, not {trainable!r:.60}")
         pure = as_pure(entry)
         if method is not None:

@@ -48,7 +48,7 @@ def cast(name: str, value: Any, like: Any) -> Any:
             raise TypeError(f"{name} takes an array: can't assign {value_text(value)} ({error})") from error
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or category(array.dtype) > category(like.dtype):
             raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
-        if not in_range(value, like.dtype):
+        if not isinstance(array, Tracer) and not in_range(value, like.dtype):
             raise TypeError(f"{name} is {like.dtype}: can't assign numbers that are too large for it")
         if array.dtype != like.dtype or array.weak_type:
             array = jax.lax.convert_element_type(array, like.dtype)

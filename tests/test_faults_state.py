@@ -586,6 +586,9 @@ for dtype, numbers in ((jnp.uint8, [256, 0]), (jnp.uint8, [0, -1]), (jnp.int32, 
     fault(f"{numbers} for {jnp.dtype(dtype)}", TypeError, "can't assign numbers that are too large for it")(
         lambda dtype=dtype, numbers=numbers: sb.Variable(jnp.zeros(2, dtype)).assign(np.array(numbers))
     )
+fault("a list of numbers for uint8", TypeError, "can't assign numbers that are too large for it")(
+    lambda: sb.Variable(jnp.zeros(2, jnp.uint8)).assign([300, 1])
+)
 
 
 @fault("an array that is gone", ValueError, f"{BIAS} can't be assigned an array that is deleted: it was donated")
