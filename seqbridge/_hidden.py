@@ -10,8 +10,6 @@ module.
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +18,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from seqbridge._opened import cells_of, opened, parts_of
 from seqbridge._paths import Path, nest, unnest
 from seqbridge._pure import MODE_FLAGS, Origin, PureLayer
 from seqbridge._registry import ask
@@ -35,7 +34,6 @@ class Arrays(dict[Path, Any]):
 
 
 Rebuild: TypeAlias = Callable[[Mapping[Path, Any]], Any]
-Opened: TypeAlias = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
 
 
 def lift(function: Callable[..., Any]) -> tuple[Arrays, Rebuild | None]:
@@ -60,11 +58,11 @@ def _walk(obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int]) -> Re
         return _lift_module(obj, pure, path, arrays)
     if inspect.isfunction(obj):
         _refuse_globals(obj, name)
-    opened = _open(obj)
-    if opened is None:
+    found = opened(obj)
+    if found is None:
         _refuse_closed(obj, path, name, seen)
         return None
-    children, make = opened
+    children, make = found
     rebuilds = [_walk(child, (*path, label), arrays, name, seen) for label, child in children]
     if not any(rebuilds):
         return None
@@ -74,67 +72,6 @@ def _walk(obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int]) -> Re
 
 def _is_parameter(obj: Any) -> bool:
     return isinstance(obj, jax.Array) and jnp.issubdtype(obj.dtype, jnp.inexact)
-
-
-def _open(obj: Any) -> Opened | None:
-    """The parts of `obj` and how to make it again from such parts; None: it can't be opened."""
-    if isinstance(obj, functools.partial):
-        n = 1 + len(obj.args)
-        children = [("func", obj.func), *((str(i), a) for i, a in enumerate(obj.args)), *obj.keywords.items()]
-        return children, lambda c: functools.partial(*c[:n], **dict(zip(obj.keywords, c[n:], strict=True)))
-    if inspect.ismethod(obj):
-        return [("self", obj.__self__)], lambda c: types.MethodType(obj.__func__, c[0])
-    if inspect.isfunction(obj):
-        return _open_function(obj)
-    if type(obj) in (dict, types.MappingProxyType):
-        return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))
-    if isinstance(obj, tuple) and hasattr(obj, "_fields"):
-        return [(f, getattr(obj, f)) for f in obj._fields], lambda c: type(obj)(*c)  # pyright: ignore
-    if type(obj) in (list, tuple):
-        return [(str(i), v) for i, v in enumerate(obj)], type(obj)
-    # A pytree is a module of a library that no adapter is here for; how its parts belong together isn't known.
-    plain = callable(obj) and hasattr(obj, "__dict__") and not isinstance(obj, type) and not _from_jax(obj)
-    if plain and all(leaf is obj for leaf in jax.tree.leaves(obj)):
-        return list(vars(obj).items()), lambda c: _with_attributes(obj, dict(zip(vars(obj), c, strict=True)))
-    return None
-
-
-def _open_function(function: types.FunctionType) -> Opened:
-    cells = {
-        name: cell.cell_contents
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        if cell != types.CellType()  # an empty cell, of a name that isn't bound yet
-    }
-    defaults = function.__defaults__ or ()
-    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
-    named = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
-    only = function.__kwdefaults__ or {}
-
-    def make(children: list[Any]) -> Callable[..., Any]:
-        inside = dict(zip(cells, children, strict=False))
-        values = children[len(cells) :]
-        closure = tuple(
-            types.CellType(inside[name]) if name in inside else cell
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        )
-        made = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, tuple(values[: len(named)]) or None, closure
-        )
-        made.__kwdefaults__ = dict(zip(only, values[len(named) :], strict=True)) or None
-        made.__dict__.update(function.__dict__)
-        return made
-
-    return [*cells.items(), *named.items(), *only.items()], make
-
-
-def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
-    made = copy.copy(obj)
-    made.__dict__.update(attributes)
-    return made
-
-
-def _from_jax(obj: Any) -> bool:
-    return type(obj).__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
 def _module(obj: Any, place: str, name: str, *, liftable: bool = True) -> PureLayer | None:
@@ -176,16 +113,22 @@ def _lift_module(module: Any, pure: PureLayer, path: Path, arrays: Arrays) -> Re
     return lambda values: remake(nest({p: values[place] for p, place in places.items()}))
 
 
-def _refuse_globals(function: types.FunctionType, name: str) -> None:
-    """Refuses a function that builds modules, or uses one that is a global of its own module."""
-    names = _names(function.__code__)
-    for label in names:
-        value = function.__globals__.get(label)
-        found = [value]
-        if isinstance(value, types.ModuleType):
-            found = [used for n in names if isinstance(used := getattr(value, n, None), type)]
-        for used in found:
-            if used is not None and not inspect.isfunction(used):
+def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | None = None) -> None:
+    """Refuses a function that builds modules, or uses one that is a global of its own module.
+
+    Also where it stands in a container, in a class of that module, or in a function of it that this one calls.
+    """
+    seen = seen or set()
+    seen.add(id(function))
+    names = dict.fromkeys(_names(function.__code__))
+    imported = {n: cell for n, cell in cells_of(function).items() if isinstance(cell, types.ModuleType)}
+    for label in (*names, *imported):
+        value = imported.get(label, function.__globals__.get(label))
+        for used in _reached(value, names, function.__module__):
+            if inspect.isfunction(used):
+                if used.__globals__ is function.__globals__ and id(used) not in seen:
+                    _refuse_globals(used, name, seen)
+            elif used is not None:
                 _module(used, label, name, liftable=False)
             if callable(used) and (held := next(_modules(used, with_globals=False), None)):
                 raise TypeError(
@@ -194,13 +137,41 @@ def _refuse_globals(function: types.FunctionType, name: str) -> None:
                 )
 
 
+def _reached(value: Any, names: Iterable[str], module: str) -> Iterator[Any]:
+    """What a function of a module may use by a global: the value, what is in a container, in a class, in a package."""
+    if isinstance(value, types.ModuleType):
+        yield from _classes(value, names)
+        return
+    waiting, seen = [value], dict[int, Any]()
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, str | bytes | int | float) or id(here) in seen:
+            continue
+        seen[id(here)] = here
+        if type(here) in (list, tuple, dict):
+            waiting += here.values() if type(here) is dict else here
+            continue
+        yield here
+        if isinstance(here, type) and here.__module__ == module:
+            waiting += [vars(here).get(name) for name in names]
+
+
+def _classes(module: types.ModuleType, names: Iterable[str]) -> Iterator[type]:
+    """The classes that a function which uses these names may mean by `module.name`, or `module.inner.name`."""
+    waiting, seen = [module], set[int]()
+    while waiting:
+        here = waiting.pop()
+        seen.add(id(here))
+        for used in [getattr(here, name, None) for name in names if name in vars(here)]:
+            if isinstance(used, type):
+                yield used
+            elif isinstance(used, types.ModuleType) and id(used) not in seen:
+                waiting.append(used)
+
+
 def _names(code: types.CodeType) -> tuple[str, ...]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return (*code.co_names, *(name for c in inner for name in _names(c)))
-
-
-def _strings(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else [n for n in names if not n.startswith("__")]
 
 
 def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
@@ -210,7 +181,7 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
     if isinstance(obj, jax.stages.Compiled):
         raise TypeError(f"{name} is compiled ahead of time: what it holds can't be seen. Give the function itself.")
     inside = Arrays()
-    for i, child in enumerate(_parts(obj)):
+    for i, child in enumerate(parts_of(obj)):
         if isinstance(child, jax.Array) and jnp.issubdtype(child.dtype, jax.dtypes.prng_key):
             inside[(*path, str(i))] = child
         _walk(child, (*path, str(i)), inside, name, seen)
@@ -220,16 +191,6 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
             "can't be lifted; they would be constants. Give the function that it wraps, or put the module itself into "
             "the list."
         )
-
-
-def _parts(obj: Any) -> list[Any]:
-    """What an object that can't be made again holds."""
-    wrapped = getattr(obj, "__wrapped__", None)
-    if wrapped is not None:
-        return [wrapped]
-    slots = [getattr(obj, n, None) for base in type(obj).__mro__ for n in _strings(getattr(base, "__slots__", ()))]
-    leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
-    return [*getattr(obj, "__dict__", {}).values(), *slots, *leaves]
 
 
 def check_held(pure: PureLayer) -> None:
@@ -265,5 +226,5 @@ def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
         if with_globals and inspect.isfunction(obj):
             used = [obj.__globals__.get(label) for label in _names(obj.__code__)]
             waiting += [value for value in used if not inspect.isroutine(value)]
-        opened = _open(obj)
-        waiting += _parts(obj) if opened is None else [child for _, child in opened[0]]
+        found = opened(obj)
+        waiting += parts_of(obj) if found is None else [child for _, child in found[0]]

@@ -8,6 +8,8 @@ import functools
 import operator
 from typing import Any
 
+import equinox as eqx
+import flax
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -22,6 +24,18 @@ X = jnp.arange(1.0, 7.0).reshape(2, 3)
 W = jnp.arange(1.0, 7.0).reshape(3, 2)
 GLOBAL = jnp.ones((3, 2))
 MODULE = nn.Dense(2)
+MODULES = {"deep": [nn.Dense(2)]}
+MODELS = (sb.Sequential([nn.Dense(2)]),)
+AROUND: list[Any] = [jnp.tanh]
+AROUND.append(AROUND)
+
+
+class Space:
+    module = nn.Dense(2)
+
+
+def helper(x: Any) -> Any:
+    return MODULE(x) if x is not None else helper(x)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -57,7 +71,14 @@ class Affine:
         (nn.Dense(3).bind({"params": {}}), "bound.*load_native"),
         (lambda x: hk.Linear(3)(x), r"uses the class Linear.*transform"),
         (lambda x: nn.Dense(3)(x), "uses the class Dense"),
+        (lambda x: jax.vmap(eqx.nn.Linear(3, 3, key=jax.random.key(0)))(x), "uses the class Linear"),
+        (lambda x: flax.linen.Dense(3)(x), "uses the class Dense"),
+        ((lambda module: lambda x: module.nn.Linear(3, 3)(x))(eqx), "uses the class Linear"),
         (lambda x: MODULE(x), "holds MODULE"),
+        (lambda x: MODULES["deep"][0](x), "holds MODULES"),
+        (lambda x: MODELS[0](x), "holds MODELS"),
+        (lambda x: Space.module(x), "holds Space"),
+        (lambda x: helper(x), "holds MODULE"),
         (hk.transform(hk.Linear), r"partial\(hk\.Linear"),
         (hk.multi_transform(lambda: (lambda x: x, (lambda x: x,))), "multi_transform"),
         (lambda x: (yield x), "generator"),
@@ -87,6 +108,10 @@ def test_what_is_no_entry_is_refused_at_every_door(entry: Any, words: str, door:
             case "layer":
                 sb.Layer(entry)
     assert all(a is b for a, b in zip(model, before, strict=True))
+
+
+def test_a_global_container_of_functions_may_be_used() -> None:
+    assert same(sb.Sequential([lambda x: AROUND[0](x)])(X), jnp.tanh(X))
 
 
 def test_a_haiku_module_outside_a_transform_gets_haikus_own_error() -> None:
