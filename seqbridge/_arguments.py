@@ -181,11 +181,15 @@ def is_hashable(value: Any) -> bool:
     return True
 
 
-def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of an object that keeps what is compiled of it: a cycle otherwise, which would hold variables."""
+def weakly(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an object that keeps what is compiled of it: a cycle otherwise, which would hold variables.
+
+    In profiles and in what JAX logs it is called like `function`, which it runs.
+    """
     found: Any = weakref.WeakMethod(method)
 
     def traced(*args: Any) -> Any:
         return found()(*args)
 
+    traced.__name__ = getattr(function, "__name__", type(function).__name__)
     return traced

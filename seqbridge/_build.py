@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -103,14 +104,14 @@ class FirstRun(Run):
     ) -> Any:
         if not layer.built and layer not in self.layouts:
             assert keys.initial is not None
-            shapes, training = specs(args), layer._parameters.in_training(specs(keywords))
+            shapes, training = specs(args), layer._parameters.in_training(keyword_specs(keywords))
             own = self._taken.unused(layer, keys.initial)
             self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training), (shapes, training))
             key_for(layer, keys, self._variables(layer), shapes, training, True)
         return super().__call__(layer, keys, args, keywords, mode)
 
     def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
-        self.inputs[model] = specs(args), call.map(specs, training=True)
+        self.inputs[model] = specs(args), call.map(keyword_specs, training=True)
 
     def _variables(self, layer: Layer) -> Variables:
         new = self.layouts.get(layer)
@@ -200,6 +201,11 @@ def specs(tree: Any, size: int | None = 1) -> Any:
     return jax.tree.map(lambda value: _spec(value, size), tree, is_leaf=_is_shape)
 
 
+def keyword_specs(tree: Any) -> Any:
+    """Likewise of a keyword, where a tuple of numbers alone is a value, `axis=(0, 1)`, and no shape."""
+    return jax.tree.map(lambda value: _spec(value, 1), tree, is_leaf=_is_open)
+
+
 def _is_shape(value: Any) -> bool:
     whole = (int, np.integer)
     return type(value) is tuple and all(n is None or (isinstance(n, whole) and type(n) is not bool) for n in value)
@@ -211,8 +217,8 @@ _NUMBERS = int, float, np.generic
 def check_inputs(inputs: tuple[Any, ...]) -> None:
     """Raises if an input of `build` is no array and no shape, or if there is none."""
     for value in inputs or (None,):
-        if type(value) is tuple and _is_shape(value) and any(n is not None and n < 0 for n in value):
-            raise ValueError(f"a size that may be anything is None, not -1: got the shape {value}")
+        if any(n is not None and n < 0 for n in _sizes(value)):
+            raise ValueError(f"a size that may be anything is None, not -1: got the shape {_sizes(value)}")
         numbers = isinstance(value, list | tuple) and all(n is None or isinstance(n, _NUMBERS) for n in value)
         if value is None or isinstance(value, (str, *_NUMBERS)) or (numbers and not _is_shape(value)):
             got = repr(value) if inputs else "nothing"
@@ -225,16 +231,46 @@ def check_arrays(inputs: tuple[Any, ...]) -> None:
         raise TypeError(f"a call takes arrays, and got the shape {given[0]}: model.build({given[0]}) takes shapes")
 
 
+@contextlib.contextmanager
+def explained(inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Adds to an error what was made of the inputs, where that may be what is wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if any(map(_is_shape, inputs)) and "integer" in str(error):
+            error.add_note("a shape is that of floats; for other inputs: jax.ShapeDtypeStruct((None, 8), jnp.int32)")
+        elif has_open_sizes(inputs) and any(note.startswith("in layer") for note in getattr(error, "__notes__", ())):
+            error.add_note("the inputs above have 1 in place of None")
+        raise
+
+
 def has_open_sizes(inputs: Any) -> bool:
     """Whether a shape in `inputs` has a None."""
-    return any(_is_shape(s) and None in s for s in jax.tree.leaves(inputs, is_leaf=_is_shape))
+    return any(_is_open(value) for value in jax.tree.leaves(inputs, is_leaf=_is_shape))
+
+
+def inner_open_sizes(inputs: Any) -> bool:
+    """Whether one has a None behind its first axis, which is no batch then."""
+    return any(None in _sizes(value)[1:] for value in jax.tree.leaves(inputs, is_leaf=_is_shape))
+
+
+def _is_open(value: Any) -> bool:
+    return None in _sizes(value)
+
+
+def _sizes(value: Any) -> tuple[Any, ...]:
+    """The sizes that a shape says, or none."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value.shape
+    return value if _is_shape(value) else ()
 
 
 def _spec(value: Any, size: int | None) -> Any:
-    if _is_shape(value) and size is None and None in value:
+    if size is None and _is_open(value):
         return value
-    if _is_shape(value):
-        return jax.ShapeDtypeStruct(tuple(size if n is None else int(n) for n in value), jnp.float32)
+    if _is_shape(value) or _is_open(value):
+        sizes = tuple(size if n is None else int(n) for n in _sizes(value))
+        return jax.ShapeDtypeStruct(sizes, getattr(value, "dtype", jnp.float32))
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         dtype = jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)  # keys have such a one
         return jax.ShapeDtypeStruct(value.shape, dtype)

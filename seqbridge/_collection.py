@@ -136,6 +136,9 @@ class VarCollection(Saved, Mapping[str, Variable]):
         width = min(100, max([20, *map(len, self)]))
         for name, variable in self.items():
             array = variable.value
+            if not hasattr(array, "dtype"):  # a tree of masks, say
+                rows.append(f"{name:<{width}} {array!r}")
+                continue
             notes = [] if variable.kind == "params" else [variable.kind]
             notes += [] if variable.trainable == (variable.kind == "params") else ["frozen"]
             notes += [] if array.dtype == "float32" else [str(array.dtype)]

@@ -180,7 +180,10 @@ def _arrays(given: Any, allow_pickle: bool) -> dict[str, Any]:
     if given is None or any(not path or isinstance(leaf, Stateful) for path, leaf in leaves):
         got = "a tree with a model in it" if leaves and leaves[0][0] else type(given).__name__
         raise TypeError(f"diff takes models, layers, collections, trees of arrays and paths; got {got}")
-    return {".".join(path_text(path)): leaf for path, leaf in leaves}
+    arrays = {".".join(path_text(path)): leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for path, leaf in leaves}
+    if strange := next((name for name, array in arrays.items() if str(array.dtype)[:2] in ("ob", "<U", "|S")), None):
+        raise TypeError(f"diff compares numbers, and {strange} holds none")
+    return arrays
 
 
 def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different | None:
@@ -195,7 +198,7 @@ def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different 
     one, two = a.astype(wide), b.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):
         same = (one == two if dtypes else a == b) | (np.isnan(one) & np.isnan(two))
-        apart = np.where(same, 0.0, np.abs(one - two))
+        apart = np.where(same, 0.0, np.abs(_minus(a, b) if not dtypes and a.dtype.kind in "iu" else one - two))
         near = np.isfinite(two) & (apart <= atol + rtol * np.where(np.isfinite(two), np.abs(two), 0.0))
         norm = float(np.linalg.norm(one.ravel()))
         relative = float(np.linalg.norm(apart.ravel())) / norm if norm else float("inf")
@@ -204,3 +207,9 @@ def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different 
         what = f"value, {dtypes}" if dtypes else "value"
         return Different(name, what, int(far.sum()), a.size, float(apart.max()), relative)
     return Different(name, dtypes) if dtypes else None
+
+
+def _minus(a: Any, b: Any) -> Any:
+    """The difference of integers, of which floats don't hold all."""
+    high, low = np.maximum(a, b), np.minimum(a, b)
+    return (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64)

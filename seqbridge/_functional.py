@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from seqbridge._build import Build, has_open_sizes, specs
+from seqbridge._build import Build, has_open_sizes, keyword_specs, specs
 from seqbridge._dispatch import Call
 from seqbridge._forward import Run, traverse
 from seqbridge._keys import Keys, as_key
@@ -108,7 +108,7 @@ def _check_form(what: str, variables: Any) -> None:
 def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
     """Fresh variables of all layers, built or not."""
     build = Build(fresh=True)
-    traverse(model, specs(inputs), call.map(specs, training=True), build, Keys(lambda: key))
+    traverse(model, specs(inputs), call.map(keyword_specs, training=True), build, Keys(lambda: key))
     arrays = {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}  # of a tie, the first stays
     if kept := [prefix for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready]:
         warnings.warn(
@@ -200,5 +200,7 @@ def layouts_of(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
     if model.built:
         return built_layouts(model)
     build = Build(abstract=True)
-    traverse(model, specs(args), call.map(specs, training=True), build, Keys(lambda: jax.random.key(0)), plain=False)
+    traverse(
+        model, specs(args), call.map(keyword_specs, training=True), build, Keys(lambda: jax.random.key(0)), plain=False
+    )
     return built_layouts(model) | build.layouts

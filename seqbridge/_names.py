@@ -9,6 +9,27 @@ from typing import Any
 
 import jax
 
+_HABITS = {  # what people know by another name
+    name: cure
+    for names, cure in (
+        ("params parameters named_parameters weights state_dict", "model.vars() and model.variables have the weights"),
+        ("train eval", "a call says the mode, model(x, training=True)"),
+        ("load_state_dict set_weights", "model.assign(variables), model.load(path) and sb.port take weights"),
+        ("save_weights load_weights", "model.save(path), model.load(path)"),
+        ("layers children modules", "the model is the list of its layers"),
+        ("forward predict", "call it, model(x, training=False)"),
+        ("fit compile evaluate", "a training step is a function in sb.jit, with sb.Optimizer"),
+        ("tabulate count_params", "print(model.summary())"),
+        ("native load_native", "each layer has its own, model[0].native"),
+    )
+    for name in names.split()
+}
+
+
+def habit(name: str) -> str:
+    """What to write in place of a name that a model has elsewhere, or nothing."""
+    return f": {_HABITS[name]}" if name in _HABITS else ""
+
 
 def nearest(name: Any, names: Iterable[Any]) -> str:
     """`"; did you mean 'bias'?"`, or nothing if nothing is near."""

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._build import Build, check_inputs, specs
+from seqbridge._build import Build, check_inputs, keyword_specs, specs
 from seqbridge._dispatch import Call, call_of
 from seqbridge._forward import check_plain, traverse
 from seqbridge._functional import Form, Naming, Parts, built_layouts, layouts_of, maker
@@ -110,7 +110,7 @@ class Snapshot:
         args = args or self.inputs
         check_inputs(args)
         build = Build(abstract=key is None)
-        call = self._call(keywords).map(specs, training=True)
+        call = self._call(keywords).map(keyword_specs, training=True)
         traverse(self.model, specs(args), call, build, Keys(maker(0 if key is None else key)))
         arrays = values | {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}
         layouts = built_layouts(self.model) | build.layouts
@@ -195,6 +195,7 @@ def neutral(
         reduce=(_again, (shot.model, single, training, shot.inputs)),
         inputs=shot.inputs,
         seed=model._seed,
+        inside=None if single else (shot.model, 1),
         frozen=lambda: [("params", *name.split("/")) for name in shot.frozen()],
     )
 

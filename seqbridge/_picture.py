@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqbridge._neutral import as_model
+from seqbridge._rows import Row
 from seqbridge._safetensors import file_path, replacing
 from seqbridge._sequential import Sequential
-from seqbridge._summary import Row
 from seqbridge._table import colour
 
 # In pixels: the heights of a layer, of an arrow and of the head of a nested model, how far that is indented, and the

@@ -61,7 +61,7 @@ class Program:
         self._now = now
         self.donated: tuple[int, ...] | None = None  # not known yet
         self.kept: tuple[int, ...] = ()
-        self.compiled = jax.jit(weakly(self._traced))
+        self.compiled = jax.jit(weakly(self._traced, self._function))
         self.bound: Bound | None = None
         self.packed = False  # whether it was made sure that its variables are, if they are to be
         self.like: tuple[Bound, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
@@ -79,7 +79,7 @@ class Program:
     @functools.cached_property
     def nested(self) -> Callable[[list[Any], list[Any]], tuple[Any, dict[int, Any]]]:
         """The same inside another transform, whose own variables have whatever values it gave them."""
-        return jax.jit(weakly(self._nested))
+        return jax.jit(weakly(self._nested, self._function))
 
     def _nested(self, values: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
         assert self._now.call is not None
@@ -119,7 +119,7 @@ class Program:
         for cell in (cells[i] for i in changed):
             if isinstance(cell, Variable) and cell._lent:
                 cell._array, cell._lent = jax.numpy.copy(cell._array), False
-        self.compiled = jax.jit(weakly(self._traced), donate_argnums=0)
+        self.compiled = jax.jit(weakly(self._traced, self._function), donate_argnums=0)
         self.donated = tuple(changed)  # last: from now on all of this holds
 
 

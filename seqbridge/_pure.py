@@ -113,6 +113,7 @@ class PureLayer:
         inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as they are known.
         seed: On the way out, what initial values start from where nobody says.
         frozen: On the way out, the parameters that get no gradients, by collection and path, once `init` was called.
+        inside: Where the layer runs a model, that model and how many copies of it, for whoever wants to look inside.
         parts: `parts(run)` tells what the weights inside are, each `Part` once, in the order in which they are used
             as far as that can be known. `run()` calls the layer on shapes, for whoever has to look on.
         read: `read(path, native)`, from a file in which the entry's own library has stored its values to the native
@@ -159,6 +160,7 @@ class PureLayer:
     inputs: tuple[Any, ...] = ()
     seed: Any = 0
     frozen: Callable[[], Collection[Path]] = frozenset
+    inside: tuple[Any, int] | None = None
     parts: Callable[[Callable[[], Any]], Iterable[Part]] | None = None
     read: Callable[[str, Any], Any] | None = None
 

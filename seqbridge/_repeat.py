@@ -156,6 +156,7 @@ def _repeated(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> Pur
         "ready": _of_each(one, n) if one.built else None,
         "sources": {},
         "reduce": (_repeated, (one, n, per_copy, unroll)),
+        "inside": inner.inside and (inner.inside[0], n),
         "parts": None,
         "read": None,
         "one": one,

@@ -8,7 +8,7 @@ from typing import Any, Self
 import jax
 
 from seqbridge import _functional
-from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, specs, take
+from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, explained, keyword_specs, specs, take
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, split
@@ -158,11 +158,13 @@ class Sequential(Looks):
         """Makes the variables of the layers that have none, from shapes alone.
 
         Args:
-            *inputs: What the first layer takes: arrays, `jax.ShapeDtypeStruct`s or shapes, in which None may be
-                anything: `model.build((None, 28, 28, 1))`.
+            *inputs: What the first layer takes: arrays, or shapes, in which None may be anything:
+                `model.build((None, 28, 28, 1))`; or, for other inputs than floats,
+                `jax.ShapeDtypeStruct((None, 8), jnp.int32)`.
             seed: In place of the seed that the model was made with.
             key: Likewise, a PRNG key.
-            **keywords: What layers need at a call.
+            **keywords: What layers need at a call; for arrays also their shapes, as `jax.ShapeDtypeStruct`s or as
+                tuples with a None.
 
         Returns:
             The model.
@@ -177,8 +179,8 @@ class Sequential(Looks):
         if seed is not None or key is not None:
             self._seed = seed if key is None else as_key(key)
         check_inputs(inputs)
-        call = given.map(specs, training=True)
-        with held(self._above):
+        call = given.map(keyword_specs, training=True)
+        with held(self._above), explained(inputs):
             check_keywords(self, inputs, call)
             _functional.check_sizes(self, inputs, call)
             self._build(specs(inputs, None), call)

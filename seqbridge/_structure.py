@@ -14,7 +14,7 @@ from seqbridge._collection import VarCollection
 from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
 from seqbridge._mesh import Placement, Rules, put
-from seqbridge._names import nearest
+from seqbridge._names import habit, nearest
 from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Token, edits, held
 from seqbridge._trace import commit, refuse_in_trace
@@ -244,8 +244,8 @@ class Structure(Saved):
         layers, names = self._items() if "_labels" in self.__dict__ else ((), ())
         if name in names:
             return layers[names.index(name)]
-        named = [n for n in names if n is not None]
-        raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, named)}", name=name, obj=self)
+        text = f"{type(self).__name__} has no {name!r}{nearest(name, filter(None, names)) or habit(name)}"
+        raise AttributeError(text, name=name, obj=self)
 
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import types
+import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,60 +11,18 @@ from typing import Any, NamedTuple
 import jax
 
 from seqbridge._apply import traced, unused_key
-from seqbridge._build import has_open_sizes, specs
-from seqbridge._dispatch import Call
+from seqbridge._build import explained, has_open_sizes, inner_open_sizes, keyword_specs, specs
+from seqbridge._dispatch import Call, call_of
 from seqbridge._flops import flops
 from seqbridge._forward import traverse
 from seqbridge._functional import Layouts, built_layouts, check_sizes, layouts_of
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
-from seqbridge._layout import Layout
 from seqbridge._names import shape_text, shapes_text
 from seqbridge._pure import Variables
-from seqbridge._structure import Structure
+from seqbridge._rows import COLUMNS, Array, Row, arrays_of, cells, count_text, known_flops, sizes_of, total_flops
+from seqbridge._structure import Structure, walk
 from seqbridge._table import Column, filled, shown, table, to_html
-
-_COLUMNS = (
-    Column("layer"),
-    Column("library", coloured=True),
-    Column("entry", least=20),
-    Column("input -> output", least=24),
-    Column("params", right=True),
-    Column("state", right=True, optional=True),
-    Column("trained", right=True, optional=True),
-    Column("FLOPs", right=True, optional=True),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer, or one nested model, which stands above its layers.
-
-    Attributes:
-        place: Its position, and its name if it has one: `"[0]"`, `"[3] conv"`.
-        depth: In how many models it is nested; 0: it stands in the model itself.
-        ecosystem: The library of the entry; empty for a nested model.
-        entry: What was given.
-        inputs: The dtype and shape of what it takes; empty: not known.
-        outputs: Likewise of what it returns.
-        params: How many numbers its parameters hold; None: it isn't built, and not known.
-        state: How many numbers its state holds.
-        trained: How many numbers of its parameters are trained.
-        flops: Floating-point operations of one call; None: not known.
-        shared: Whether all of its variables stand in a row above, too.
-    """
-
-    place: str
-    depth: int
-    ecosystem: str
-    entry: str
-    inputs: str = ""
-    outputs: str = ""
-    params: int | None = None
-    state: int | None = None
-    trained: int | None = None
-    flops: float | None = None
-    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,49 +61,26 @@ class Summary:
         return to_html(*self._table(), self._footer())
 
     def _table(self) -> tuple[list[Column], list[list[str]]]:
-        return filled(_COLUMNS, [_cells(row) for row in self.rows], 3)
+        return filled(COLUMNS, [cells(row) for row in self.rows], 3)
 
     def _footer(self) -> list[str]:
         from rich.filesize import decimal  # late: nobody needs it but who looks
 
         frozen = f" ({self.params - self.trained:,} frozen)" if self.params != self.trained else ""
         total = f"total: {self.params:,} parameters{frozen}, {self.state:,} of state, {decimal(self.size)}"
-        known = sum(row.flops for row in self.rows if row.ecosystem and row.flops is not None)
+        known = known_flops(self.rows)
         if self.flops is not None or known:
-            total += f", {'' if self.flops is not None else 'at least '}{_count(known)} FLOPs"
+            total += f", {'' if self.flops is not None else 'at least '}{count_text(known)} FLOPs"
         return [total, *([self.remark] if self.remark else [])]
 
 
-def _cells(row: Row) -> list[str]:
-    arrow = f"{row.inputs} -> {row.outputs}" if row.inputs or row.outputs else ""
-    own = "?" if row.params is None else f"{row.params:,}" if row.params else ""
-    part = "" if not row.params else "yes" if row.trained == row.params else "frozen"
-    if row.params and row.trained and row.trained < row.params:
-        part = f"{row.trained:,}"
-    return [
-        "  " * row.depth + row.place,
-        row.ecosystem,
-        row.entry,
-        arrow,
-        f"{own} shared" if row.shared else own,
-        f"{row.state:,}" if row.state else "",
-        part,
-        "" if row.flops is None else _count(row.flops),
-    ]
+class _Step(NamedTuple):
+    """What a layer is given, and returns, in shapes; and its operations."""
 
-
-def _count(number: float) -> str:
-    """1,234 or 12.3 M."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,.0f}"
-
-
-class _Array(NamedTuple):
-    kind: str
-    value: Any
-    trained: bool
+    args: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = {}
+    out: Any = None
+    flops: float | None = None
 
 
 class _Look:
@@ -159,7 +94,7 @@ class _Look:
     def __init__(self, layouts: Layouts, count: bool):
         self._layouts = layouts
         self._count = count
-        self.steps: list[tuple[tuple[Any, ...], Any, float | None]] = []
+        self.steps: list[_Step] = []
 
     def __call__(
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
@@ -167,7 +102,7 @@ class _Look:
         layout = self._layouts[layer]
         variables: Variables = layer._tree() if layer.built else layout.tree(layout.arrays)
         program, out, _ = traced(layer, variables, args, keywords)
-        self.steps.append((args, out, flops(program) if self._count else None))
+        self.steps.append(_Step(args, keywords, out, flops(program) if self._count else None))
         return out
 
     def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
@@ -185,116 +120,120 @@ def summarize(model: Structure, inputs: tuple[Any, ...], call: Call, *, given: b
         count: Whether operations are counted, which takes some milliseconds a layer.
     """
     layouts: Layouts = built_layouts(model)
-    steps: list[Any] = []
+    steps: list[_Step] = []
     remark = ""
     if inputs:
+        count = count and not inner_open_sizes(inputs)
         try:
-            layouts, steps = _look(model, inputs, call, count)
+            with explained(inputs):
+                layouts, steps = _look(model, inputs, call, count)
             remark = "FLOPs are those for 1 in place of None" if count and has_open_sizes(inputs) else ""
         except Exception as error:
             if given:
                 raise
             notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")]
-            said = "; ".join([f"{' '.join(str(error).split()):.100}", *notes])
-            remark = f"what reaches the layers isn't known: {said}"
+            said = textwrap.shorten(str(error), 100, placeholder=" ...")
+            remark = f"what reaches the layers isn't known: {'; '.join([said, *notes])}"
     else:
         why = "what reaches the layers isn't known:" if model.built else "not built yet: call model.build(...), or"
         remark = f"{why} give the shapes of the inputs, model.summary((None, 8))"
-    made = _Rows(layouts, steps)
+    made = _Rows(model, layouts, steps, count)
     rows, _ = made.of(model)
     size = sum(array.size * array.dtype.itemsize for _, array, _ in made.seen.values())
-    return Summary(tuple(rows), **_sizes(made.seen), size=size, flops=_sum(rows, 0), remark=remark)
+    return Summary(tuple(rows), **sizes_of(made.seen), size=size, flops=total_flops(rows), remark=remark)
 
 
-def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) -> tuple[Layouts, list[Any]]:
+def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) -> tuple[Layouts, list[_Step]]:
     """The structure of all layers; and of each its inputs, its outputs and its operations."""
 
-    def pass_through(layouts: Layouts, size: int, count: bool) -> list[Any]:
-        look, shapes = _Look(layouts, count), call.map(specs, training=bool(call.training))
-        traverse(model, specs(inputs, size), shapes, look, Keys(unused_key), plain=False)
-        return look.steps
+    def layouts_at(size: int) -> Layouts:
+        return layouts_of(model, specs(inputs, size), call.map(keyword_specs, training=True))
 
-    layouts = layouts_of(model, specs(inputs), call.map(specs, training=True))
-    steps = pass_through(layouts, 1, count)
+    def steps_at(size: int, count: bool) -> tuple[Layouts, list[_Step]]:
+        layouts = layouts_at(size)
+        look, shapes = _Look(layouts, count), call.map(keyword_specs, training=bool(call.training))
+        traverse(model, specs(inputs, size), shapes, look, Keys(unused_key), plain=False)
+        return layouts, look.steps
+
+    layouts, steps = steps_at(1, count)
     if has_open_sizes(inputs):
         if not model.built:
-            check_sizes(model, inputs, call.map(specs, training=True))
+            check_sizes(model, inputs, call.map(keyword_specs, training=True))
         with contextlib.suppress(Exception):  # there may be no other size that fits: then 1 is shown
-            other = layouts if model.built else layouts_of(model, specs(inputs, 2), call.map(specs, training=True))
-            for i, (args, out, _) in enumerate(pass_through(other, 2, False)):
-                steps[i] = jax.tree.map(_opened, steps[i][:2], (args, out)) + steps[i][2:]
+            # A convolution leaves nothing of an image of 1 by 1: larger ones show what depends on the size.
+            first = steps if not _vanishes(steps) else steps_at(32, False)[1]
+            second = steps_at(2 if first is steps else 64, False)[1]
+            for i, (one, two) in enumerate(zip(first, second, strict=True)):
+                args, out = jax.tree.map(_opened, (one.args, one.out), (two.args, two.out))
+                steps[i] = steps[i]._replace(args=args, out=out)
     return layouts, steps
+
+
+def _vanishes(steps: Sequence[_Step]) -> bool:
+    return any(0 in leaf.shape for step in steps for leaf in jax.tree.leaves(step.out) if hasattr(leaf, "shape"))
 
 
 def _opened(one: Any, two: Any) -> Any:
     """A shape with None for the sizes in which the two differ."""
     if not hasattr(one, "shape") or one.shape == two.shape:
         return one
-    shape = tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True))
-    return types.SimpleNamespace(dtype=one.dtype, shape=shape)
+    shape: Any = tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True))
+    return jax.ShapeDtypeStruct(shape, one.dtype)
 
 
 class _Rows:
     """Makes the rows of a model, and of the models in it, and notes each variable once.
 
     Args:
+        model: The model.
         layouts: The structure of the layers that have one.
         steps: What `_look` has found of each layer, in order; empty: nothing is known.
+        count: Whether operations are counted.
     """
 
-    def __init__(self, layouts: Layouts, steps: Sequence[Any]):
-        self.seen: dict[Hashable, _Array] = {}
+    def __init__(self, model: Structure, layouts: Layouts, steps: Sequence[_Step], count: bool):
+        self.seen: dict[Hashable, Array] = {}
         self._layouts = layouts
         self._known = bool(steps)
+        self._count = count
         self._rest = iter(steps)
+        self._names = (name for name, _ in walk(model))
 
-    def of(self, model: Structure, depth: int = 0) -> tuple[list[Row], dict[Hashable, _Array]]:
+    def of(self, model: Structure, depth: int = 0) -> tuple[list[Row], dict[Hashable, Array]]:
         """The rows, and the variables in them."""
         rows, arrays = [], {}
         for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
-            place, inside = f"[{i}] {name}" if name else f"[{i}]", []
+            place = f"[{i}] {name}" if name else f"[{i}]"
             before = set(self.seen)
             if isinstance(item, Layer):
-                row, own = self._of_layer(place, depth, item)
+                row, inside, own = self._of_layer(place, depth, item)
             else:
                 inside, own = self.of(item, depth + 1)
-                row = Row(place, depth, "", type(item).__name__, flops=_sum(inside, depth + 1))
+                row = Row(place, depth, "", type(item).__name__, flops=total_flops(inside, depth + 1))
                 if inside:
-                    row = replace(row, inputs=inside[0].inputs, outputs=inside[-1].outputs)
+                    direct = [below for below in inside if below.depth == depth + 1]
+                    row = replace(row, inputs=inside[0].inputs, outputs=direct[-1].outputs)
             if own or item.built or self._known:
-                row = replace(row, shared=bool(own) and own.keys() <= before, **_sizes(own))
+                row = replace(row, shared=bool(own) and own.keys() <= before, **sizes_of(own))
             rows += [row, *inside]
             arrays |= own
         return rows, arrays
 
-    def _of_layer(self, place: str, depth: int, layer: Layer) -> tuple[Row, dict[Hashable, _Array]]:
-        args, out, operations = next(self._rest, ((), None, None))
-        row = Row(place, depth, layer.pure.ecosystem, layer.pure.text or layer.pure.label, flops=operations)
+    def _of_layer(self, place: str, depth: int, layer: Layer) -> tuple[Row, list[Row], dict[Hashable, Array]]:
+        step = next(self._rest, _Step())
+        pure = layer.pure
+        row = Row(place, depth, pure.ecosystem, pure.text or pure.label, flops=step.flops, name=next(self._names))
         if self._known:
-            row = replace(row, inputs=shapes_text(args), outputs=shape_text(out))
-        own = _arrays(layer, self._layouts[layer]) if layer in self._layouts else {}
+            row = replace(row, inputs=shapes_text(step.args), outputs=shape_text(step.out))
+        own = arrays_of(layer, self._layouts[layer]) if layer in self._layouts else {}
         self.seen.update(own)
-        return row, own
-
-
-def _sum(rows: Sequence[Row], depth: int) -> float | None:
-    counted = [row.flops for row in rows if row.depth == depth]
-    return None if None in counted or not counted else sum(filter(None, counted))
-
-
-def _arrays(layer: Layer, layout: Layout) -> dict[Hashable, _Array]:
-    """The variables of a layer, by what makes two the same one."""
-    if layer.built:
-        return {box: _Array(box.kind, box.value, box.trainable) for box in layer._variables}
-    trained = layer._options[2]
-    ties = zip(layer._ties(layout), layout.slots, layout.arrays, strict=True)
-    return {tie: _Array(slot.kind, array, trained and slot.trainable) for tie, slot, array in ties}
-
-
-def _sizes(arrays: Mapping[Hashable, _Array]) -> dict[str, int]:
-    params = [(array.size, trained) for kind, array, trained in arrays.values() if kind == "params"]
-    return {
-        "params": sum(n for n, _ in params),
-        "trained": sum(n for n, trained in params if trained),
-        "state": sum(array.size for kind, array, _ in arrays.values() if kind != "params"),
-    }
+        if pure.inside is None:
+            return row, [], own
+        model, copies = pure.inside
+        found = summarize(model, step.args, call_of(step.keywords), given=False, count=self._count).rows
+        frozen = own and not sizes_of(own)["trained"]
+        inside = [
+            replace(r, depth=r.depth + depth + 1, copies=max(r.copies, 1) * copies, trained=0 if frozen else r.trained)
+            for r in found
+        ]
+        return row, inside, own

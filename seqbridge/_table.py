@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import html
 import io
+import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -57,8 +58,10 @@ def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequ
     """The table for whatever stands at the end of stdout: in colours and as wide as it is, or as plain text."""
     if not sys.stdout.isatty():
         return "\n".join([table(columns, rows), *footer])
-    console = _console()
+    console = _console(width=shutil.get_terminal_size().columns)
     kept = _fitting(columns, rows, console.width)
+    if kept is None:  # a number that is cut off would be another number
+        return "\n".join([table(columns, rows), *footer])
     if left := [column.title for i, column in enumerate(columns) if i not in kept]:
         footer = [*footer, f"{', '.join(left)}: left out, as the terminal is narrow; .text() has all"]
     with console.capture() as captured:
@@ -68,8 +71,8 @@ def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequ
     return captured.get().rstrip("\n")
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The columns that there is room for."""
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """The columns that there is room for; None: even what may not be left out is too wide."""
     needed = []
     for i, column in enumerate(columns):
         own = max(len(text) for text in (column.title, *(row[i] for row in rows)))
@@ -78,7 +81,7 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
     for i in reversed(range(len(columns))):
         if columns[i].optional and sum(needed[k] for k in kept) > width:
             kept.remove(i)
-    return kept
+    return kept if sum(needed[k] for k in kept) <= width + 2 else None
 
 
 def _console(**options: Any) -> Any:

@@ -215,9 +215,16 @@ def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
     assert model.init(jax.random.key(0), X, **each)["params"] == {}
 
 
-def test_build_takes_the_shapes_of_keywords_for_single_layers() -> None:
-    model = sb.Sequential([Shift()]).build((2, 2), per_layer={0: {"offset": (2, 2)}})
+@pytest.mark.parametrize("shape", [(None, 2), jax.ShapeDtypeStruct((2, 2), jnp.float32)])
+def test_build_takes_the_shapes_of_keywords_for_single_layers(shape: Any) -> None:
+    model = sb.Sequential([Shift()]).build((2, 2), per_layer={0: {"offset": shape}})
     assert same(model(X, offset=X), X @ model[0].Dense_0.kernel.value + X)
+
+
+def test_a_keyword_that_is_a_tuple_of_numbers_is_no_shape_to_a_build() -> None:
+    model = sb.Sequential([lambda x, axis: x.sum(axis), nn.Dense(3)]).build((5, 4, 2), axis=(0, 1))
+    assert model[1].kernel.shape == (2, 3)
+    assert model(jnp.ones((5, 4, 2)), axis=(0, 1)).shape == (3,)
 
 
 def test_state_changes_unless_the_mode_is_evaluation() -> None:

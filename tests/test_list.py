@@ -675,6 +675,8 @@ def test_a_layer_without_a_name_is_no_attribute():
     model.append(g)
     assert {"activity", "append"} <= set(dir(model))
     assert model._ipython_key_completions_() == ["activity"]
+    with pytest.raises(AttributeError, match=r"^Sequential has no 'params': model\.vars\(\)"):
+        _ = sb.Sequential([jnp.sin]).params
     with pytest.raises(AttributeError, match=r"^Sequential has no 'none'$"):
         _ = model.none
 

@@ -64,6 +64,45 @@ def test_a_summary_runs_no_layer() -> None:
     assert all(seen)
 
 
+def test_a_shape_that_is_open_may_be_that_of_integers() -> None:
+    ids = jax.ShapeDtypeStruct((None, 5), jnp.int32)
+    model = sb.Sequential([nn.Embed(100, 8)])
+    assert model.summary(ids).rows[0].inputs == "int32[None,5]"
+    assert model.build(ids).summary().rows[0].outputs == "float32[None,5,8]"
+    assert model(jnp.ones((2, 5), jnp.int32)).shape == (2, 5, 8)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        sb.Sequential([nn.Embed(100, 8)]).build((None, 5))
+    assert "jax.ShapeDtypeStruct((None, 8), jnp.int32)" in caught.value.__notes__[-1]
+
+
+def test_sizes_of_images_may_be_open_too() -> None:
+    model = sb.Sequential([nn.Conv(3, (5, 5), padding="VALID"), lambda x: x.mean((1, 2)), nn.Dense(2)])
+    summary = model.summary((None, None, None, 1))
+    assert [row.outputs for row in summary.rows] == ["float32[None,None,None,3]", "float32[None,3]", "float32[None,2]"]
+    assert summary.flops is None  # they depend on the size
+    assert "FLOPs" not in str(summary)
+
+
+def test_a_layer_that_repeats_others_shows_them() -> None:
+    block = sb.Sequential({"wide": nn.Dense(4), "norm": nn.BatchNorm()})
+    model = sb.Sequential([sb.Repeat(sb.Sequential([sb.Repeat(block, 3), nn.relu]), 2), nn.Dense(1)])
+    summary = model.summary((None, 4))
+    assert [(row.place, row.depth, row.copies) for row in summary.rows] == [
+        ("[0]", 0, 0), ("[0]", 1, 2), ("[0] wide", 2, 6), ("[1] norm", 2, 6), ("[1]", 1, 2), ("[1]", 0, 0),
+    ]  # fmt: skip
+    assert [row.params for row in summary.rows] == [6 * 28, 3 * 28, 20, 8, 0, 5]
+    assert {row.inputs for row in summary.rows} == {"float32[None,4]"}
+    assert summary.flops == summary.rows[0].flops + summary.rows[-1].flops  # type: ignore[operator]
+    assert "6 x [0] wide" in str(summary)
+    assert str(summary) == str(model.build((None, 4)).summary())
+
+
+def test_rows_have_the_names_of_their_variables() -> None:
+    model = mixed().build((None, 4))
+    names = [row.name for row in model.summary().rows if row.ecosystem and not row.copies]
+    assert names == list(model.trace(X, training=False))
+
+
 def test_each_variable_is_counted_once() -> None:
     model = mixed().build((2, 4))
     summary = model.summary()
@@ -203,6 +242,31 @@ def test_colours_in_a_terminal_and_plain_text_elsewhere(monkeypatch: pytest.Monk
     assert "Dense(features=4)" in plain
     monkeypatch.setenv("COLUMNS", "300")
     assert re.sub("\x1b\\[[01]m", "", str(summary)) == summary.text()
+
+
+def test_a_number_is_never_cut_off_where_a_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sb.Sequential({"encoder_block_attention_projection": nn.Dense(128), "act": nn.relu})
+    summary = model.summary((None, 784))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    for columns in range(10, 160, 10):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert "100,480" in str(summary), columns
+
+
+def test_a_collection_of_what_is_no_array_shows_it() -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((None, 3))
+    masks = jax.tree.map(lambda v: v.ndim > 1, model.vars())
+    assert re.findall(r"(\w+) +(True|False)", repr(masks)) == [("bias", "False"), ("kernel", "True")]
+
+
+def test_programs_are_called_like_their_functions() -> None:
+    def train_step(model: sb.Sequential, x: jax.Array) -> Any:
+        return model(x)
+
+    model = sb.Sequential([nn.Dense(2)]).build((None, 4))
+    assert "jit_train_step" in sb.jit(train_step).lower(model, X).as_text()
+    assert "jit_Sequential" in sb.jit(model).lower(X).as_text()
 
 
 def test_a_notebook_gets_html_that_nothing_can_break() -> None:
@@ -372,7 +436,13 @@ def test_infinite_and_large_numbers_differ() -> None:
         for a, b in ((1.0, np.inf), (np.inf, 1.0), (np.inf, -np.inf)):
             assert len(sb.diff(tree(a, 2.0), tree(b, 2.0), **options)) == 1
         assert not sb.diff(tree(np.inf), tree(np.inf), **options)
-    assert sb.diff(tree(2**62), tree(2**62 + 1))
+    assert sb.diff(tree(2**62), tree(2**62 + 1))[0].largest == 1
+    assert sb.diff(tree(2**62), tree(2**62 + 100), atol=0.5)
+    low, high = (np.array([n], np.int8) for n in (-128, 127))
+    assert [sb.diff({"w": a}, {"w": b})[0].largest for a, b in ((low, high), (high, low))] == [255, 255]
+    assert sb.diff({"w": 1.0}, {"w": 3.0})[0].largest == 2  # a number is an array, too
+    with pytest.raises(TypeError, match="compares numbers, and w holds none"):
+        sb.diff({"w": "a"}, {"w": "b"})
     assert not sb.diff(tree(1.0, 100.0), tree(1.0, 101.0), rtol=0.1)
     assert sb.diff(tree(1.0, 100.0), tree(1.2, 101.0), rtol=0.1)[0].changed == 1
 

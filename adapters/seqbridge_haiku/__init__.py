@@ -23,13 +23,13 @@ def adapt(entry: Any) -> PureLayer | None:
     """
     if isinstance(entry, type):
         if issubclass(entry, hk.Module):
-            raise TypeError(f"got the class {entry.__name__}: write partial(hk.{entry.__name__}, ...)")
+            raise TypeError(f"got the class {entry.__name__}: write {_partial(entry)}")
         return None
     if isinstance(entry, functools.partial):
         return _from_class(entry, "__call__") if issubclass(entry.func, hk.Module) else None  # pyright: ignore
     if isinstance(entry, hk.Module):
-        name = type(entry).__name__
-        raise TypeError(f"this {name} belongs to the transform that made it: write partial(hk.{name}, ...)")
+        kind = type(entry)
+        raise TypeError(f"this {kind.__name__} belongs to the transform that made it: write {_partial(kind)}")
     if isinstance(entry, hk.MultiTransformed | hk.MultiTransformedWithState):
         raise TypeError("a multi_transform has many functions: give hk.transform_with_state of the one to run")
     if isinstance(entry, hk.Transformed | hk.TransformedWithState):
@@ -37,11 +37,19 @@ def adapt(entry: Any) -> PureLayer | None:
     return None
 
 
+def _partial(kind: type) -> str:
+    """What to write for a class."""
+    space = next(
+        (f"{text}." for text, module in (("hk", hk), ("hk.nets", hk.nets)) if kind in vars(module).values()), ""
+    )
+    return f"partial({space}{kind.__name__}, ...)"
+
+
 def _from_transform(entry: hk.Transformed | hk.TransformedWithState) -> PureLayer:
     function = getattr(entry.init, "_original_fn", None)
     if isinstance(function, type) and issubclass(function, hk.Module):
         name = function.__name__
-        raise TypeError(f"hk.transform({name}) makes a module and doesn't call it: write partial(hk.{name}, ...)")
+        raise TypeError(f"hk.transform({name}) makes a module and doesn't call it: write {_partial(function)}")
     with_state = isinstance(entry, hk.TransformedWithState)
     names = list(inspect.signature(entry.apply).parameters)
     draws = names[1 + with_state : 2 + with_state] == ["rng"]
