@@ -70,6 +70,8 @@ class Checkpoint:
                 )
         if not parts:
             raise TypeError("name what is to be saved: Checkpoint(folder, model=model, optimizer=optimizer)")
+        if max_to_keep is not None and (not isinstance(max_to_keep, int) or max_to_keep < 1):
+            raise ValueError(f"max_to_keep= is how many are kept, 1 or more, or None for all; got {max_to_keep!r:.60}")
         folder = os.fspath(folder)
         self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
         if os.path.exists(self._folder) and not os.path.isdir(self._folder):

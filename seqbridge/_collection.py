@@ -14,7 +14,7 @@ from seqbridge._stateful import Stateful, Token, distinct, edits, held
 from seqbridge._trace import commit
 from seqbridge._variable import Kind, Variable, cast
 
-Filter: TypeAlias = "str | re.Pattern[str] | Callable[[Variable], bool] | Stateful"
+Filter: TypeAlias = str | re.Pattern[str] | Callable[[Variable], bool] | Stateful
 
 
 def predicate(which: Filter) -> Callable[[str, Variable], bool]:

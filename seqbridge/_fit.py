@@ -16,7 +16,7 @@ from seqbridge._names import nearest, plain
 from seqbridge._safetensors import WeightsError
 from seqbridge._variable import Variable, cast
 
-Rename: TypeAlias = "Mapping[Any, str | None] | Sequence[Any] | Callable[[str], str | None]"
+Rename: TypeAlias = Mapping[Any, str | None] | Sequence[Any] | Callable[[str], str | None]
 _MOST = 12  # lines of one kind
 
 

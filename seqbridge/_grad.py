@@ -48,7 +48,7 @@ def value_and_grad(
 
     Returns:
         A function with the signature of `function` that returns `(value, gradients)`, where the gradients are a dict
-        from variable name to an array of that variable's shape.
+            from variable name to an array of that variable's shape.
 
     Raises:
         ValueError: There is nothing to differentiate, or two models use one name.

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seqbridge._names import nearest
 from seqbridge._variable import Variable
 
-Rules: TypeAlias = "Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]]"
+Rules: TypeAlias = Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]]
 
 
 def as_auto(mesh: Mesh) -> Mesh:

@@ -399,3 +399,10 @@ def test_control_c_in_a_save_leaves_a_checkpoint_that_goes_on(tmp_path: Path, mo
         here["v"].assign(jnp.ones(3))
         checkpoint.save(2)
         assert checkpoint.restore() == 2
+
+
+@pytest.mark.parametrize("number", [0, -1, "a"])
+def test_a_checkpoint_keeps_one_or_more(tmp_path: Path, number: Any) -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((1, 3))
+    with pytest.raises(ValueError, match="max_to_keep= is how many are kept"):
+        sb.Checkpoint(tmp_path / "run", model=model, max_to_keep=number)

@@ -9,7 +9,7 @@ import operator
 from typing import Any
 
 import equinox as eqx
-import flax
+import flax.linen
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -73,7 +73,7 @@ class Affine:
         (lambda x: nn.Dense(3)(x), "uses the class Dense"),
         (lambda x: jax.vmap(eqx.nn.Linear(3, 3, key=jax.random.key(0)))(x), "uses the class Linear"),
         (lambda x: flax.linen.Dense(3)(x), "uses the class Dense"),
-        ((lambda module: lambda x: module.nn.Linear(3, 3)(x))(eqx), "uses the class Linear"),
+        ((lambda module: lambda x: module.nn.Linear(3, 3, key=x)(x))(eqx), "uses the class Linear"),
         (lambda x: MODULE(x), "holds MODULE"),
         (lambda x: MODULES["deep"][0](x), "holds MODULES"),
         (lambda x: MODELS[0](x), "holds MODELS"),

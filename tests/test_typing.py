@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, assert_type
+from typing import Any, NamedTuple, assert_type, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -315,3 +315,14 @@ def test_keys_are_completed() -> None:
     assert completions(sb.Repeat(linear, 2)[0]) == ["w"]
     for holder in (model, model["first"], model.vars()):
         assert all(holder[name] is not None for name in completions(holder))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        sb.grad, sb.value_and_grad, sb.Optimizer.__init__, sb.VarCollection.subset, sb.Checkpoint.restore,
+        sb.Sequential.load, sb.Sequential.shard, sb.Layer.__init__,
+    ],
+)  # fmt: skip
+def test_annotations_can_be_evaluated(function: Callable[..., Any]) -> None:
+    assert get_type_hints(function)
