@@ -25,9 +25,10 @@ def predicate(which: Filter) -> Callable[[str, Variable], bool]:
     if isinstance(which, str) and which in get_args(Kind):
         return lambda name, variable: variable.kind == which
     if isinstance(which, str | re.Pattern):
-        pattern = re.compile(which)
-        return lambda name, variable: pattern.search(name) is not None
-    if callable(which):
+        pattern = re.compile(which)  # which is also a name as it is printed, where brackets mean themselves
+        begin = (which, f"{which}.", f"{which}[") if isinstance(which, str) else ()
+        return lambda name, variable: name in begin or name.startswith(begin[1:]) or pattern.search(name) is not None
+    if callable(which) and not isinstance(which, type):
         return lambda name, variable: bool(which(variable))
     raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
 
@@ -152,12 +153,19 @@ class VarCollection(Saved, Mapping[str, Variable]):
         """Some of the variables, live.
 
         Args:
-            which: A kind (`"params"`, `"state"`, `"rng"`), a regular expression that is searched in the name, a
-                function of a `Variable`, or another collection, a layer or a model. None: all.
+            which: A kind (`"params"`, `"state"`, `"rng"`), a regular expression that is searched in the name, a name
+                as it is printed, a function of a `Variable`, or another collection, a layer or a model. None: all.
+
+        Raises:
+            TypeError: Something else is given.
+            KeyError: A kind is misspelt.
         """
         if which is None:
             return VarCollection(self._source)
         chosen = predicate(which)
+        near = nearest(which, get_args(Kind)) if isinstance(which, str) and which not in get_args(Kind) else ""
+        if near and self and not any(chosen(n, v) for n, v in self.items()):
+            raise KeyError(f"no variable has {which!r} in its name, and it is no kind{near}")
         return VarCollection(lambda: {n: v for n, v in self._source().items() if chosen(n, v)})
 
     def rename(self, new: Mapping[str, str] | Callable[[str], str]) -> VarCollection:

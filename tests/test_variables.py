@@ -1202,3 +1202,16 @@ def test_keys_come_and_go_with_the_layers_that_draw():
     assert "(Sequential).rng" in model.vars()
     del model[1]
     assert "(Sequential).rng" not in model.vars()
+
+
+def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error() -> None:
+    w = jnp.ones(2)
+    variables = sb.Sequential([lambda x: x * w, *(partial(lambda x, w: x * w, w=w + i) for i in range(12))]).vars()
+    name = [*variables][1]
+    assert name.startswith("(Sequential)[1]")
+    assert [*variables.subset(name)] == [*variables.subset(name.removesuffix(".w"))] == [name]
+    with pytest.raises(KeyError, match="'parms' in its name, and it is no kind; did you mean 'params'"):
+        variables.subset("parms")
+    with pytest.raises(TypeError, match="can't choose variables by <class 'int'>"):
+        variables.subset(int)  # type: ignore[arg-type]
+    assert not variables.subset("state")
