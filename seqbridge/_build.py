@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
@@ -217,8 +218,8 @@ _NUMBERS = int, float, np.generic
 def check_inputs(inputs: tuple[Any, ...]) -> None:
     """Raises if an input of `build` is no array and no shape, or if there is none."""
     for value in inputs or (None,):
-        if any(n is not None and n < 0 for n in _sizes(value)):
-            raise ValueError(f"a size that may be anything is None, not -1: got the shape {_sizes(value)}")
+        if type(value) is tuple and _is_shape(value) and any(n is not None and n < 0 for n in value):
+            raise ValueError(f"a size that may be anything is None, not -1: got the shape {value}")
         numbers = isinstance(value, list | tuple) and all(n is None or isinstance(n, _NUMBERS) for n in value)
         if value is None or isinstance(value, (str, *_NUMBERS)) or (numbers and not _is_shape(value)):
             got = repr(value) if inputs else "nothing"
@@ -238,7 +239,7 @@ def explained(inputs: tuple[Any, ...]) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         if any(map(_is_shape, inputs)) and "integer" in str(error):
-            error.add_note("a shape is that of floats; for other inputs: jax.ShapeDtypeStruct((None, 8), jnp.int32)")
+            error.add_note("a shape is that of floats; for other inputs: jax.ShapeDtypeStruct((1, 8), jnp.int32)")
         elif has_open_sizes(inputs) and any(note.startswith("in layer") for note in getattr(error, "__notes__", ())):
             error.add_note("the inputs above have 1 in place of None")
         raise
@@ -251,16 +252,16 @@ def has_open_sizes(inputs: Any) -> bool:
 
 def inner_open_sizes(inputs: Any) -> bool:
     """Whether one has a None behind its first axis, which is no batch then."""
-    return any(None in _sizes(value)[1:] for value in jax.tree.leaves(inputs, is_leaf=_is_shape))
+    return any(n is None for value in jax.tree.leaves(inputs, is_leaf=_is_shape) for n in _sizes(value)[1:])
 
 
 def _is_open(value: Any) -> bool:
-    return None in _sizes(value)
+    return any(n is None for n in _sizes(value))
 
 
 def _sizes(value: Any) -> tuple[Any, ...]:
     """The sizes that a shape says, or none."""
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if isinstance(value, jax.ShapeDtypeStruct | types.SimpleNamespace):
         return value.shape
     return value if _is_shape(value) else ()
 

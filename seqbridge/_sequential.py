@@ -160,7 +160,7 @@ class Sequential(Looks):
         Args:
             *inputs: What the first layer takes: arrays, or shapes, in which None may be anything:
                 `model.build((None, 28, 28, 1))`; or, for other inputs than floats,
-                `jax.ShapeDtypeStruct((None, 8), jnp.int32)`.
+                `jax.ShapeDtypeStruct((1, 8), jnp.int32)`.
             seed: In place of the seed that the model was made with.
             key: Likewise, a PRNG key.
             **keywords: What layers need at a call; for arrays also their shapes, as `jax.ShapeDtypeStruct`s or as

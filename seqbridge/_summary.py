@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
+import types
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -177,8 +178,8 @@ def _opened(one: Any, two: Any) -> Any:
     """A shape with None for the sizes in which the two differ."""
     if not hasattr(one, "shape") or one.shape == two.shape:
         return one
-    shape: Any = tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True))
-    return jax.ShapeDtypeStruct(shape, one.dtype)
+    shape = tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True))
+    return types.SimpleNamespace(dtype=one.dtype, shape=shape)  # JAX has none with a None
 
 
 class _Rows:
