@@ -262,7 +262,7 @@ def _is_open(value: Any) -> bool:
 def _sizes(value: Any) -> tuple[Any, ...]:
     """The sizes that a shape says, or none."""
     if isinstance(value, jax.ShapeDtypeStruct | types.SimpleNamespace):
-        return value.shape
+        return getattr(value, "shape", ())
     return value if _is_shape(value) else ()
 
 
