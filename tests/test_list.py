@@ -1147,7 +1147,7 @@ def rich():
             "drop": nn.Dropout(0.5),
         }
     ).build((1, 3))
-    for i, variable in enumerate(v for v in model.vars().subset("params|state").values() if v.kind != "rng"):
+    for i, variable in enumerate(v for v in model.vars().values() if v.kind != "rng"):
         variable.assign(jnp.linspace(0.5, 1.5, variable.size).reshape(variable.shape) + jnp.float32(i))
     return model
 
