@@ -26,7 +26,7 @@ def predicate(which: Filter) -> Callable[[str, Variable], bool]:
         return lambda name, variable: variable.kind == which
     if isinstance(which, str | re.Pattern):
         pattern = re.compile(which)  # which is also a name as it is printed, where brackets mean themselves
-        begin = (which, f"{which}.", f"{which}[") if isinstance(which, str) else ()
+        begin = (which, *(which + mark for mark in ".[(")) if isinstance(which, str) else ()
         return lambda name, variable: name in begin or name.startswith(begin[1:]) or pattern.search(name) is not None
     if callable(which) and not isinstance(which, type):
         return lambda name, variable: bool(which(variable))

@@ -1210,6 +1210,7 @@ def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error
     name = [*variables][1]
     assert name.startswith("(Sequential)[1]")
     assert [*variables.subset(name)] == [*variables.subset(name.removesuffix(".w"))] == [name]
+    assert [*variables.subset("(Sequential)[1]")] == [name]  # and not those of [10]
     with pytest.raises(KeyError, match="'parms' in its name, and it is no kind; did you mean 'params'"):
         variables.subset("parms")
     with pytest.raises(TypeError, match="can't choose variables by <class 'int'>"):
