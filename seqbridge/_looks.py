@@ -78,6 +78,12 @@ class Looks(LayerList):
             shown = f"<pre>{html.escape(repr(self))}</pre>"
         return {"text/plain": repr(self), "text/html": shown}
 
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [n for n in self.names if n is not None]
+
     def __repr__(self) -> str:
         lines = []
         for i, (name, item) in enumerate(zip(self._labels, self._layers, strict=True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqbridge._names import nearest
 from seqbridge._variable import Variable
-
-Rules: TypeAlias = Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]]
 
 
 def as_auto(mesh: Mesh) -> Mesh:
@@ -39,7 +37,12 @@ class Placement:
         ValueError: A rule names an axis that the mesh hasn't got.
     """
 
-    def __init__(self, mesh: Mesh, rules: Rules = (), logical: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        mesh: Mesh,
+        rules: Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]] = (),
+        logical: Mapping[str, Any] | None = None,
+    ):
         self.mesh = as_auto(mesh)
         self.logical = dict(logical or {})
         for name, axes in self.logical.items():

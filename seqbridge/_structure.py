@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import jax
+from jax.sharding import PartitionSpec
 
 from seqbridge._collection import VarCollection
 from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
-from seqbridge._mesh import Placement, Rules, put
+from seqbridge._mesh import Placement, put
 from seqbridge._names import habit, nearest
 from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Token, edits, held
@@ -101,8 +102,6 @@ class Structure(Saved):
         """The layers of all models that this one stands in."""
         return leaves(self._roots())
 
-    # What is cached of the structure, as long as no model is edited
-
     def _facts(self) -> _Facts:
         facts = self._cache
         if facts.edit != edits.count:
@@ -134,7 +133,13 @@ class Structure(Saved):
             token=Token(self._parts()),
         )
 
-    def shard(self, mesh: Any, rules: Rules = (), *, logical: Mapping[str, Any] | None = None) -> Self:
+    def shard(
+        self,
+        mesh: Any,
+        rules: Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]] = (),
+        *,
+        logical: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Lays the variables out on a mesh of devices. Calls mean what they did before.
 
         Layers that come later are laid out by the same rules. An assignment keeps the layout.
@@ -246,12 +251,6 @@ class Structure(Saved):
             return layers[names.index(name)]
         text = f"{type(self).__name__} has no {name!r}{nearest(name, filter(None, names)) or habit(name)}"
         raise AttributeError(text, name=name, obj=self)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return [n for n in self.names if n is not None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
