@@ -6,6 +6,7 @@ pure functions.
 """
 
 from collections.abc import Callable as _Callable
+from importlib.metadata import version as _version
 from typing import Any as _Any
 
 from seqbridge._checkpoint import Checkpoint as Checkpoint
@@ -50,6 +51,8 @@ from seqbridge._transforms import remat as remat
 from seqbridge._transforms import scan as scan
 from seqbridge._transforms import vmap as vmap
 from seqbridge._variable import Variable as Variable
+
+__version__: str = _version(__name__)
 
 
 def __getattr__(name: str) -> _Callable[..., _Any]:

@@ -60,6 +60,15 @@ def _find(entry: Any) -> PureLayer:
     )
 
 
+def is_module(value: Any) -> bool:
+    """Whether an object is a layer of some library, or makes one."""
+    cls = value.func if isinstance(value, functools.partial) and isinstance(value.func, type) else type(value)
+    try:
+        return ask(value, cls) is not None
+    except TypeError:  # of some library, but no layer
+        return False
+
+
 def owner_of(entry: Any) -> Any:
     """The module that a bound method belongs to; any other entry belongs to itself."""
     return entry.__self__ if hasattr(entry, "__self__") and hasattr(entry, "__func__") else entry

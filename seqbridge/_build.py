@@ -65,6 +65,7 @@ class Build:
         self.layouts: dict[Layer, Layout] = {}
         self.inputs: dict[Any, tuple[tuple[Any, ...], Call]] = {}
         self.failed = False  # to make the variables of a layer, rather than to find what comes after it
+        self.misfit = False  # the inputs of a layer don't fit the variables that it has
 
     def __call__(
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
@@ -83,7 +84,14 @@ class Build:
         if signature not in layer._outputs:
             new = self.layouts.get(layer)
             tree = layer._tree() if new is None else new.tree(new.arrays)
-            layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
+            try:
+                layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
+            except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # can't be traced, but may run
+                raise
+            except Exception:
+                self.misfit = bool(jax.tree.leaves(tree))
+                self.failed = self.misfit and new is not None
+                raise
         return layer._outputs[signature]
 
     def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias, get_args
 import jax
 
 from seqbridge._names import check_names, nearest
-from seqbridge._saving import Saved
 from seqbridge._stateful import Stateful, Token, distinct, edits, held
 from seqbridge._trace import commit
+from seqbridge._trainable import Trainable
 from seqbridge._variable import Kind, Variable, cast
 
 Filter: TypeAlias = str | re.Pattern[str] | Callable[[Variable], bool] | Stateful
@@ -33,7 +33,7 @@ def predicate(which: Filter) -> Callable[[str, Variable], bool]:
     raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
 
 
-class VarCollection(Saved, Mapping[str, Variable]):
+class VarCollection(Trainable, Mapping[str, Variable]):
     """Ordered names and their variables.
 
     A mapping from name to `Variable`, where one variable may stand under several names. A collection that comes from
@@ -75,6 +75,10 @@ class VarCollection(Saved, Mapping[str, Variable]):
                 if not isinstance(variable, Variable):
                     raise TypeError(f"{name!r} is no Variable but {type(variable).__name__}")
             self._source: Callable[[], Mapping[str, Variable]] = lambda: fixed
+        elif isinstance(variables, Stateful) or not callable(variables):
+            raise TypeError(
+                f"a VarCollection takes names and variables; got a {type(variables).__name__}, whose .vars() are one"
+            )
         else:
             self._source = variables
         self._seen: tuple[Any, ...] | None = None

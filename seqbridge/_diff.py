@@ -36,8 +36,8 @@ class Different:
 
     Attributes:
         name: Its name, in the first of the two where it stands in both.
-        what: `"value"`, `"shape (2, 3), (3, 2)"`, `"dtype float32, bfloat16"`, `"another key"`, `"only in the
-            first"` or `"only in the second"`.
+        what: `"value"`, `"value, 3 not finite"` (`largest` is of the rest), `"shape (2, 3), (3, 2)"`, `"dtype float32,
+            bfloat16"`, `"another key"`, `"only in the first"` or `"only in the second"`.
         changed: How many of its numbers differ.
         size: How many it has.
         largest: The largest absolute difference.
@@ -200,11 +200,15 @@ def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different 
         same = (one == two if dtypes else a == b) | (np.isnan(one) & np.isnan(two))
         apart = np.where(same, 0.0, np.abs(_minus(a, b) if not dtypes and a.dtype.kind in "iu" else one - two))
         near = np.isfinite(two) & (apart <= atol + rtol * np.where(np.isfinite(two), np.abs(two), 0.0))
-        norm = float(np.linalg.norm(one.ravel()))
-        relative = float(np.linalg.norm(apart.ravel())) / norm if norm else float("inf")
     far = ~same & ~near if atol or rtol else ~same
     if far.any():
-        what = f"value, {dtypes}" if dtypes else "value"
+        strange = far & ~np.isfinite(apart)
+        if not strange[far].all():  # what can be measured is, whatever else there is
+            apart = np.where(strange, 0.0, apart)
+        norm = float(np.linalg.norm(one[np.isfinite(one)]))
+        relative = float(np.linalg.norm(apart.ravel())) / norm if norm else float("inf")
+        notes = [f"{int(strange.sum()):,} not finite"] if strange.any() else []
+        what = ", ".join(["value", *notes, *filter(None, [dtypes])])
         return Different(name, what, int(far.sum()), a.size, float(apart.max()), relative)
     return Different(name, dtypes) if dtypes else None
 

@@ -175,5 +175,7 @@ def check_taken(
         guess = nearest(name, [*takers, "training", "rng", "per_layer"])
         if name in ("key", "rngs", *(p.key_name for p in layers.values())):
             guess = "; did you mean 'rng', the key of a call?"
+        if name == "rng":
+            guess = "; a call takes it, model(x, rng=key), and build takes key=."
         who = f"layer {next(iter(layers))} doesn't take" if only else "no layer takes"
         raise TypeError(f"{who} the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}")

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqbridge._arguments import places_of
 from seqbridge._function import signature_of
@@ -168,10 +169,14 @@ def jit(
         return functools.partial(jit, **given)
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
-    _check_known(function, places_of(function, static_argnames))
+    for option, value in (("donate", donate), ("pack", pack), ("check_processes", check_processes)):
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{option}= is True or False, not {value!r:.60}")
+    if uneven not in ("auto", "error"):
+        raise ValueError(f"uneven= is 'auto' or 'error', not {uneven!r}")
+    batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)
+    _check_known(function, places_of(function, static_argnames) | batched | replicated)
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate, pack)
-    batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)
-    _check_known(function, batched | replicated)
     spread = Spread(mesh, batch_axis, batched, replicated, uneven)
     return Spreading(spread, check_processes, function, vars, static_argnames, donate, pack)

@@ -76,6 +76,12 @@ def as_key(key: Any) -> jax.Array:
     raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {got}")
 
 
+def same_key(a: Any, b: Any) -> bool:
+    """Whether two seeds or keys mean one key."""
+    pair: Any = [jax.random.key_data(as_key(key)) for key in (a, b)]
+    return np.array_equal(*pair)
+
+
 def stream(seed: Any) -> jax.Array:
     """The first value of the stream of a model that starts from `seed`."""
     return fold_in(as_key(seed), _STREAM)

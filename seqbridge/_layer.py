@@ -21,13 +21,13 @@ from seqbridge._layout import Layout, lookup, namer
 from seqbridge._live import Draws
 from seqbridge._pickle import portable
 from seqbridge._pure import PureLayer, Variables
-from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
 from seqbridge._trace import commit
+from seqbridge._trainable import Trainable
 from seqbridge._variable import Variable, cast
 
 
-class Layer(Saved):
+class Layer(Trainable):
     """An entry together with its variables.
 
     `model[i]` is a layer. Its variables are attributes and items of it: `model[0].kernel`,
@@ -71,8 +71,7 @@ class Layer(Saved):
         trainable: bool = True,
     ):
         if isinstance(entry, Stateful):
-            kind = type(entry).__name__
-            raise TypeError(f"a Layer takes an entry, not a {kind}; a model or a layer stands in the list itself")
+            raise TypeError(f"a Layer takes an entry, not a {type(entry).__name__}; which stands in the list itself")
         if not isinstance(trainable, bool | np.bool_):
             raise TypeError(f"trainable= is True or False, not {trainable!r:.60}")
         pure = as_pure(entry)
@@ -251,6 +250,8 @@ class Layer(Saved):
         return any(d.used for d in list(self._draws.values())) if self._draws else self.pure.takes_key and self.built
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("entry", "name", "pure") and hasattr(self, "_solo"):
+            raise AttributeError(f"{name} stays as it is: put another in its place, sb.Layer(entry, name=...)")
         if name not in Layer.__slots__ and name in self._by_name():
             raise AttributeError(f"{name} is a variable: write .{name}.assign(...), or .{name}.value = ...")
         object.__setattr__(self, name, value)

@@ -282,8 +282,8 @@ def entries_of(values: Any) -> Entries:
         return list(zip(values.names, values._layers, strict=True))
     if isinstance(values, Mapping):
         return list(values.items())
-    if is_entry(values):
-        raise TypeError("this tuple is one entry: give [entry], or model.append(entry)")
+    if is_entry(values) or not isinstance(values, Iterable):
+        raise TypeError(f"this {type(values).__name__} is one entry, or none: give [entry], or model.append(entry)")
     return [(None, value) for value in values]
 
 

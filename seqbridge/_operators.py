@@ -7,6 +7,17 @@ from typing import Any
 
 import jax
 
+_IN_PLACE = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "truediv": "/",
+    "floordiv": "//",
+    "mod": "%",
+    "pow": "**",
+    "matmul": "@",
+}
+
 
 def _plain(other: Any) -> Any:
     return other.value if isinstance(other, Operators) else other
@@ -90,3 +101,22 @@ class Operators:
 
     def __abs__(self) -> jax.Array:
         return abs(self.value)
+
+    def __setitem__(self, index: Any, new: Any) -> None:
+        raise TypeError(
+            "part of a variable is replaced by v.value = v.value.at[index].set(...), and all of it by v.value"
+        )
+
+
+def _refusal(sign: str) -> Any:
+    def refuse(self: Operators, other: Any) -> Any:
+        raise TypeError(
+            f"`v {sign}= x` would give the name v to a new array and leave the variable as it is: write "
+            f"`v.value {sign}= x`, which changes it"
+        )
+
+    return refuse
+
+
+for _name, _sign in _IN_PLACE.items():
+    setattr(Operators, f"__i{_name}__", _refusal(_sign))

@@ -76,7 +76,8 @@ class Optimizer(Saved):
         self._model, self._wrt = model, wrt
         self._source = self._trained()
         self._fitted = _Fitted()
-        self._follow()
+        if not self._follow().params and wrt is not None and getattr(model, "built", True):
+            raise ValueError(f"there is nothing to update: wrt={wrt!r:.60} lets no trainable variable through")
 
     @property
     def transformation(self) -> Transformation:
@@ -87,6 +88,13 @@ class Optimizer(Saved):
     def transformation(self, new: Transformation) -> None:
         self._transformation, self._serial = new, serial()
         edits.note()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self) is Optimizer and not name.startswith("_") and name != "transformation":
+            raise AttributeError(
+                f"an Optimizer has no {name!r}: set optimizer.transformation, or give the transformation a schedule"
+            )
+        object.__setattr__(self, name, value)
 
     def _trained(self) -> VarCollection:
         return VarCollection(self._model._by_name).subset(lambda v: v.trainable).subset(self._wrt)

@@ -96,6 +96,10 @@ class Program:
             assert self._now.call is not None
             args, keywords = rebuild(self._signature, arrays, self._now.call[0][self._n_closed :])
             out = self._function(*args, **keywords)
+            if held := next((x for x in jax.tree.leaves(out) if isinstance(x, Stateful)), None):
+                raise TypeError(
+                    f"the function returns {type(held).__name__}, whose variables are changed in place: return arrays"
+                )
         return out if spread is None else spread.split(out, batch, outputs=True), frame.changes()
 
     def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:

@@ -8,10 +8,11 @@ from typing import Any, Self
 import jax
 
 from seqbridge import _functional
+from seqbridge._adapt import is_module
 from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, explained, keyword_specs, specs, take
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
-from seqbridge._keys import Keys, as_key, split
+from seqbridge._keys import Keys, as_key, same_key, split
 from seqbridge._layer import Layer
 from seqbridge._list import entries_of, first_names, is_entry
 from seqbridge._looks import Looks
@@ -177,7 +178,10 @@ class Sequential(Looks):
         given = call_of(keywords)
         refuse_in_trace("building a model", jax.tree.leaves((inputs, given.keywords)))
         if seed is not None or key is not None:
-            self._seed = seed if key is None else as_key(key)
+            start = seed if key is None else as_key(key)
+            if self.built and self._inputs is not None and not same_key(start, self._seed):
+                raise ValueError("the model is built: other values are model.assign(model.init(seed, *shapes))")
+            self._seed = start
         check_inputs(inputs)
         call = given.map(keyword_specs, training=True)
         with held(self._above), explained(inputs):
@@ -194,7 +198,7 @@ class Sequential(Looks):
             run_through(self, specs(args), call, build, self._initial_keys())
         except Exception:
             left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
-            if build.failed or (left and not editing):
+            if build.failed or (not editing and (left or build.misfit)):
                 raise
         take(self, build)
 
@@ -208,18 +212,12 @@ class Sequential(Looks):
             made._inputs = None  # another layer comes first: what reaches it isn't known
         return made
 
-    @property
-    def trainable(self) -> bool:
-        """Whether any variable is trained; can be set, for all parameters that are there."""
-        return any(variable.trainable for variable in self._boxes())
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        if not self.built:
-            raise RuntimeError("the model isn't built, so nothing is there to freeze: model.build(...) first")
-        for variable in self._boxes():
-            if variable.kind == "params":
-                variable.trainable = value
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self) is Sequential and name[0] != "_" and name not in self.names and is_module(value):
+            raise AttributeError(
+                f"an attribute is no layer, and would never run: model.extend({{{name!r}: ...}}) puts one at the end"
+            )
+        super().__setattr__(name, value)
 
     # The pure form
 

@@ -29,7 +29,7 @@ class Spread:
             `"error"`.
 
     Raises:
-        ValueError: The mesh has no such axis, or there is no such way to treat an uneven batch.
+        ValueError: The mesh has no such axis.
     """
 
     def __init__(
@@ -43,8 +43,6 @@ class Spread:
         self.mesh = as_auto(mesh)
         self._rows, self._parts = batch_sharding(self.mesh, batch_axis)
         self.axes = tuple(axes_of(self._rows.spec))
-        if uneven not in ("auto", "error"):
-            raise ValueError(f"uneven= is 'auto' or 'error', not {uneven!r}")
         self._batched, self._replicated, self._uneven = frozenset(batched), frozenset(replicated), uneven
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self.many = self.mesh.size > 1

@@ -16,9 +16,9 @@ from seqbridge._keys import Keys, as_key, stream
 from seqbridge._layer import Layer
 from seqbridge._mesh import Placement, put
 from seqbridge._names import habit, nearest
-from seqbridge._saving import Saved
 from seqbridge._stateful import Locks, Token, edits, held
 from seqbridge._trace import commit, refuse_in_trace
+from seqbridge._trainable import Trainable
 from seqbridge._variable import Variable
 
 Item: TypeAlias = "Layer | Structure"
@@ -36,7 +36,7 @@ class _Facts(NamedTuple):
     token: Token = Token(())
 
 
-class Structure(Saved):
+class Structure(Trainable):
     """Layers and nested models in order, with names for those that have one."""
 
     def __init__(self, seed: Any = 0) -> None:

@@ -65,7 +65,7 @@ def split(tree: Any) -> tuple[dict[int, Any], Callable[[Any], Any]]:
     return floats, lambda new: jax.tree.unflatten(treedef, [new.get(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def test_initial_values_are_the_librarys_own(case: Case) -> None:
+def test_initial_values_are_those_of_the_library(case: Case) -> None:
     model = sb.Sequential([case.make()], seed=3).build(*case.inputs, **case.keywords)
     inputs = tuple(jnp.zeros(shape) for shape in case.inputs)
     assert_same(model[0].native, case.native_init(jax.random.fold_in(jax.random.key(3), 0), inputs))
@@ -73,14 +73,14 @@ def test_initial_values_are_the_librarys_own(case: Case) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_outputs_and_state_are_the_librarys_own(case: Case, training: bool) -> None:
+def test_outputs_and_state_are_those_of_the_library(case: Case, training: bool) -> None:
     model = make(case)
     out, tree = by_hand(case, model[0].native, training)
     assert_same(call(model, case, training), out)
     assert_same(model[0].native, tree)
 
 
-def test_gradients_are_the_librarys_own(case: Case) -> None:
+def test_gradients_are_those_of_the_library(case: Case) -> None:
     if not case.params:
         return
     model = make(case)
@@ -208,7 +208,7 @@ def test_an_unknown_keyword_is_an_error(case: Case) -> None:
         make(case)(*case.arrays(), trainnig=True, **case.keywords)
 
 
-def test_declared_keywords_are_the_entrys(case: Case) -> None:
+def test_declared_keywords_are_those_of_the_entry(case: Case) -> None:
     model = make(case)
     for name in case.keywords:
         assert name in model[0]._parameters.names

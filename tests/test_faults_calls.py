@@ -41,6 +41,11 @@ fault("a misspelt keyword", TypeError, r"no layer takes the keyword 'facter'; di
 fault("a key by another name at a first call", TypeError, "the keyword 'key'; did you mean 'rng', the key of a call")(
     lambda: sb.Sequential([nn.Dense(3), nn.Dropout(0.5)])(X, training=True, key=jax.random.key(0))
 )
+fault(
+    "a key by its name at a build",
+    TypeError,
+    r"the keyword 'rng'; a call takes it, .*, and build takes key=",
+)(lambda model: model.build((2, 3), rng=0))
 fault("one key for all examples of a plain vmap", RuntimeError, r"\.rng is assigned inside a JAX transform.*sb\.vmap")(
     lambda model: jax.vmap(lambda x: model(x[None], training=True, per_layer={3: {"training": False}}))(X)
 )
@@ -152,6 +157,16 @@ def evaluate(model: sb.Sequential, x: Any, option: Any) -> Any:
 
 
 UNHASHABLE = "is static, and a static argument must be hashable: unhashable type: 'list'"
+fault("a text for a switch", TypeError, "donate= is True or False, not 'no'")(lambda model: sb.jit(model, donate="no"))  # pyright: ignore
+fault("an unknown way of an uneven batch", ValueError, "uneven= is 'auto' or 'error', not 'pad'")(
+    lambda model: sb.jit(model, uneven="pad")
+)
+fault("an unknown argument is to be split", TypeError, "argument 'images', but the function takes no 'images'")(
+    lambda: sb.jit(lambda model, image: model(image), batch_kwargs=["images"])
+)
+fault("a model as the result", TypeError, "returns Sequential, whose variables are changed in place: return arrays")(
+    lambda model: sb.jit(lambda model, x: (model, model(x, training=False)))(model, X)
+)
 fault("a static list", TypeError, f"argument 'option' {UNHASHABLE}. Give a tuple")(
     lambda model: sb.jit(evaluate, static_argnames=["option"])(model, X, option=[1, 2])
 )
@@ -489,6 +504,14 @@ fault("a map over nothing", ValueError, "vmap: no argument is an array that coul
 )
 fault("axes that don't fit the arguments", ValueError, "vmap: in_axes= says 1 axes for 2 arguments")(
     lambda model: sb.vmap(loss, in_axes=(0,))(model, X)
+)
+
+
+fault("an optimizer of nothing", ValueError, "nothing to update: wrt='conv' lets no trainable variable through")(
+    lambda model: sb.Optimizer(model, optax.sgd(0.1), wrt="conv")
+)
+fault("a rate of an optimizer", AttributeError, r"no 'lr': set optimizer\.transformation, or .* schedule")(
+    lambda model: setattr(sb.Optimizer(model, optax.sgd(0.1)), "lr", 0.2)
 )
 
 

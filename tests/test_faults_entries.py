@@ -89,9 +89,11 @@ fault("a pair of functions that are no layer", TypeError, r"is no entry: .*Seque
 fault("an optimizer of optax", TypeError, r"GradientTransformation.* is no entry")(
     lambda model: model.append(optax.sgd(0.1))
 )
-fault("one pair where entries are wanted", TypeError, r"this tuple is one entry: give \[entry\], or model\.append")(
-    lambda model: model.extend(stax.Dense(3))
-)
+fault(
+    "one pair where entries are wanted",
+    TypeError,
+    r"this tuple is one entry, .*give \[entry\], or model\.append",
+)(lambda model: model.extend(stax.Dense(3)))
 
 
 @design("a tuple that is no layer is a row of entries")
@@ -125,7 +127,8 @@ def _() -> None:
         nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY), keras.layers.Dense(3),
         partial(hk.Linear, 3), stax.Dense(3),
     ):  # fmt: skip
-        model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
+        with jax.numpy_rank_promotion("allow"):  # Keras adds biases so
+            model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
         assert model[0] is model[2]
         assert len(set(model.vars().subset("params").values())) == 2
 
@@ -143,7 +146,29 @@ def _() -> None:
 
 fault("a string as the list", TypeError, r"'relu' .* is no entry")(lambda: sb.Sequential("relu"))
 fault("a number as the list", TypeError, r"3 .* is no entry")(lambda: sb.Sequential(3))
-fault("a number in place of entries", TypeError, "not iterable")(lambda model: model.extend(3))
+fault("a number in place of entries", TypeError, r"this int is one entry, or none: give \[entry\], or model\.append")(
+    lambda model: model.extend(3)
+)
+fault("one module in place of entries", TypeError, r"this Dense is one entry, .*model\.append\(entry\)")(
+    lambda model: model.__iadd__(nn.Dense(3))
+)
+for _module in (nn.Dense(3), partial(hk.Linear, 3), stax.Dense(3), sb.Layer(nn.Dense(3)), sb.Sequential([nn.Dense(3)])):
+    fault("a module as an attribute", AttributeError, r"would never run: model\.extend\(\{'head': \.\.\.\}\)")(
+        lambda model, module=_module: setattr(model, "head", module)
+    )
+
+
+@design("an attribute that is no layer, or is one of a class of the user's")
+def _() -> None:
+    class Net(sb.Sequential):
+        def __init__(self) -> None:
+            self.dense = nn.Dense(3)
+            super().__init__([self.dense])
+
+    assert Net().build((2, 3)).dense.features == 3
+    model = sb.Sequential([jnp.tanh])
+    model.history, model.loss = [1.0], jnp.mean
+    assert model.history == [1.0]
 
 
 @design("a single layer, a generator and a mapping are lists")
@@ -327,6 +352,32 @@ fault("a number to compare with", TypeError, "diff takes models, .*; got int")(l
 fault("a size of -1", ValueError, r"a size that may be anything is None, not -1: got the shape \(-1, 3\)")(
     lambda model: model.build((-1, 3))
 )
+
+
+fault(
+    "another shape for a model that is built",
+    ScopeParamShapeError,
+    r"its variables were made for: float32\[2,3\]",
+)(lambda model: model.build((2, 7)))
+fault(
+    "another seed for a model that is built",
+    ValueError,
+    r"is built: other values are model\.assign\(model\.init",
+)(lambda model: model.build((2, 3), seed=7))
+
+
+@design("a model is built twice, of another batch, and from the seed that it has")
+def _() -> None:
+    model = sb.Sequential([nn.Dense(3)]).build((2, 3), seed=7)
+    before = model[0].kernel.value
+    assert model.build((5, 3), seed=7).build((1, 3), key=jax.random.key(7))[0].kernel.value is before
+
+
+@design("a layer with variables that can't be traced is built all the same")
+def _() -> None:
+    w = jnp.ones(3)
+    model = sb.Sequential([lambda x, w=w: x * w if float(w[0]) > 0 else x])
+    assert model.build((2, 3)).built
 
 
 def broken(*_: Any) -> Any:

@@ -657,6 +657,25 @@ fault(
     AttributeError,
     "linen Dense.* has no 'kernal'; did you mean 'kernel'.*: bias, kernel",
 )(lambda model: model[0].kernal)
+fault("a model in place of its variables", TypeError, r"got a Sequential, whose \.vars\(\) are one")(
+    lambda model: sb.VarCollection(model)
+)
+fault(
+    "another name for a layer",
+    AttributeError,
+    r"name stays as it is: put another in its place, sb\.Layer",
+)(lambda model: setattr(model[0], "name", "dense"))
+
+
+@fault("a step on a loop's own name", TypeError, r"leave the variable as it is: write `v\.value -= x`")
+def _(model: sb.Sequential) -> None:
+    for v in model.vars().subset("params").values():
+        v -= 0.1
+
+
+fault("a part of a variable", TypeError, r"v\.value = v\.value\.at\[index\]\.set")(
+    lambda model: model[0].kernel.__setitem__(0, 1.0)
+)
 fault("an array in place of a variable", AttributeError, r"kernel is a variable: write \.kernel\.assign\(\.\.\.\)")(
     lambda model: setattr(model[0], "kernel", X)
 )

@@ -465,6 +465,9 @@ def test_not_a_number_is_the_same_as_itself_and_unlike_any_other() -> None:
     (row,) = sb.diff(nan, one)
     assert row.changed == 1
     assert np.isnan(row.largest)
+    (row,) = sb.diff({"w": jnp.array([jnp.nan, jnp.inf, 1.0, 3.0])}, {"w": jnp.array([1.0, 1.0, 1.0, 1.0])})
+    assert (row.what, row.changed, row.largest) == ("value, 2 not finite", 3, 2.0)
+    assert row.relative == pytest.approx(2 / 10**0.5)
     with pytest.raises(RuntimeError, match="isn't built"):
         sb.diff(sb.Sequential([nn.Dense(1)]), one)
     with pytest.raises(FileNotFoundError):

@@ -631,10 +631,24 @@ def test_a_whole_model_is_frozen_and_thawed() -> None:
     model.trainable = True
     assert model.trainable
     assert list(sb.grad(loss)(model, X)) == names
-    with pytest.raises(RuntimeError, match=r"nothing is there to freeze: model\.build"):
+    with pytest.raises(RuntimeError, match=r"nothing is there to freeze: call build"):
         sb.Sequential([nn.Dense(2)]).trainable = False
     with pytest.raises(TypeError, match="True or False"):
         model.trainable = "no"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_layer_and_a_part_of_the_variables_are_frozen_and_thawed() -> None:
+    model = mixed()
+    names = list(sb.grad(loss)(model, X))
+    parts: list[tuple[Any, str]] = [(model[0], r"\[0\]"), (model[1:], r"\[[^0]\]"), (model.vars().subset("w$"), "w$")]
+    for part, pattern in parts:
+        inside = set(model.vars().subset(pattern).subset("params"))
+        assert inside
+        part.trainable = False
+        assert not part.trainable
+        assert set(sb.grad(loss)(model, X)) == set(names) - inside
+        part.trainable = True
+        assert list(sb.grad(loss)(model, X)) == names
 
 
 def test_a_compiled_function_is_copied_as_functions_are() -> None:

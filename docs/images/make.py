@@ -10,6 +10,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
@@ -42,6 +43,13 @@ def model() -> sb.Sequential:
     })  # fmt: skip
 
 
+def of_the_readme() -> sb.Sequential:
+    """The model with which the README begins."""
+    names: dict[str, Any] = {}
+    exec((HERE.parents[1] / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    return names["model"]
+
+
 def screenshot(html: str, name: str, width: int, height: int) -> None:
     """What a browser shows of a page."""
     with tempfile.TemporaryDirectory() as folder:
@@ -67,14 +75,18 @@ def in_a_terminal(code: str, width: int) -> str:
                 return written.decode().replace("\r\n", "\n")
 
 
-if __name__ == "__main__":
-    width = 150
-    text = in_a_terminal("import make; print(make.model().summary((None, 28, 28, 1)))", width)
+def summary(model: str, call: str, name: str, width: int, height: int) -> None:
+    """What a terminal shows of a summary."""
+    text = in_a_terminal(f"import make; model = make.{model}(); print({call})", width)
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(Text.from_ansi(text))
-    page = console.export_svg(title="print(model.summary((None, 28, 28, 1)))")
-    screenshot(f"<body style='margin: 0'><div style='width: 1200px'>{page}</div></body>", "summary.png", 1200, 372)
+    page = console.export_svg(title=f"print({call})")
+    screenshot(f"<body style='margin: 0'><div style='width: 1200px'>{page}</div></body>", name, 1200, height)
 
+
+if __name__ == "__main__":
+    summary("of_the_readme", "model.summary()", "readme.png", 134, 228)
+    summary("model", "model.summary((None, 28, 28, 1))", "summary.png", 172, 264)
     built = model().build((None, 28, 28, 1))
     tree = treescope.render_to_html(built, compressed=False)
     screenshot(f"<body style='margin: 4px'>{tree}</body>", "tree.png", 1200, 490)
