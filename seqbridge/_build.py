@@ -13,7 +13,7 @@ import numpy as np
 
 from seqbridge._apply import binding, evaluate, key_for, unused_key
 from seqbridge._dispatch import Call
-from seqbridge._forward import Run
+from seqbridge._forward import Run, resized
 from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._layout import Layout
@@ -65,7 +65,7 @@ class Build:
         self.layouts: dict[Layer, Layout] = {}
         self.inputs: dict[Any, tuple[tuple[Any, ...], Call]] = {}
         self.failed = False  # to make the variables of a layer, rather than to find what comes after it
-        self.misfit = False  # the inputs of a layer don't fit the variables that it has
+        self.misfit = False  # the variables of a layer were made for other inputs
 
     def __call__(
         self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
@@ -84,14 +84,9 @@ class Build:
         if signature not in layer._outputs:
             new = self.layouts.get(layer)
             tree = layer._tree() if new is None else new.tree(new.arrays)
-            try:
-                layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
-            except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # can't be traced, but may run
-                raise
-            except Exception:
-                self.misfit = bool(jax.tree.leaves(tree))
-                self.failed = self.misfit and new is not None
-                raise
+            self.misfit = resized(layer, args) is not None
+            layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
+            self.misfit = False
         return layer._outputs[signature]
 
     def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:

@@ -188,14 +188,18 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
 
 def _more(layer: Layer, args: tuple[Any, ...]) -> str:
     """What else may be wrong: inputs of other shapes than the variables were made for, or variables that are gone."""
-    built_for = layer._layout.inputs if layer._layout is not None else None
-    text = ""
-    if built_for is not None and _sizes(args) != _sizes(built_for[0]):
-        text = f"; its variables were made for: {shapes_text(built_for[0]) or 'none'}"
+    built_for = resized(layer, args)
+    text = "" if built_for is None else f"; its variables were made for: {shapes_text(built_for) or 'none'}"
     if any(isinstance(arg, bool) for arg in args):
         text += "; the mode of a call is given by name: training=True"
     gone = lost(layer._variables)
     return f"{text}; the arrays of {gone} were donated and are gone: assign them, or load the model" if gone else text
+
+
+def resized(layer: Layer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The inputs that the variables of a layer were made for, if those were of other shapes."""
+    built_for = layer._layout.inputs if layer._layout is not None else None
+    return built_for[0] if built_for is not None and _sizes(args) != _sizes(built_for[0]) else None
 
 
 def _sizes(args: tuple[Any, ...]) -> list[Any]:

@@ -127,8 +127,7 @@ def _() -> None:
         nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY), keras.layers.Dense(3),
         partial(hk.Linear, 3), stax.Dense(3),
     ):  # fmt: skip
-        with jax.numpy_rank_promotion("allow"):  # Keras adds biases so
-            model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
+        model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
         assert model[0] is model[2]
         assert len(set(model.vars().subset("params").values())) == 2
 
