@@ -76,9 +76,8 @@ class VarCollection(Trainable, Mapping[str, Variable]):
                     raise TypeError(f"{name!r} is no Variable but {type(variable).__name__}")
             self._source: Callable[[], Mapping[str, Variable]] = lambda: fixed
         elif isinstance(variables, Stateful) or not callable(variables):
-            raise TypeError(
-                f"a VarCollection takes names and variables; got a {type(variables).__name__}, whose .vars() are one"
-            )
+            cure = ", whose .vars() are such a collection" if isinstance(variables, Stateful) else ""
+            raise TypeError(f"a VarCollection takes variables by name, not a {type(variables).__name__}{cure}")
         else:
             self._source = variables
         self._seen: tuple[Any, ...] | None = None

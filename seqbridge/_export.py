@@ -79,9 +79,20 @@ def way_out(name: str) -> Callable[..., Any]:
 
     Raises:
         AttributeError: No adapter has that way out.
-        ImportError: The library isn't installed.
     """
-    return _way_out(name, exporter(name))
+    try:
+        return _way_out(name, exporter(name))
+    except ImportError as error:  # which only a call is owed: `help` and whoever lists the module ask for every name
+        return _missing(name, " ".join([f"isn't there: {error}.", *getattr(error, "__notes__", ())]))
+
+
+def _missing(name: str, why: str) -> Callable[..., Any]:
+    def way_out(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
+        return _way_out(name, exporter(name))(x, *inputs, training=training, **options)  # raises, or has been installed
+
+    way_out.__name__ = way_out.__qualname__ = f"to_{name}"
+    way_out.__doc__ = why
+    return way_out
 
 
 @functools.cache

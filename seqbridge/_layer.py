@@ -71,7 +71,7 @@ class Layer(Trainable):
         trainable: bool = True,
     ):
         if isinstance(entry, Stateful):
-            raise TypeError(f"a Layer takes an entry, not a {type(entry).__name__}; which stands in the list itself")
+            raise TypeError(f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list itself")
         if not isinstance(trainable, bool | np.bool_):
             raise TypeError(f"trainable= is True or False, not {trainable!r:.60}")
         pure = as_pure(entry)

@@ -8,15 +8,8 @@ from typing import Any
 import jax
 
 _IN_PLACE = {
-    "add": "+",
-    "sub": "-",
-    "mul": "*",
-    "truediv": "/",
-    "floordiv": "//",
-    "mod": "%",
-    "pow": "**",
-    "matmul": "@",
-}
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
+}  # fmt: skip
 
 
 def _plain(other: Any) -> Any:
@@ -103,9 +96,7 @@ class Operators:
         return abs(self.value)
 
     def __setitem__(self, index: Any, new: Any) -> None:
-        raise TypeError(
-            "part of a variable is replaced by v.value = v.value.at[index].set(...), and all of it by v.value"
-        )
+        raise TypeError("a part is replaced by `v.value = v.value.at[index].set(x)`, and all of it by `v.value = x`")
 
 
 def _refusal(sign: str) -> Any:

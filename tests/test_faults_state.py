@@ -657,7 +657,7 @@ fault(
     AttributeError,
     "linen Dense.* has no 'kernal'; did you mean 'kernel'.*: bias, kernel",
 )(lambda model: model[0].kernal)
-fault("a model in place of its variables", TypeError, r"got a Sequential, whose \.vars\(\) are one")(
+fault("a model in place of its variables", TypeError, r"by name, not a Sequential, whose \.vars\(\) are such")(
     lambda model: sb.VarCollection(model)
 )
 fault(
