@@ -168,6 +168,8 @@ def scan(
         Array([0., 1., 3.], dtype=float32)
     """
     holders = holders_of(function, vars)
+    if given := sort((init, xs), {})[2]:
+        raise TypeError(f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over it")
     changing: list[Variable] = []
 
     def step(carry: Any, x: Any) -> Any:
@@ -265,10 +267,7 @@ def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **key
         >>> eval_shape(lambda w, x: x @ w, w, jax.ShapeDtypeStruct((5, 2), jnp.float32)).shape
         (5,)
     """
-
-    def shapes(pure: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.partial(jax.eval_shape, pure)
-
+    shapes = functools.partial(functools.partial, jax.eval_shape)
     return _pure_call(shapes, function, holders_of(function, vars), args, keywords, keep=False)
 
 

@@ -502,6 +502,9 @@ fault("gradients of nothing", ValueError, r"nothing to differentiate: .* no trai
 fault("a map over nothing", ValueError, "vmap: no argument is an array that could be mapped over")(
     lambda model: sb.vmap(loss)(model)
 )
+fault("a model in a carry", TypeError, "carries arrays: name the Sequential in vars=, and close over it")(
+    lambda model: sb.scan(lambda c, _: ((c[0], c[0](c[1])), None), (model, X), None, 3, vars=model)
+)
 fault("axes that don't fit the arguments", ValueError, "vmap: in_axes= says 1 axes for 2 arguments")(
     lambda model: sb.vmap(loss, in_axes=(0,))(model, X)
 )
