@@ -16,6 +16,7 @@ class FunctionLike(Generic[P, R]):
     """What is made of a function and stands in its place."""
 
     _function: Callable[P, R]
+    _closed: list[Any]  # what holds variables and is used by the function
 
     @overload
     def __get__(self, owner: None, cls: type, /) -> Self: ...

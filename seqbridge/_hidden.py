@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from seqbridge._opened import cells_of, opened, parts_of
+from seqbridge._opened import cells_of, opened, parts_of, read_of
 from seqbridge._paths import Path, nest, unnest
 from seqbridge._pure import MODE_FLAGS, Origin, PureLayer
 from seqbridge._registry import ask
 from seqbridge._stateful import Stateful
+from seqbridge._uses import Use, uses
 
 
 class Arrays(dict[Path, Any]):
@@ -47,27 +49,70 @@ def lift(function: Callable[..., Any]) -> tuple[Arrays, Rebuild | None]:
     return arrays, _walk(function, (), arrays, name, set())
 
 
-def _walk(obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int]) -> Rebuild | None:
+def _walk(
+    obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int], read: Collection[Use] | None = None
+) -> Rebuild | None:
     if _is_parameter(obj):
         arrays[path] = obj
         return lambda values: values[path]
-    if isinstance(obj, str | bytes | int | float | types.ModuleType) or obj is None or id(obj) in seen:
+    if _is_constant(obj) or id(obj) in seen:
+        return None
+    if read is not None and all(_used(obj, attributes) is None for attributes in read):
+        return None
+    if inspect.ismethod(obj) and _used(obj.__self__, [obj.__name__]) is None:
         return None
     seen = seen | {id(obj)}
     if path and (pure := _module(obj, ".".join(path), name)):
         return _lift_module(obj, pure, path, arrays)
     if inspect.isfunction(obj):
         _refuse_globals(obj, name)
-    found = opened(obj)
+    found = opened(obj, read)
     if found is None:
         _refuse_closed(obj, path, name, seen)
         return None
     children, make = found
-    rebuilds = [_walk(child, (*path, label), arrays, name, seen) for label, child in children]
+    rebuilds = [
+        _walk(child, (*path, label), arrays, name, seen, read_of(obj, label) if read is None else _rest(read, label))
+        for label, child in children
+    ]
     if not any(rebuilds):
         return None
     pairs = [(rebuild, child) for rebuild, (_, child) in zip(rebuilds, children, strict=True)]
     return lambda values: make([rebuild(values) if rebuild else child for rebuild, child in pairs])
+
+
+def _rest(read: Collection[Use], label: str) -> list[Use] | None:
+    """What is read of one attribute of an object of which `read` is read."""
+    rest = [use[1:] for use in read if use[0] == label]
+    return rest if all(rest) else None
+
+
+def _is_constant(obj: Any) -> bool:
+    if type(obj) in (list, tuple):
+        return all(map(_is_constant, obj))
+    kinds = str | bytes | int | float | complex | None | types.ModuleType | np.ndarray | np.generic | np.dtype
+    return isinstance(obj, kinds) or getattr(obj, "constant", None) is True
+
+
+def _used(value: Any, attributes: Iterable[str]) -> Any:
+    """What is used of a value if these attributes are read of it, one of the other; None: only constants."""
+    for name in attributes:
+        module = _library(value)
+        if name in ("init", "apply") and isinstance(module, PureLayer) and not module.ready:
+            return None  # which are given the parameters
+        inside = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
+        if isinstance(value, type) or name not in inside or (module and not _is_constant(inside[name])):
+            return value
+        value = inside[name]
+    return None if _is_constant(value) else value
+
+
+def _library(value: Any) -> PureLayer | bool:
+    """The neutral form of a module of some library; True: a model, or what such a library has that is no entry."""
+    try:
+        return ask(value, type(value)) or isinstance(value, Stateful)
+    except TypeError:
+        return True
 
 
 def _is_parameter(obj: Any) -> bool:
@@ -121,10 +166,10 @@ def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | No
     seen = seen or set()
     seen.add(id(function))
     names = dict.fromkeys(_names(function.__code__))
-    imported = {n: cell for n, cell in cells_of(function).items() if isinstance(cell, types.ModuleType)}
-    for label in (*names, *imported):
-        value = imported.get(label, function.__globals__.get(label))
-        for used in _reached(value, names, function.__module__):
+    packages = {n: cell for n, cell in cells_of(function).items() if isinstance(cell, types.ModuleType)}
+    for label, *attributes in uses(function.__code__):
+        value = packages.get(label, function.__globals__.get(label))
+        for used in _reached(value, attributes, names, function.__module__):
             if inspect.isfunction(used):
                 if used.__globals__ is function.__globals__ and id(used) not in seen:
                     _refuse_globals(used, name, seen)
@@ -137,12 +182,15 @@ def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | No
                 )
 
 
-def _reached(value: Any, names: Iterable[str], module: str) -> Iterator[Any]:
+def _reached(value: Any, attributes: Iterable[str], names: Iterable[str], module: str) -> Iterator[Any]:
     """What a function of a module may use by a global: the value, what is in a container, in a class, in a package."""
     if isinstance(value, types.ModuleType):
-        yield from _classes(value, names)
+        for name in attributes:
+            value = vars(value).get(name) if isinstance(value, types.ModuleType) else value
+        yield from _classes(value, names) if isinstance(value, types.ModuleType) else ()
+        yield from (value,) if isinstance(value, type) else ()
         return
-    waiting, seen = [value], dict[int, Any]()
+    waiting, seen = [_used(value, attributes)], dict[int, Any]()
     while waiting:
         here = waiting.pop()
         if isinstance(here, str | bytes | int | float) or id(here) in seen:
@@ -224,7 +272,8 @@ def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
         if module is not None and module.ready:
             yield module
         if with_globals and inspect.isfunction(obj):
-            used = [obj.__globals__.get(label) for label in _names(obj.__code__)]
+            found = [(obj.__globals__.get(label), attributes) for label, *attributes in uses(obj.__code__)]
+            used = [_used(value, attributes) for value, attributes in found if not isinstance(value, types.ModuleType)]
             waiting += [value for value in used if not inspect.isroutine(value)]
         found = opened(obj)
         waiting += parts_of(obj) if found is None else [child for _, child in found[0]]

@@ -6,16 +6,24 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeAlias
 
 import jax
 
+from seqbridge._callable import FunctionLike
+from seqbridge._uses import Use, uses
+
 Opened: TypeAlias = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
 
 
-def opened(obj: Any) -> Opened | None:
-    """The parts of `obj` and how to make it again from such parts; None: it can't be opened."""
+def opened(obj: Any, read: Collection[Use] | None = None) -> Opened | None:
+    """The parts of `obj` and how to make it again from such parts; None: it can't be opened.
+
+    Args:
+        obj: A function, a container, an object.
+        read: The attributes of it that are used, each with what is read of it; None: all of it may be.
+    """
     if isinstance(obj, functools.partial):
         n = 1 + len(obj.args)
         children = [("func", obj.func), *((str(i), a) for i, a in enumerate(obj.args)), *obj.keywords.items()]
@@ -24,6 +32,8 @@ def opened(obj: Any) -> Opened | None:
         return [("self", obj.__self__)], lambda c: types.MethodType(obj.__func__, c[0])
     if inspect.isfunction(obj):
         return _open_function(obj)
+    if isinstance(obj, FunctionLike):  # inside a model that is compiled it makes no difference
+        return [("func", obj._function), *((str(i), holder) for i, holder in enumerate(obj._closed))], lambda c: c[0]
     if type(obj) in (dict, types.MappingProxyType):
         return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))
     if isinstance(obj, tuple) and hasattr(obj, "_fields"):
@@ -31,10 +41,25 @@ def opened(obj: Any) -> Opened | None:
     if type(obj) in (list, tuple):
         return [(str(i), v) for i, v in enumerate(obj)], type(obj)
     # A pytree is a module of a library that no adapter is here for; how its parts belong together isn't known.
-    plain = callable(obj) and hasattr(obj, "__dict__") and not isinstance(obj, type) and not _from_jax(obj)
-    if plain and all(leaf is obj for leaf in jax.tree.leaves(obj)):
-        return list(vars(obj).items()), lambda c: _with_attributes(obj, dict(zip(vars(obj), c, strict=True)))
+    plain = hasattr(obj, "__dict__") and not isinstance(obj, type | types.ModuleType) and not _from_jax(obj)
+    known = read is not None and all(name in vars(obj) for name, *_ in read) if plain else False
+    if plain and (callable(obj) or known) and all(leaf is obj for leaf in jax.tree.leaves(obj)):
+        held = {name: vars(obj)[name] for name, *_ in read} if read is not None and known else vars(obj)
+        return list(held.items()), lambda c: _with_attributes(obj, dict(zip(held, c, strict=True)))
     return None
+
+
+def read_of(obj: Any, label: str) -> list[Use] | None:
+    """What a function, or the function of a bound method, reads of a part of it; None: it may use all of that."""
+    function = obj.__func__ if inspect.ismethod(obj) else obj
+    if not inspect.isfunction(function):
+        return None
+    own = function.__code__.co_varnames[0] if inspect.ismethod(obj) and function.__code__.co_argcount else None
+    wanted = own if label == "self" and own is not None else label
+    if wanted != own and label not in function.__code__.co_freevars:
+        return None
+    read = [attributes for name, *attributes in uses(function.__code__, own) if name == wanted]
+    return [tuple(attributes) for attributes in read] if read and all(read) else None
 
 
 def cells_of(function: types.FunctionType) -> dict[str, Any]:

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[1]
 ECOSYSTEMS = {"flax", "linen", "nnx", "haiku", "equinox", "keras", "objax", "stax", "optax", "chex"}
 ORDER = [  # each module imports only from those before it
     "_trace", "_keys", "_stateful", "_operators", "_within", "_dtypes", "_bare", "_variable", "_pack", "_cells",
-    "_names", "_safetensors", "_fit", "_saving", "_trainable", "_collection", "_paths", "_parts", "_pure", "_registry",
-    "_npz", "_files", "_opened", "_hidden", "_function", "_adapt", "_pickle", "_dispatch", "_layout", "_live", "_layer",
-    "_apply", "_mesh", "_structure", "_forward", "_outputs", "_build", "_functional", "_sharing", "_list", "_flops",
-    "_table", "_rows", "_summary", "_looks", "_diff", "_sequential", "_tree", "_neutral", "_picture", "_export",
-    "_copies", "_around", "_repeat", "_home", "_pieces", "_match", "_carry", "_plan", "_port", "_processes", "_spread",
-    "_arguments", "_freeze", "_callable", "_program", "_jit", "_grad", "_transforms", "_optimizer", "_digest",
-    "_checkpoint", "__init__", "__main__",
+    "_names", "_safetensors", "_fit", "_saving", "_trainable", "_collection", "_paths", "_parts", "_pure",
+    "_registry", "_npz", "_files", "_uses", "_callable", "_opened", "_hidden", "_function", "_adapt", "_pickle",
+    "_dispatch", "_layout", "_live", "_layer", "_apply", "_mesh", "_structure", "_forward", "_outputs", "_build",
+    "_functional", "_sharing", "_list", "_flops", "_table", "_rows", "_summary", "_looks", "_diff", "_sequential",
+    "_tree", "_neutral", "_picture", "_export", "_copies", "_around", "_repeat", "_home", "_pieces", "_match",
+    "_carry", "_plan", "_port", "_processes", "_spread", "_arguments", "_freeze", "_program", "_jit", "_grad",
+    "_transforms", "_optimizer", "_digest", "_checkpoint", "__init__", "__main__",
 ]  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -200,3 +203,127 @@ def test_functions_among_the_globals_that_hold_none_are_welcome() -> None:
 
 
 FACTORED = functools.partial(lambda factor, x: factor * x, 2.0)
+
+
+# What a function reads of what is around it
+
+norm, dropout, model, softmax = nn.LayerNorm(), nn.Dropout(0.5), sb.Sequential([nn.Dense(3)]), lambda x: LINEAR(x)
+CONFIG = types.SimpleNamespace(dropout=0.5, model=types.SimpleNamespace(width=2))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x / jnp.linalg.norm(x),
+        lambda x: x * CONFIG.dropout / CONFIG.model.width,
+        lambda x: jax.nn.softmax(x),
+        lambda x: x - x.mean() if x.ndim else x.dropout,
+        lambda x: x * norm.epsilon * LINEAR.in_features,
+    ],
+)
+def test_attributes_and_constants_that_are_called_like_a_global_are_none(function: Callable[[Any], Any]) -> None:
+    entry = sb.Sequential([function, hk.transform(function)]).build(X.shape)
+    assert not entry.vars()
+    assert jnp.allclose(entry(X), function(function(X)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: norm(x) / jnp.linalg.norm(x),
+        lambda x: softmax(x),
+        lambda x: x @ LINEAR.weight,
+        lambda x: model[0](x),
+        lambda x: [layer(x) for layer in [norm]],
+    ],
+)
+def test_globals_that_are_used_as_modules_are_refused_beside_them(function: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"(hold|use)s .*(would be|lost)"):
+        sb.Sequential([function])
+
+
+class Agent:
+    """Holds models, and functions that read something else of it."""
+
+    def __init__(self) -> None:
+        self.scale, self.shift, self.key = 2.0, jnp.ones((1, 3)), jax.random.key(0)
+        self.policy = sb.Sequential([nn.Dense(3), lambda x: x * self.scale]).build(X.shape)
+        self.value = sb.Sequential([nn.Dense(3), lambda x: x * self.scale, self.shifted]).build(X.shape)
+
+    def shifted(self, x: jax.Array) -> jax.Array:
+        return x + self.shift
+
+    def judged(self, x: jax.Array) -> jax.Array:
+        return self.policy(x)
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        return max([self], key=id).shift + x
+
+
+def test_of_an_object_only_what_is_read_counts() -> None:
+    agent = Agent()
+    shift = agent.value[2]["shift"]
+    shift.assign(jnp.zeros((1, 3)))
+    assert jnp.array_equal(agent.value(X), agent.value[0](X) * 2)
+    assert jnp.array_equal(agent.shift, jnp.ones((1, 3)))  # the object is as it was
+    assert len(copy.deepcopy(agent).value.vars()) == 3
+    for function, error in ((agent.judged, "a Sequential: its variables would be lost"), (agent.whole, "lost|hides")):
+        with pytest.raises(TypeError, match=error):
+            sb.Sequential([function])
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    rows: jax.Array
+    name: str = "rows"
+
+
+@pytest.mark.parametrize("make", [Table, lambda rows: types.SimpleNamespace(rows=rows)])
+def test_an_array_of_a_record_is_lifted(make: Callable[..., Any]) -> None:
+    table = make(jnp.ones((1, 3)))
+    learned = sb.Sequential([lambda x: x * table.rows])
+    learned[0]["table.rows"].assign(jnp.full((1, 3), 3.0))
+    assert jnp.array_equal(learned(X), X * 3)
+    assert float(table.rows.sum()) == 3.0
+
+
+def test_pure_calls_of_a_module_take_their_parameters() -> None:
+    def linen() -> tuple[Any, Any]:
+        net = nn.Dense(2)
+        return net, net.init(jax.random.key(0), X)
+
+    def haiku() -> tuple[Any, Any]:
+        net = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(2)(x)))
+        return net, net.init(jax.random.key(0), X)
+
+    for net, params in (linen(), haiku()):
+        for function in (_closed(net, params), functools.partial(net.apply, params)):
+            learned = sb.Sequential([function])
+            assert len(learned.vars()) == 2
+            assert jnp.array_equal(learned(X), net.apply(params, X))
+
+
+def _closed(net: Any, params: Any) -> Any:
+    return lambda x: net.apply(params, x)
+
+
+def test_what_is_frozen_is_a_constant_wherever_it_stands() -> None:
+    teacher = sb.freeze(sb.Sequential([nn.Dense(3)]).build(X.shape))
+    for student in (teacher, lambda x: teacher(x), functools.partial(lambda f, x: f(x), teacher)):
+        assert not sb.Sequential([student]).vars()
+        assert jnp.allclose(sb.Sequential([student])(X), teacher(X))
+
+
+def test_a_compiled_function_with_an_array_is_a_layer_with_a_parameter() -> None:
+    def scaled(w: jax.Array) -> Any:
+        return sb.jit(lambda x: x * w)
+
+    entry = sb.Sequential([scaled(jnp.ones((1, 3)))]).build(X.shape)
+    assert list(entry.vars()) == ["(Sequential)[0](<lambda>).w"]
+    entry[0].w.assign(jnp.full((1, 3), 2.0))
+    for call in (entry, sb.jit(entry)):
+        assert jnp.array_equal(call(X), X * 2)
+    assert jnp.allclose(next(iter(sb.grad(lambda m: m(X).sum())(entry).values())), X.sum(0, keepdims=True), atol=1e-6)
+    other = sb.Sequential([nn.Dense(3)]).build(X.shape)
+    with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
+        sb.Sequential([sb.jit(lambda x: other(x), vars=other)])
