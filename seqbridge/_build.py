@@ -81,12 +81,17 @@ class Build:
             self.layouts[layer] = Layout(layer.pure, variables, (args, keywords))
             self.failed = False
         signature = _signature((args, keywords), mode)
-        if signature not in layer._outputs:
+        other = resized(layer, args) is not None  # what was found before it had variables needn't hold
+        if other or signature not in layer._outputs:
             new = self.layouts.get(layer)
             tree = layer._tree() if new is None else new.tree(new.arrays)
-            self.misfit = resized(layer, args) is not None
-            layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
-            self.misfit = False
+            try:
+                layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
+            except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # can't be traced, but may run
+                raise
+            except Exception:
+                self.misfit = other
+                raise
         return layer._outputs[signature]
 
     def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, get_args
 
 import jax
 
-from seqbridge._names import check_names, nearest
+from seqbridge._names import check_names, nearest, plain
 from seqbridge._stateful import Stateful, Token, distinct, edits, held
 from seqbridge._trace import commit
 from seqbridge._trainable import Trainable
@@ -25,9 +25,16 @@ def predicate(which: Filter) -> Callable[[str, Variable], bool]:
     if isinstance(which, str) and which in get_args(Kind):
         return lambda name, variable: variable.kind == which
     if isinstance(which, str | re.Pattern):
-        pattern = re.compile(which)  # which is also a name as it is printed, where brackets mean themselves
-        begin = (which, *(which + mark for mark in ".[(")) if isinstance(which, str) else ()
-        return lambda name, variable: name in begin or name.startswith(begin[1:]) or pattern.search(name) is not None
+        try:
+            pattern = re.compile(which)
+        except re.error as error:
+            raise ValueError(
+                f"{which!r} is neither a name, whose brackets are closed, nor a pattern: {error}"
+            ) from None
+        if isinstance(which, re.Pattern):
+            return lambda name, variable: pattern.search(name) is not None
+        literal = re.compile(re.escape(which) + r"(?=$|[.\[(])")  # of a name as it is printed, with or without classes
+        return lambda name, variable: bool(pattern.search(name) or literal.search(name) or literal.search(plain(name)))
     if callable(which) and not isinstance(which, type):
         return lambda name, variable: bool(which(variable))
     raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
@@ -42,7 +49,7 @@ class VarCollection(Trainable, Mapping[str, Variable]):
 
     Args:
         variables: Names and variables, or a function that returns them (then the collection is live).
-        remark: What the last line of the table ends with.
+        remark: What the last line of the table ends with, of what isn't built.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -81,6 +88,11 @@ class VarCollection(Trainable, Mapping[str, Variable]):
         else:
             self._source = variables
         self._seen: tuple[Any, ...] | None = None
+
+    @property
+    def built(self) -> bool:
+        """Whether the models and layers that it is of have all their variables."""
+        return not self._remark()
 
     def _boxes(self) -> tuple[Variable, ...]:
         return distinct(self._source().values())
@@ -133,7 +145,7 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             return both
 
         joined()
-        return VarCollection(joined)
+        return VarCollection(joined, remark=lambda: self._remark() or other._remark())
 
     def __repr__(self) -> str:
         rows, seen = [], set()
@@ -164,12 +176,13 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             KeyError: A kind is misspelt.
         """
         if which is None:
-            return VarCollection(self._source)
+            return self
         chosen = predicate(which)
-        near = nearest(which, get_args(Kind)) if isinstance(which, str) and which not in get_args(Kind) else ""
+        kinds = () if which in get_args(Kind) else get_args(Kind)
+        near = nearest(which, kinds, cutoff=0.85) if isinstance(which, str) else ""  # "stage" is no "state"
         if near and self and not any(chosen(n, v) for n, v in self.items()):
             raise KeyError(f"no variable has {which!r} in its name, and it is no kind{near}")
-        return VarCollection(lambda: {n: v for n, v in self._source().items() if chosen(n, v)})
+        return VarCollection(lambda: {n: v for n, v in self._source().items() if chosen(n, v)}, remark=self._remark)
 
     def rename(self, new: Mapping[str, str] | Callable[[str], str]) -> VarCollection:
         """The same variables under other names, live.
@@ -194,7 +207,7 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             return names
 
         renamed()
-        return VarCollection(renamed)
+        return VarCollection(renamed, remark=self._remark)
 
     def tensors(self) -> dict[str, jax.Array]:
         """The arrays by name, each variable once, under its first name."""

@@ -153,6 +153,8 @@ class Copy(Stateful):
         return lookup(repr(self), self._named(), name, KeyError, built=self._repeat.built)  # pyright: ignore
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainable":
+            raise AttributeError("the copies are trained together: set it of what repeats them")
         if not name.startswith("_"):
             raise AttributeError(f"write .{name}.assign(...), or .{name}.value = ...")
         object.__setattr__(self, name, value)

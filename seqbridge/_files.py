@@ -20,13 +20,9 @@ import numpy as np
 from seqbridge._names import nearest
 from seqbridge._npz import check_size, read_npz
 from seqbridge._pure import PureLayer
-from seqbridge._safetensors import WeightsError, file_path, read_safetensors, seen_in
+from seqbridge._safetensors import SUFFIXES, WeightsError, file_path, read_safetensors, seen_in
 
 GROUP = "seqbridge.files"
-_SUFFIXES = {
-    ".safetensors": "safetensors", ".npz": "npz", ".npy": "eqx", ".eqx": "eqx", ".msgpack": "msgpack",
-    ".h5": "h5", ".hdf5": "h5", ".pkl": "pickle", ".pickle": "pickle",
-}  # fmt: skip
 _MOST_NODES = 200_000
 
 
@@ -100,9 +96,9 @@ def format_of(path: str, wanted: str | None = None) -> str:
             head = file.read(4096)
         found = seen_in(path, head)
         packed_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-        if not found and packed_map and len(head) > 1 and not path.lower().endswith(tuple(_SUFFIXES)):
+        if not found and packed_map and len(head) > 1 and not path.lower().endswith(tuple(SUFFIXES)):
             found = "msgpack"
-    found = found or wanted or _SUFFIXES.get(os.path.splitext(path)[1].lower())
+    found = found or wanted or SUFFIXES.get(os.path.splitext(path)[1].lower())
     if found is None:
         raise WeightsError(f"{path} is of no known format: name it, format=..., if it is {', '.join(sorted(known))}")
     if wanted not in (None, found):

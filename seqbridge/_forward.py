@@ -180,6 +180,8 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
         if not isinstance(key, str) and key not in range(-len(model), len(model)):
             raise IndexError(f"per_layer: there is no layer {key!r}; the model has {len(model)}")
         i = model.names.index(key) if isinstance(key, str) else range(len(model))[key]
+        if i in found:
+            raise TypeError(f"per_layer: {key!r} is a layer that stands in it already")
         if not isinstance(own, Mapping):
             raise TypeError(f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}")
         found[i] = own

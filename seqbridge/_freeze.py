@@ -10,6 +10,8 @@ import jax
 
 from seqbridge._arguments import rebuild, sort
 from seqbridge._build import check_inputs, specs
+from seqbridge._dispatch import call_of
+from seqbridge._forward import check_keywords
 from seqbridge._functional import FLAT
 from seqbridge._neutral import Snapshot, as_model
 
@@ -119,6 +121,7 @@ def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: A
         raise RuntimeError("what isn't built has no values to freeze: sb.Sequential([...]).build(shape) has some")
     if inputs:
         check_inputs(inputs)
+    check_keywords(model, inputs, call_of({name: value for name, value in keywords.items() if name != "rng"}))
     frozen = Frozen(Snapshot(model, FLAT, training), keywords)
     if inputs:
         frozen.lower(*specs(inputs)).compile()

@@ -20,7 +20,7 @@ from seqbridge._names import check_names, nearest
 from seqbridge._stateful import held
 from seqbridge._structure import Structure, full_name, leaves, walk
 from seqbridge._trace import commit
-from seqbridge._variable import cast
+from seqbridge._variable import Variable, cast
 
 Parts: TypeAlias = dict[str, dict[str, Any]]
 Layouts: TypeAlias = Mapping[Layer, Layout]
@@ -84,7 +84,7 @@ class Form:
     ) -> tuple[Any, Parts, bool]:
         """Outputs, the variables after the call, and whether it has changed any."""
         _check_form("apply", variables)
-        given = {name: array for part in variables.values() for name, array in part.items()}
+        given = {n: a.value if isinstance(a, Variable) else a for part in variables.values() for n, a in part.items()}
         check_names("apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own))
         arrays = {layer: [given[name] for name, _ in own] for layer, own in self.names.items()}
         run = Run(lambda layer: self.layouts[layer].tree(arrays[layer]))

@@ -8,11 +8,10 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqbridge._arguments import places_of
 from seqbridge._function import signature_of
-from seqbridge._names import nearest
+from seqbridge._names import check_flags, nearest
 from seqbridge._processes import check_agreement
 from seqbridge._program import Bound, Jitted, Program
 from seqbridge._spread import Spread
@@ -169,9 +168,7 @@ def jit(
         return functools.partial(jit, **given)
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
-    for option, value in (("donate", donate), ("pack", pack), ("check_processes", check_processes)):
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{option}= is True or False, not {value!r:.60}")
+    check_flags(donate=donate, pack=pack, check_processes=check_processes)
     if uneven not in ("auto", "error"):
         raise ValueError(f"uneven= is 'auto' or 'error', not {uneven!r}")
     batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from seqbridge._adapt import as_pure, owner_of, with_method
 from seqbridge._collection import VarCollection
@@ -19,6 +18,7 @@ from seqbridge._dtypes import strong
 from seqbridge._files import native_tree
 from seqbridge._layout import Layout, lookup, namer
 from seqbridge._live import Draws
+from seqbridge._names import check_flags
 from seqbridge._pickle import portable
 from seqbridge._pure import PureLayer, Variables
 from seqbridge._stateful import Locks, Stateful, Token, edits, serial
@@ -44,7 +44,6 @@ class Layer(Trainable):
     Attributes:
         entry: What the user gave.
         pure: Its neutral form.
-        native: The variables in the structure that the entry's own library uses.
 
     Raises:
         TypeError: `entry` is no entry; the message says what to write instead.
@@ -72,8 +71,7 @@ class Layer(Trainable):
     ):
         if isinstance(entry, Stateful):
             raise TypeError(f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list itself")
-        if not isinstance(trainable, bool | np.bool_):
-            raise TypeError(f"trainable= is True or False, not {trainable!r:.60}")
+        check_flags(trainable=trainable, per_example=per_example is not None and per_example)
         pure = as_pure(entry)
         if method is not None:
             pure = with_method(pure, method)
@@ -122,7 +120,7 @@ class Layer(Trainable):
 
     def vars(self) -> VarCollection:
         """The layer's variables by their names within it, live."""
-        return VarCollection(self._by_name)
+        return VarCollection(self._by_name, remark=lambda: "" if self.built else "  not built yet")
 
     def _by_name(self) -> dict[str, Variable]:
         if self._layout is None:
@@ -160,9 +158,7 @@ class Layer(Trainable):
                 metadata=slot.note,
                 axes=slot.axes,
             )
-            box._namer = namer(self._homes)
-            box._lock = lock or box._lock
-            box._lent = self.pure.ready is not None
+            box._namer, box._lock, box._lent = namer(self._homes), lock or box._lock, self.pure.ready is not None
             made.append(box)
         self._variables = tuple(made)
         layout.arrays = []
@@ -237,7 +233,7 @@ class Layer(Trainable):
         for home in self._homes:
             if (model := home()) is not None and model is not self._solo and self in model:
                 alone = Sequential([self])
-                alone._stream, alone._seed = model._stream, model._seed
+                alone._stream, alone._seed = model._make_stream(), model._seed
                 return alone
         with edits.lock:
             if self._solo is None:
@@ -275,6 +271,9 @@ class Layer(Trainable):
 
     def __repr__(self) -> str:
         return f"{self.pure.ecosystem} {self.pure.text or self.pure.label}"
+
+    def __copy__(self) -> Layer:
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
         rest = copy.deepcopy(self._variables, memo), dict(self._draws), self._origin

@@ -8,12 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 _HABITS = {  # what people know by another name
     name: cure
     for names, cure in (
         ("params parameters named_parameters weights state_dict", "model.vars() and model.variables have the weights"),
-        ("train eval", "a call says the mode, model(x, training=True)"),
+        ("train eval training", "a call says the mode, model(x, training=True)"),
+        ("seed rng key", "Sequential(..., seed=0) and model.build(..., seed=0) say it"),
+        ("to cuda cpu", "arrays are on JAX' default device, or where model.shard(mesh) puts them"),
+        ("dtype half float bfloat16", "each layer has its own dtype"),
         ("load_state_dict set_weights", "model.assign(variables), model.load(path) and sb.port take weights"),
         ("save_weights load_weights", "model.save(path), model.load(path)"),
         ("layers children modules", "the model is the list of its layers"),
@@ -31,10 +35,17 @@ def habit(name: str) -> str:
     return f": {_HABITS[name]}" if name in _HABITS else ""
 
 
-def nearest(name: Any, names: Iterable[Any]) -> str:
+def nearest(name: Any, names: Iterable[Any], *, cutoff: float = 0.5) -> str:
     """`"; did you mean 'bias'?"`, or nothing if nothing is near."""
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises a `TypeError` if one of them is no bool: `"no"` is true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}= is True or False, not {value!r:.60}")
 
 
 def check_names(what: str, got: Iterable[str], wanted: Iterable[str]) -> None:

@@ -46,7 +46,7 @@ class Optimizer(Saved):
     """Any optax transformation, with its state kept in variables.
 
     The state follows the model: after an edit, the layers that stayed keep their moments and new layers get fresh
-    ones.
+    ones. A deep copy has a copy of the model, too: `copy.deepcopy((model, optimizer))` copies a pair.
 
     Args:
         model: A model, a layer or a collection.
@@ -76,8 +76,9 @@ class Optimizer(Saved):
         self._model, self._wrt = model, wrt
         self._source = self._trained()
         self._fitted = _Fitted()
-        if not self._follow().params and wrt is not None and getattr(model, "built", True):
-            raise ValueError(f"there is nothing to update: wrt={wrt!r:.60} lets no trainable variable through")
+        if wrt is not None and getattr(model, "built", True) and not VarCollection(model._by_name).subset(wrt):
+            raise ValueError(f"there is nothing to update: wrt={wrt!r:.60} lets no variable through")
+        self._follow()
 
     @property
     def transformation(self) -> Transformation:
@@ -90,7 +91,7 @@ class Optimizer(Saved):
         edits.note()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(self) is Optimizer and not name.startswith("_") and name != "transformation":
+        if name in ("lr", "learning_rate", "weight_decay", "momentum", "param_groups", "tx"):
             raise AttributeError(
                 f"an Optimizer has no {name!r}: set optimizer.transformation, or give the transformation a schedule"
             )

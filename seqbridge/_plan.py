@@ -115,10 +115,10 @@ def activations(source: Structure, target: Structure) -> Problem | None:
 def difference(source: Any, target: Any, check: Any, expected: Any) -> float:
     """The largest difference of the outputs."""
     args = check if type(check) is tuple else (check,)
-    if source is None and expected is None:
+    if expected is None and source is None:
         raise TypeError("port: check= runs both sides, and a file can't be run: give expected=, what it makes of check")
-    outs = [expected if source is None else source(*args, training=False), target(*args, training=False)]
-    ours, theirs = (jax.tree.leaves(out) for out in outs)
+    out = source(*args, training=False) if source is not None and expected is None else expected
+    ours, theirs = (jax.tree.leaves(out) for out in (out, target(*args, training=False)))
     if [jnp.shape(a) for a in ours] != [jnp.shape(a) for a in theirs]:
         raise WeightsError(
             f"port: the outputs can't be compared: they have shapes {[jnp.shape(a) for a in ours]} and "

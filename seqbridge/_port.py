@@ -10,7 +10,7 @@ import numpy as np
 from seqbridge._carry import Problem, Row, carry
 from seqbridge._layer import Layer
 from seqbridge._match import find, match, within
-from seqbridge._names import nearest
+from seqbridge._names import check_flags, nearest
 from seqbridge._parts import Part
 from seqbridge._pieces import Piece, Side, side_of
 from seqbridge._plan import Plan, activations, difference
@@ -54,7 +54,7 @@ def port(
         strict: Whether everything of both sides must be carried. False: what matches is.
         check: An input on which both sides are run afterwards, in evaluation mode; the largest difference of their
             outputs is printed. A tuple: several inputs.
-        expected: What the source makes of `check`, where the source can't be run.
+        expected: What the source makes of `check`, for a source that can't be run; it isn't, then.
         dry_run: Whether to make the plan only; `plan.apply()` carries it out.
 
     Returns:
@@ -91,6 +91,7 @@ def port(
         linear bias (2,) as it is
     """
     refuse_in_trace("porting weights")
+    check_flags(strict=strict, dry_run=dry_run)
     if not isinstance(target, Structure | Layer):
         raise TypeError(
             f"port carries weights into a Sequential or a Layer, not into a {type(target).__name__}: put the entry "

@@ -20,6 +20,10 @@ _DTYPES = {
 }  # fmt: skip
 _WRITTEN = frozenset(_DTYPES.values()) - {"complex64", "float8_e8m0fnu"}  # which older versions don't know
 _OURS = "seqbridge"
+SUFFIXES = {  # of files of weights, and their formats
+    ".safetensors": "safetensors", ".npz": "npz", ".npy": "eqx", ".eqx": "eqx", ".msgpack": "msgpack",
+    ".h5": "h5", ".hdf5": "h5", ".pkl": "pickle", ".pickle": "pickle",
+}  # fmt: skip
 
 
 class WeightsError(ValueError):

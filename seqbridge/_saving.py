@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._fit import Rename, Report, fit
-from seqbridge._safetensors import WeightsError, file_path, read_safetensors, write_safetensors
+from seqbridge._names import check_flags
+from seqbridge._safetensors import SUFFIXES, WeightsError, file_path, read_safetensors, write_safetensors
 from seqbridge._stateful import Stateful, held
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
@@ -36,6 +37,7 @@ class Saved(Stateful):
 
         Raises:
             RuntimeError: Something isn't built, is spread over several processes, or this is a JAX transform.
+            ValueError: The name is that of a file of another format.
             OSError: The file can't be written.
 
         Examples:
@@ -51,6 +53,9 @@ class Saved(Stateful):
             2.0
         """
         refuse_in_trace("saving")
+        path = file_path(path)
+        if SUFFIXES.get(os.path.splitext(path)[1].lower(), "safetensors") != "safetensors":
+            raise ValueError(f"what is saved is a safetensors file, and {path} isn't called like one: .safetensors")
         first: dict[Variable, str] = {}
         arrays, about = {}, {}
         with held(lambda: [self]):  # until they are on the host: another thread may donate the arrays to a program
@@ -61,7 +66,7 @@ class Saved(Stateful):
                 first[variable] = name
                 arrays[name], about[name] = _stored(name, variable.value), described(variable)
         versions = {name: version(name) for name in ("seqbridge", "jax")}
-        write_safetensors(file_path(path), arrays, {"format": FORMAT, "versions": versions, "variables": about})
+        write_safetensors(path, arrays, {"format": FORMAT, "versions": versions, "variables": about})
 
     def load(
         self,
@@ -96,6 +101,7 @@ class Saved(Stateful):
             RuntimeError: Something isn't built, or this is a JAX transform.
         """
         refuse_in_trace("loading")
+        check_flags(strict=strict, cast=cast)
         self._table("load")
         path = file_path(path)
         stored, also = stored_in(path)

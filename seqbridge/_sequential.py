@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from seqbridge._keys import Keys, as_key, same_key, split
 from seqbridge._layer import Layer
 from seqbridge._list import entries_of, first_names, is_entry
 from seqbridge._looks import Looks
+from seqbridge._names import habit
 from seqbridge._outputs import Outputs, Watched
 from seqbridge._sharing import share
 from seqbridge._stateful import held
@@ -145,10 +147,8 @@ class Sequential(Looks):
         """The keys of one call; taking the next one of the stream is one of its changes."""
 
         def following() -> jax.Array:
-            if self._stream is None:
-                self._make_stream()
-            assert self._stream is not None
-            changes[self._stream], key = split(self._stream.value)
+            stream = self._make_stream()
+            changes[stream], key = split(stream.value)
             return key
 
         return Keys(following if rng is None else lambda: as_key(rng), self._initial_keys())
@@ -213,10 +213,12 @@ class Sequential(Looks):
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(self) is Sequential and name[0] != "_" and name not in self.names and is_module(value):
-            raise AttributeError(
-                f"an attribute is no layer, and would never run: model.extend({{{name!r}: ...}}) puts one at the end"
-            )
+        if type(self) is Sequential and name[0] != "_" and name not in self.names:
+            if (cure := habit(name)) or callable(getattr(Sequential, name, None)):
+                raise AttributeError(f"{name} isn't set{cure or ': it is a method'}")
+            if is_module(value):
+                cure = f"model.extend({{{name!r}: ...}}) puts a layer at the end"
+                warnings.warn(f"the attribute {name} is no layer, and the model doesn't run it: {cure}", stacklevel=2)
         super().__setattr__(name, value)
 
     # The pure form
@@ -242,7 +244,9 @@ class Sequential(Looks):
             >>> model.apply(variables, jnp.ones((1, 2)))[0]
             Array([[1., 1.]], dtype=float32)
         """
-        return _functional.init(self, as_key(key), inputs, call_of(keywords))
+        start = as_key(key)
+        check_inputs(inputs)
+        return _functional.init(self, start, inputs, call_of(keywords))
 
     def apply(
         self,

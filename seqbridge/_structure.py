@@ -183,13 +183,14 @@ class Structure(Trainable):
             shardings = placement.shardings(self._by_name(), new=new)
             commit({variable: put(variable.value, sharding) for variable, sharding in shardings.items()})
 
-    def _make_stream(self) -> None:
+    def _make_stream(self) -> Variable:
         with edits.lock:  # or two threads would draw from two
             if self._stream is None:
                 with jax.ensure_compile_time_eval():  # a value, even if this is asked for first inside a trace
                     made = Variable(stream(self._seed), kind="rng", collection="rng", name="rng")
                 made._lock, made._namer = self._lock, stream_namer(self)
                 self._stream = made
+            return self._stream
 
     def _names(self) -> Mapping[Variable, str]:
         return self._facts().names

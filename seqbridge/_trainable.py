@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from seqbridge._saving import Saved
 
 
@@ -19,6 +21,8 @@ class Trainable(Saved):
     def trainable(self, value: bool) -> None:
         if not getattr(self, "built", True):
             raise RuntimeError("this isn't built, so nothing is there to freeze: call build(...) first")
+        if isinstance(self, Mapping) and not self:
+            raise ValueError("this collection is empty: print(model.vars()) shows what variables are called")
         for variable in self._boxes():
             if variable.kind == "params":
                 variable.trainable = value

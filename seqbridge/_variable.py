@@ -226,7 +226,7 @@ class Variable(Operators, Stateful):
         return self.value
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.value, dtype=dtype)
+        return np.array(self.value, dtype=dtype, copy=copy)
 
     def __float__(self) -> float:
         return float(self.value)

@@ -182,8 +182,8 @@ def test_numpy_arrays_numbers_and_ints_stay_constants() -> None:
     [
         jax.jit((lambda w: lambda x: x @ w)(W)),
         jax.jit(functools.partial(lambda w, x: x @ w, W)),
-        (lambda module: lambda x: module.apply({"params": {"kernel": W}}, x))(nn.Dense(2, use_bias=False)),
-        (lambda f: lambda x: f.apply({"linear": {"w": W}}, None, x))(hk.transform(lambda x: x)),
+        (lambda module: lambda x: module(x))(nn.Dense(2, use_bias=False)),
+        (lambda f: lambda x: (f, x))(hk.transform(lambda x: x)),
         (lambda model: lambda x: model(x))(sb.Sequential([operator.neg])),
         (lambda v: lambda x: x @ v.value)(sb.Variable(W)),
     ],

@@ -92,6 +92,12 @@ fault("an unknown layer is addressed", KeyError, "per_layer: no layer is called 
 fault("a position that isn't there is addressed", IndexError, "there is no layer 9; the model has 6")(
     lambda model: model(X, training=False, per_layer={9: {}})
 )
+fault("a layer is addressed twice", TypeError, "per_layer: -5 is a layer that stands in it already")(
+    lambda model: model(X, training=False, per_layer={1: {"factor": 2.0}, -5: {"factor": 3.0}})
+)
+fault(
+    "a misspelt keyword of what is frozen", TypeError, "no layer takes the keyword 'traning'; did you mean 'training'"
+)(lambda model: sb.freeze(model, traning=True))
 fault("per_layer without keywords", TypeError, "per_layer: 1 needs a dict of keywords, got float")(
     lambda model: model(X, training=False, per_layer={1: 2.0})
 )
@@ -234,6 +240,16 @@ for layer, text in (
 
     fault(f"a pure call of {text} without a key", TypeError, r"draws random numbers: give a key, rng=key", f"[1] {text}"
           .replace("[", r"\[").replace("]", r"\]"))(draw)  # fmt: skip
+
+
+@design("a layer that is called alone takes the next key of its model, from the first call on")
+def _() -> None:
+    model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5)]).build((2, 3))
+    ones = jnp.ones((64, 3))
+    first, second = (model[1](ones, training=True) for _ in range(2))
+    assert not same(first, second)
+    model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5)]).build((2, 3))
+    assert same(model[1](ones, training=True), first)
 
 
 @design("no key is used twice")
@@ -510,12 +526,40 @@ fault("axes that don't fit the arguments", ValueError, "vmap: in_axes= says 1 ax
 )
 
 
-fault("an optimizer of nothing", ValueError, "nothing to update: wrt='conv' lets no trainable variable through")(
+fault("an optimizer of nothing", ValueError, "nothing to update: wrt='conv' lets no variable through")(
     lambda model: sb.Optimizer(model, optax.sgd(0.1), wrt="conv")
 )
 fault("a rate of an optimizer", AttributeError, r"no 'lr': set optimizer\.transformation, or .* schedule")(
     lambda model: setattr(sb.Optimizer(model, optax.sgd(0.1)), "lr", 0.2)
 )
+
+
+@design("an optimizer for what isn't there yet, or is frozen for now")
+def _() -> None:
+    model = sb.Sequential([nn.Dense(3)])
+    optimizer = sb.Optimizer(model.vars(), optax.sgd(0.1), wrt="kernel")
+    model.build((2, 3)).trainable = False
+    other = sb.Optimizer(model, optax.sgd(0.1), wrt="kernel")
+    model.trainable = True
+    for each in (optimizer, other):
+        before = model[0].kernel.value
+        each.update({name: jnp.ones_like(v.value) for name, v in model.vars().subset("kernel").items()})
+        assert not same(model[0].kernel.value, before)
+
+
+@fault("a part without a variable is frozen", ValueError, r"this collection is empty: print\(model\.vars\(\)\) shows")
+def _(model: sb.Sequential) -> None:
+    model.vars().subset("weights").trainable = False
+
+
+@fault("the variables of what isn't built are frozen", RuntimeError, "isn't built, so nothing is there to freeze")
+def _() -> None:
+    sb.Sequential([nn.Dense(3)]).vars().subset("kernel").trainable = False
+
+
+@fault("one copy is frozen", AttributeError, "the copies are trained together: set it of what repeats them")
+def _() -> None:
+    sb.Repeat(nn.Dense(3), 2)[0].trainable = False
 
 
 @fault("a text as trainable", TypeError, "trainable is True or False, not 'no'")

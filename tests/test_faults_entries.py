@@ -151,10 +151,26 @@ fault("a number in place of entries", TypeError, r"this int is one entry, or non
 fault("one module in place of entries", TypeError, r"this Dense is one entry, .*model\.append\(entry\)")(
     lambda model: model.__iadd__(nn.Dense(3))
 )
-for _module in (nn.Dense(3), partial(hk.Linear, 3), stax.Dense(3), sb.Layer(nn.Dense(3)), sb.Sequential([nn.Dense(3)])):
-    fault("a module as an attribute", AttributeError, r"would never run: model\.extend\(\{'head': \.\.\.\}\)")(
-        lambda model, module=_module: setattr(model, "head", module)
+for _name, _text in {
+    "vars": "vars isn't set: it is a method",
+    "training": r"training isn't set: a call says the mode, model\(x, training=True\)",
+    "seed": r"seed isn't set: Sequential\(\.\.\., seed=0\)",
+    "layers": "layers isn't set: the model is the list of its layers",
+}.items():
+    fault(f"an attribute that nobody reads, {_name}", AttributeError, _text)(
+        lambda model, name=_name: setattr(model, name, None)
     )
+
+
+@design("a layer as an attribute is warned of")
+def _() -> None:
+    model = sb.Sequential([jnp.tanh])
+    for module in (nn.Dense(3), partial(hk.Linear, 3), stax.Dense(3)):
+        with pytest.warns(
+            UserWarning, match=r"head is no layer, and the model doesn't run it: model\.extend\(\{'head': "
+        ):
+            model.head = module
+        assert model.head is module
 
 
 @design("an attribute that is no layer, or is one of a class of the user's")
@@ -332,6 +348,7 @@ def _(model: sb.Sequential) -> None:
 
 
 TAKES = r"a shape or an array is wanted for each input, model\.build\(\(None, 28, 28, 1\)\); got "
+fault("init without inputs", TypeError, TAKES + "nothing")(lambda model: model.init(0))
 for given, shown in (("28", "'28'"), ((2.0, 3), r"\(2\.0, 3\)"), ((np.float32(2), 3), r"\(.*2.*, 3\)"), (True, "True")):
     fault(f"{given} as a shape", TypeError, TAKES + shown)(lambda model, given=given: model.build(given))
 
@@ -372,11 +389,17 @@ def _() -> None:
     assert model.build((5, 3), seed=7).build((1, 3), key=jax.random.key(7))[0].kernel.value is before
 
 
-@design("a layer with variables that can't be traced is built all the same")
+@design("a layer with variables that can't be traced is built all the same, of any size")
 def _() -> None:
-    w = jnp.ones(3)
-    model = sb.Sequential([lambda x, w=w: x * w if float(w[0]) > 0 else x])
-    assert model.build((2, 3)).built
+    model = sb.Sequential([nn.Conv(3, (3,)), lambda x, w=jnp.eye(3): x @ w if float(w[0, 0]) > 0 else x])  # noqa: B008
+    assert model.build((2, 8, 3)).build((2, 16, 3)).built
+
+
+@fault(
+    "another shape after a build with open sizes", ScopeParamShapeError, r"its variables were made for: float32\[1,3\]"
+)
+def _() -> None:
+    sb.Sequential([nn.Dense(3)]).build((1, 3)).build((None, 5))
 
 
 def broken(*_: Any) -> Any:

@@ -68,6 +68,13 @@ for name, data, words in (
     fault(f"{name} as a file", sb.WeightsError, words)(load)
 
 fault("a file that isn't there", FileNotFoundError, "file")(lambda model, folder: model.load(folder / "file"))
+fault("the name of another format", ValueError, r"is saved is a safetensors file, and .*m\.npz isn't called like one")(
+    lambda model, folder: model.save(folder / "m.npz")
+)
+fault("the variables of what isn't built", RuntimeError, r"this isn't built, so it has no variables yet")(
+    lambda folder: sb.Sequential([nn.Dense(3)]).vars().subset("kernel").save(folder / "file")
+)
+fault("a text as a flag", TypeError, "cast= is True or False, not 'no'")(lambda model: model.load("file", cast="no"))
 fault("a folder as a file", IsADirectoryError, "directory")(lambda model, folder: model.load(folder))
 fault("no path at all", TypeError, "'' is no path")(lambda model: model.save(""))
 fault("a number as a path", TypeError, "a path is a str or a Path, not int")(lambda model: model.load(3))

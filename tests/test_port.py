@@ -450,6 +450,9 @@ def test_a_cnn_of_pytorch(x64: None) -> None:
     assert plan.difference < 1e-6  # linen's statistics are in float32
     wrapped = {f"module._orig_mod.{name}": array for name, array in golden.state.items()}
     sb.port(wrapped, model, flatten={"[7]": (8, 3, 2)}, check=golden.x, expected=golden.y)
+    assert float(sb.port(model, model, check=golden.x, expected=golden.y + 1).difference or 0) > 0.5
+    with pytest.raises(TypeError, match="strict= is True or False"):
+        sb.port(model, model, strict="no")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="give expected="):
         sb.port(golden.state, model, flatten={"[7]": (8, 3, 2)}, check=golden.x)
 

@@ -292,6 +292,22 @@ def test_equality_and_hash_are_by_identity():
     assert hash(v) == before
 
 
+def test_a_number_is_compared_with_each_number_of_the_array():
+    v = vector()
+    same(v == 2, jnp.array([False, True, False]))
+    same(np.float32(2) != v, jnp.array([True, False, True]))
+    same(jnp.where(v == 2, 0.0, v.value), jnp.array([1.0, 0.0, 3.0]))
+    assert (v is None, v == None, v == "a") == (False, False, False)  # noqa: E711
+
+
+def test_an_array_of_numpy_is_a_copy_that_can_be_written():
+    v = vector()
+    mine = np.array(v)
+    mine += 1
+    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert np.asarray(v, dtype=np.float64).dtype == np.float64
+
+
 @pytest.mark.parametrize("name", ["T", "mean", "at", "astype", "reshape"])
 def test_attributes_of_the_array_are_not_forwarded_and_the_error_says_where_they_are(name):
     v = vector()
@@ -1211,6 +1227,11 @@ def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error
     assert name.startswith("(Sequential)[1]")
     assert [*variables.subset(name)] == [*variables.subset(name.removesuffix(".w"))] == [name]
     assert [*variables.subset("(Sequential)[1]")] == [name]  # and not those of [10]
+    assert [*variables.subset("[1].w")] == [*variables.subset(f"{name[12:]}")] == [name]
+    assert [*variables.subset(re.compile("[1].w"))] == []
+    with pytest.raises(ValueError, match=r"'\(Sequential' is neither a name, whose brackets are closed, nor a pattern"):
+        variables.subset("(Sequential")
+    assert not variables.subset("stage") + variables.subset("scale")
     with pytest.raises(KeyError, match="'parms' in its name, and it is no kind; did you mean 'params'"):
         variables.subset("parms")
     with pytest.raises(TypeError, match="can't choose variables by <class 'int'>"):
