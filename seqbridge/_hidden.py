@@ -168,7 +168,7 @@ def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | No
     names = dict.fromkeys(_names(function.__code__))
     packages = {n: cell for n, cell in cells_of(function).items() if isinstance(cell, types.ModuleType)}
     for label, *attributes in uses(function.__code__):
-        value = packages.get(label, function.__globals__.get(label))
+        value = packages.get(label) if label in function.__code__.co_freevars else function.__globals__.get(label)
         for used in _reached(value, attributes, names, function.__module__):
             if inspect.isfunction(used):
                 if used.__globals__ is function.__globals__ and id(used) not in seen:
@@ -272,7 +272,8 @@ def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
         if module is not None and module.ready:
             yield module
         if with_globals and inspect.isfunction(obj):
-            found = [(obj.__globals__.get(label), attributes) for label, *attributes in uses(obj.__code__)]
+            names = [use for use in uses(obj.__code__) if use[0] not in obj.__code__.co_freevars]
+            found = [(obj.__globals__.get(name), attributes) for name, *attributes in names]
             used = [_used(value, attributes) for value, attributes in found if not isinstance(value, types.ModuleType)]
             waiting += [value for value in used if not inspect.isroutine(value)]
         found = opened(obj)

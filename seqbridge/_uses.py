@@ -30,10 +30,12 @@ def uses(code: types.CodeType, own: str | None = None) -> tuple[Use, ...]:
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             found |= dict.fromkeys(uses(inner))
-    return tuple(found)
+    return tuple(use for use in found if use[0] == own or use[0] not in code.co_cellvars)  # which are its own
 
 
 def _uses(code: types.CodeType, own: str | None) -> Iterator[Use]:
+    if own is not None and "__class__" in code.co_freevars:  # for `super()`, which takes it unseen
+        yield (own,)
     chain: Use = ()
     for step in dis.get_instructions(code):
         if chain and step.opname in _ATTRIBUTES:
@@ -42,8 +44,10 @@ def _uses(code: types.CodeType, own: str | None) -> Iterator[Use]:
         if chain:
             yield chain
         names = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # some instructions load two
-        loaded = step.opname in _AROUND or (step.opname.startswith("LOAD_FAST") and own in names)
-        yield from [(own,) for name in names[:-1] if loaded and own is not None and name == own]
-        chain = (names[-1],) if loaded and (step.opname in _AROUND or names[-1] == own) else ()
+        if "LOAD_FAST" in step.opname and own not in code.co_cellvars:  # else that is how a closure is made
+            yield from [(own,) for name in names[:-1] if own is not None and name == own]
+            chain = (names[-1],) if names[-1] == own else ()
+        else:
+            chain = names if step.opname in _AROUND else ()
     if chain:
         yield chain

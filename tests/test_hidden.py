@@ -227,6 +227,18 @@ def test_attributes_and_constants_that_are_called_like_a_global_are_none(functio
     assert jnp.allclose(entry(X), function(function(X)))
 
 
+def test_variables_of_a_function_that_are_called_like_a_global_are_none() -> None:
+    def centred(x: jax.Array) -> jax.Array:
+        norm = x.mean()
+        return (lambda y: y - norm)(x)
+
+    def closed(norm: float) -> Callable[[Any], Any]:
+        return lambda x: x * norm
+
+    for function in (centred, closed(2.0)):
+        assert jnp.allclose(sb.Sequential([function, hk.transform(function)])(X), function(function(X)))
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -327,3 +339,44 @@ def test_a_compiled_function_with_an_array_is_a_layer_with_a_parameter() -> None
     other = sb.Sequential([nn.Dense(3)]).build(X.shape)
     with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
         sb.Sequential([sb.jit(lambda x: other(x), vars=other)])
+
+
+def test_no_use_of_an_object_is_overlooked() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.inner, self.width, self.count = sb.Sequential([nn.Dense(3)]).build(X.shape), 3, 0
+
+        def after_a_store(self, x: Any) -> Any:
+            y = x * self.width
+            return self.inner(y)
+
+        def in_a_loop(self, x: Any) -> Any:
+            for layer in self.inner:
+                x = layer(x)
+            return x
+
+        def in_a_function(self, x: Any) -> Any:
+            return jax.vmap(lambda y: self.inner(y) * self.width)(x)
+
+        def by_itself(self, x: Any) -> Any:
+            y = x * self.width
+            me = self
+            return me.inner(y)
+
+        def by_a_name(self, x: Any) -> Any:
+            return getattr(self, "inner")(x) + self.width  # noqa: B009
+
+        def changed(self, x: Any) -> Any:
+            self.count += 1
+            return self.inner(x)
+
+    class Derived(Model):
+        def after_a_store(self, x: Any) -> Any:
+            return super().after_a_store(x) * self.width
+
+    with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
+        sb.Sequential([Derived().after_a_store])
+    model = Model()
+    for name in ("after_a_store", "in_a_loop", "in_a_function", "by_itself", "by_a_name", "changed"):
+        with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
+            sb.Sequential([getattr(model, name)])
