@@ -22,7 +22,7 @@ class Frozen:
     `jax.export.export` takes it, and so does every transform of JAX.
     """
 
-    constant = True  # to whoever looks for parameters that would be lost
+    holds_constants = True  # to whoever looks for parameters that would be lost
 
     def __init__(self, shot: Snapshot, keywords: Mapping[str, Any]):
         self._shot = shot

@@ -82,16 +82,16 @@ def _walk(
 
 
 def _rest(read: Collection[Use], label: str) -> list[Use] | None:
-    """What is read of one attribute of an object of which `read` is read."""
+    """What is read of one attribute of an object of which `read` is read; None: it may be all."""
     rest = [use[1:] for use in read if use[0] == label]
-    return rest if all(rest) else None
+    return rest if rest and all(rest) else None
 
 
 def _is_constant(obj: Any) -> bool:
     if type(obj) in (list, tuple):
         return all(map(_is_constant, obj))
     kinds = str | bytes | int | float | complex | None | types.ModuleType | np.ndarray | np.generic | np.dtype
-    return isinstance(obj, kinds) or getattr(obj, "constant", None) is True
+    return isinstance(obj, kinds) or getattr(type(obj), "holds_constants", False)
 
 
 def _used(value: Any, attributes: Iterable[str]) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -339,6 +339,30 @@ def test_a_compiled_function_with_an_array_is_a_layer_with_a_parameter() -> None
     other = sb.Sequential([nn.Dense(3)]).build(X.shape)
     with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
         sb.Sequential([sb.jit(lambda x: other(x), vars=other)])
+
+
+class Pair(NamedTuple):
+    w: jax.Array
+    n: int = 2
+
+
+def test_what_a_container_holds_is_lifted_however_it_is_read() -> None:
+    def closed() -> list[Callable[[Any], Any]]:
+        parts, row = {"w": jnp.ones((1, 3))}, [jnp.ones((1, 3))]
+        pair = Pair(jnp.ones((1, 3)))
+        return [
+            lambda x: x * sum(w for _, w in parts.items()),
+            lambda x: x * parts.get("w"),
+            lambda x: x * row.copy()[0],
+            lambda x: x * pair.w,
+            lambda x: x * pair._asdict()["w"],
+        ]
+
+    for function in closed():
+        learned = sb.Sequential([function])
+        (variable,) = learned.vars().values()
+        variable.assign(variable * 0)
+        assert not learned(X).any()
 
 
 def test_no_use_of_an_object_is_overlooked() -> None:
