@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 from seqbridge._function import function_layer
 from seqbridge._hidden import check_held
+from seqbridge._names import habit, nearest
 from seqbridge._pure import PureLayer, bind
 from seqbridge._registry import ask, known
 from seqbridge._stateful import Stateful
@@ -60,9 +62,23 @@ def _find(entry: Any) -> PureLayer:
     )
 
 
-def is_module(value: Any) -> bool:
-    """Whether an object is a layer of some library, or makes one."""
+def check_attribute(cls: type, name: str, value: Any) -> None:
+    """Raises, or warns, if an attribute is set of a model that does nothing there."""
+    own = getattr(cls, name, None)
+    if isinstance(own, property):
+        return
+    cure = habit(name) or nearest(name, ("trainable",), cutoff=0.8)
+    if cure or callable(own):
+        raise AttributeError(f"{name} isn't set{cure or ': it is a method'}")
+    if _is_layer(value):
+        cure = f"del model.{name}, then model.extend({{{name!r}: ...}}) puts it at the end of the list"
+        warnings.warn(f"model.{name} = ... sets an attribute, which isn't run, trained or saved: {cure}", stacklevel=3)
+
+
+def _is_layer(value: Any) -> bool:
     cls = value.func if isinstance(value, functools.partial) and isinstance(value.func, type) else type(value)
+    if isinstance(value, Stateful):
+        return callable(value)  # a model or a layer, rather than variables or an optimizer
     try:
         return ask(value, cls) is not None
     except TypeError:  # of some library, but no layer

@@ -14,30 +14,44 @@ from seqbridge._trace import commit
 from seqbridge._trainable import Trainable
 from seqbridge._variable import Kind, Variable, cast
 
+Table: TypeAlias = Mapping[str, Variable]
 Filter: TypeAlias = str | re.Pattern[str] | Callable[[Variable], bool] | Stateful
 
 
-def predicate(which: Filter) -> Callable[[str, Variable], bool]:
-    """What `subset` and `wrt=` take, as one function of name and variable."""
+def selector(which: Filter) -> Callable[[Table], Table]:
+    """What `subset` and `wrt=` take, as a function of variables by name.
+
+    Raises:
+        TypeError, ValueError: It is nothing to choose by.
+    """
     if isinstance(which, Stateful):
         chosen = set(which._boxes())
-        return lambda name, variable: variable in chosen
+        return lambda table: {n: v for n, v in table.items() if v in chosen}
     if isinstance(which, str) and which in get_args(Kind):
-        return lambda name, variable: variable.kind == which
+        return lambda table: {n: v for n, v in table.items() if v.kind == which}
     if isinstance(which, str | re.Pattern):
-        try:
-            pattern = re.compile(which)
-        except re.error as error:
-            raise ValueError(
-                f"{which!r} is neither a name, whose brackets are closed, nor a pattern: {error}"
-            ) from None
-        if isinstance(which, re.Pattern):
-            return lambda name, variable: pattern.search(name) is not None
-        literal = re.compile(re.escape(which) + r"(?=$|[.\[(])")  # of a name as it is printed, with or without classes
-        return lambda name, variable: bool(pattern.search(name) or literal.search(name) or literal.search(plain(name)))
+        return _by_text(which)
     if callable(which) and not isinstance(which, type):
-        return lambda name, variable: bool(which(variable))
+        return lambda table: {n: v for n, v in table.items() if which(v)}
     raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
+
+
+def _by_text(which: str | re.Pattern[str]) -> Callable[[Table], Table]:
+    try:
+        pattern = re.compile(which)
+    except re.error as error:
+        text = f"{which!r} is neither a part of a name, whose brackets are closed, nor a regular expression: {error}"
+        raise ValueError(text) from None
+    printed = (
+        re.compile(re.escape(which) + r"(?=$|[.\[(])") if isinstance(which, str) and set(which) & set("[(") else None
+    )
+
+    def choose(table: Table) -> Table:
+        # Brackets of a printed name mean themselves: "[1]" is a layer, and no class of characters.
+        same = {n: v for n, v in table.items() if printed and (printed.search(n) or printed.search(plain(n)))}
+        return same or {n: v for n, v in table.items() if pattern.search(n)}
+
+    return choose
 
 
 class VarCollection(Trainable, Mapping[str, Variable]):
@@ -168,21 +182,22 @@ class VarCollection(Trainable, Mapping[str, Variable]):
         """Some of the variables, live.
 
         Args:
-            which: A kind (`"params"`, `"state"`, `"rng"`), a regular expression that is searched in the name, a name
-                as it is printed, a function of a `Variable`, or another collection, a layer or a model. None: all.
+            which: A kind (`"params"`, `"state"`, `"rng"`); a part of a name as it is printed, with or without the names
+                of classes (`"[10]"`, `"encoder[0].kernel"`), or else a regular expression that is searched in the name;
+                a function of a `Variable`; another collection, a layer or a model. None: all.
 
         Raises:
-            TypeError: Something else is given.
+            TypeError, ValueError: Something else is given.
             KeyError: A kind is misspelt.
         """
         if which is None:
             return self
-        chosen = predicate(which)
+        choose = selector(which)
         kinds = () if which in get_args(Kind) else get_args(Kind)
         near = nearest(which, kinds, cutoff=0.85) if isinstance(which, str) else ""  # "stage" is no "state"
-        if near and self and not any(chosen(n, v) for n, v in self.items()):
+        if near and self and not choose(self._source()):
             raise KeyError(f"no variable has {which!r} in its name, and it is no kind{near}")
-        return VarCollection(lambda: {n: v for n, v in self._source().items() if chosen(n, v)}, remark=self._remark)
+        return VarCollection(lambda: choose(self._source()), remark=self._remark)
 
     def rename(self, new: Mapping[str, str] | Callable[[str], str]) -> VarCollection:
         """The same variables under other names, live.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._arguments import boxes_of, holders_of, sort, values_of
-from seqbridge._collection import Filter, VarCollection, predicate
+from seqbridge._collection import Filter, VarCollection, selector
 from seqbridge._stateful import Stateful, held
 from seqbridge._trace import Frame, commit
 from seqbridge._variable import Variable
@@ -143,12 +143,12 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
     """The variables to differentiate, each once, by its first name."""
     if isinstance(wrt, VarCollection):
         holders = [wrt]
-    chosen = predicate(wrt) if wrt is not None else lambda name, variable: True
+    choose = selector(wrt) if wrt is not None else dict[str, Variable]
     found: dict[str, Variable] = {}
     names: dict[Variable, str] = {}
     for holder in holders:
-        for name, box in holder._by_name().items():
-            if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact) and chosen(name, box)):
+        for name, box in choose(holder._by_name()).items():
+            if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact)):
                 continue
             if name in found:
                 raise ValueError(f"two models have a variable {name!r}: say which with wrt=model.vars()")

@@ -10,6 +10,7 @@ module.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,14 +18,14 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from seqbridge._opened import cells_of, opened, parts_of, read_of
+from seqbridge._callable import FunctionLike
+from seqbridge._opened import cells_of, methods_of, opened, parts_of, read_of, wrapped_by
 from seqbridge._paths import Path, nest, unnest
 from seqbridge._pure import MODE_FLAGS, Origin, PureLayer
 from seqbridge._registry import ask
 from seqbridge._stateful import Stateful
-from seqbridge._uses import Use, uses
+from seqbridge._uses import Use, is_constant, used_of, uses
 
 
 class Arrays(dict[Path, Any]):
@@ -53,24 +54,29 @@ def _walk(
     obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int], read: Collection[Use] | None = None
 ) -> Rebuild | None:
     if _is_parameter(obj):
+        if path in arrays:
+            raise TypeError(f"{name} holds two arrays of one name, {'.'.join(path)}: call them otherwise")
         arrays[path] = obj
         return lambda values: values[path]
-    if _is_constant(obj) or id(obj) in seen:
+    if is_constant(obj) or id(obj) in seen:
         return None
-    if read is not None and all(_used(obj, attributes) is None for attributes in read):
+    if read is not None and all(used_of(obj, attributes) is None for attributes in read):
         return None
-    if inspect.ismethod(obj) and _used(obj.__self__, [obj.__name__]) is None:
+    if inspect.ismethod(obj) and used_of(obj.__self__, [getattr(obj, "__name__", "")]) is None:
         return None
     seen = seen | {id(obj)}
     if path and (pure := _module(obj, ".".join(path), name)):
         return _lift_module(obj, pure, path, arrays)
     if inspect.isfunction(obj):
         _refuse_globals(obj, name)
+    if read is not None and not all(attribute in getattr(obj, "__dict__", {}) for attribute, *_ in read):
+        read = None  # of its class, whose methods may use all of it
     found = opened(obj, read)
     if found is None:
         _refuse_closed(obj, path, name, seen)
         return None
     children, make = found
+    _refuse_methods(obj, name, seen)
     rebuilds = [
         _walk(child, (*path, label), arrays, name, seen, read_of(obj, label) if read is None else _rest(read, label))
         for label, child in children
@@ -81,38 +87,22 @@ def _walk(
     return lambda values: make([rebuild(values) if rebuild else child for rebuild, child in pairs])
 
 
+def _refuse_methods(obj: Any, name: str, seen: set[int]) -> None:
+    """Refuses an object whose methods use a module, or close over arrays: they can't be made again."""
+    if inspect.isfunction(obj) or isinstance(obj, FunctionLike | functools.partial) or not callable(obj):
+        return
+    for member in methods_of(obj)[0]:
+        if not inspect.isfunction(member):
+            _module(member, f"one in its class {type(obj).__name__}", name, liftable=False)
+        elif not inspect.ismethod(obj) or member is not obj.__func__:  # else it is walked through
+            _refuse_globals(member, name)
+            _refuse_closed(member, (), name, seen)
+
+
 def _rest(read: Collection[Use], label: str) -> list[Use] | None:
     """What is read of one attribute of an object of which `read` is read; None: it may be all."""
     rest = [use[1:] for use in read if use[0] == label]
     return rest if rest and all(rest) else None
-
-
-def _is_constant(obj: Any) -> bool:
-    if type(obj) in (list, tuple):
-        return all(map(_is_constant, obj))
-    kinds = str | bytes | int | float | complex | None | types.ModuleType | np.ndarray | np.generic | np.dtype
-    return isinstance(obj, kinds) or getattr(type(obj), "holds_constants", False)
-
-
-def _used(value: Any, attributes: Iterable[str]) -> Any:
-    """What is used of a value if these attributes are read of it, one of the other; None: only constants."""
-    for name in attributes:
-        module = _library(value)
-        if name in ("init", "apply") and isinstance(module, PureLayer) and not module.ready:
-            return None  # which are given the parameters
-        inside = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
-        if isinstance(value, type) or name not in inside or (module and not _is_constant(inside[name])):
-            return value
-        value = inside[name]
-    return None if _is_constant(value) else value
-
-
-def _library(value: Any) -> PureLayer | bool:
-    """The neutral form of a module of some library; True: a model, or what such a library has that is no entry."""
-    try:
-        return ask(value, type(value)) or isinstance(value, Stateful)
-    except TypeError:
-        return True
 
 
 def _is_parameter(obj: Any) -> bool:
@@ -170,9 +160,10 @@ def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | No
     for label, *attributes in uses(function.__code__):
         value = packages.get(label) if label in function.__code__.co_freevars else function.__globals__.get(label)
         for used in _reached(value, attributes, names, function.__module__):
-            if inspect.isfunction(used):
-                if used.__globals__ is function.__globals__ and id(used) not in seen:
-                    _refuse_globals(used, name, seen)
+            called = _called(used)
+            if inspect.isfunction(called):
+                if called.__globals__ is function.__globals__ and id(called) not in seen:
+                    _refuse_globals(called, name, seen)
             elif used is not None:
                 _module(used, label, name, liftable=False)
             if callable(used) and (held := next(_modules(used, with_globals=False), None)):
@@ -180,6 +171,16 @@ def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | No
                     f"{name} uses {label}, which holds a {held.label} ({held.ecosystem}): its parameters would be "
                     f"constants. Put {label} into the list itself."
                 )
+
+
+def _called(used: Any) -> Any:
+    """The function that a call of something comes to: of a method, a `partial`, what a decorator has made."""
+    seen = list[Any]()
+    while not any(used is one for one in seen):
+        seen.append(used)
+        inner = used.func if isinstance(used, functools.partial) else wrapped_by(used)
+        used = used.__func__ if inspect.ismethod(used) else used if inner is None else inner
+    return used
 
 
 def _reached(value: Any, attributes: Iterable[str], names: Iterable[str], module: str) -> Iterator[Any]:
@@ -190,7 +191,7 @@ def _reached(value: Any, attributes: Iterable[str], names: Iterable[str], module
         yield from _classes(value, names) if isinstance(value, types.ModuleType) else ()
         yield from (value,) if isinstance(value, type) else ()
         return
-    waiting, seen = [_used(value, attributes)], dict[int, Any]()
+    waiting, seen = [used_of(value, attributes)], dict[int, Any]()
     while waiting:
         here = waiting.pop()
         if isinstance(here, str | bytes | int | float) or id(here) in seen:
@@ -229,7 +230,8 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
     if isinstance(obj, jax.stages.Compiled):
         raise TypeError(f"{name} is compiled ahead of time: what it holds can't be seen. Give the function itself.")
     inside = Arrays()
-    for i, child in enumerate(parts_of(obj)):
+    parts = parts_of(obj) if not inspect.isfunction(obj) else [child for _, child in (opened(obj) or ([], None))[0]]
+    for i, child in enumerate(parts):
         if isinstance(child, jax.Array) and jnp.issubdtype(child.dtype, jax.dtypes.prng_key):
             inside[(*path, str(i))] = child
         _walk(child, (*path, str(i)), inside, name, seen)
@@ -274,7 +276,9 @@ def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
         if with_globals and inspect.isfunction(obj):
             names = [use for use in uses(obj.__code__) if use[0] not in obj.__code__.co_freevars]
             found = [(obj.__globals__.get(name), attributes) for name, *attributes in names]
-            used = [_used(value, attributes) for value, attributes in found if not isinstance(value, types.ModuleType)]
+            used = [
+                used_of(value, attributes) for value, attributes in found if not isinstance(value, types.ModuleType)
+            ]
             waiting += [value for value in used if not inspect.isroutine(value)]
         found = opened(obj)
         waiting += parts_of(obj) if found is None else [child for _, child in found[0]]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
 import jax
@@ -14,6 +15,7 @@ import jax
 from seqbridge._callable import FunctionLike
 from seqbridge._uses import Use, uses
 
+_Items = dict | list | tuple | set | frozenset | collections.deque
 Opened: TypeAlias = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
 
 
@@ -29,7 +31,7 @@ def opened(obj: Any, read: Collection[Use] | None = None) -> Opened | None:
         children = [("func", obj.func), *((str(i), a) for i, a in enumerate(obj.args)), *obj.keywords.items()]
         return children, lambda c: functools.partial(*c[:n], **dict(zip(obj.keywords, c[n:], strict=True)))
     if inspect.ismethod(obj):
-        return [("self", obj.__self__)], lambda c: types.MethodType(obj.__func__, c[0])
+        return [("self", obj.__self__), ("func", obj.__func__)], lambda c: types.MethodType(c[1], c[0])
     if inspect.isfunction(obj):
         return _open_function(obj)
     if isinstance(obj, FunctionLike):  # inside a model that is compiled it makes no difference
@@ -41,25 +43,60 @@ def opened(obj: Any, read: Collection[Use] | None = None) -> Opened | None:
     if type(obj) in (list, tuple):
         return [(str(i), v) for i, v in enumerate(obj)], type(obj)
     # A pytree is a module of a library that no adapter is here for; how its parts belong together isn't known.
-    plain = hasattr(obj, "__dict__") and not isinstance(obj, type | types.ModuleType) and not _from_jax(obj)
-    known = read is not None and all(name in vars(obj) for name, *_ in read) if plain else False
-    if plain and (callable(obj) or known) and all(leaf is obj for leaf in jax.tree.leaves(obj)):
-        held = {name: vars(obj)[name] for name, *_ in read} if read is not None and known else vars(obj)
+    plain = hasattr(obj, "__dict__") and not isinstance(obj, type | types.ModuleType | _Items) and not _from_jax(obj)
+    if plain and (callable(obj) or read is not None) and all(leaf is obj for leaf in jax.tree.leaves(obj)):
+        if read is None and _slots(obj):
+            return None
+        held = vars(obj) if read is None else {name: vars(obj)[name] for name, *_ in read}
         return list(held.items()), lambda c: _with_attributes(obj, dict(zip(held, c, strict=True)))
     return None
 
 
 def read_of(obj: Any, label: str) -> list[Use] | None:
-    """What a function, or the function of a bound method, reads of a part of it; None: it may use all of that."""
-    function = obj.__func__ if inspect.ismethod(obj) else obj
-    if not inspect.isfunction(function):
+    """What a function reads of a variable around it, or a bound method of its object; None: it may use all of that."""
+    if inspect.ismethod(obj) and label == "self":
+        return methods_of(obj)[1]
+    if not inspect.isfunction(obj) or label not in obj.__code__.co_freevars:
         return None
-    own = function.__code__.co_varnames[0] if inspect.ismethod(obj) and function.__code__.co_argcount else None
-    wanted = own if label == "self" and own is not None else label
-    if wanted != own and label not in function.__code__.co_freevars:
-        return None
-    read = [attributes for name, *attributes in uses(function.__code__, own) if name == wanted]
-    return [tuple(attributes) for attributes in read] if read and all(read) else None
+    read = [tuple(attributes) for name, *attributes in uses(obj.__code__) if name == label]
+    return read if read and all(read) else None
+
+
+def methods_of(obj: Any) -> tuple[list[Any], list[Use] | None]:
+    """The function of a bound method, or `__call__` of an object, with what else of its class that uses.
+
+    Returns:
+        The functions and what else is in the class, and what these functions read of their object; None: it may be all.
+    """
+    first, owner = (obj.__func__, obj.__self__) if inspect.ismethod(obj) else (type(obj).__call__, obj)
+    found: dict[int, types.FunctionType] = {}
+    others: list[Any] = []
+    read: list[Use] = []
+    whole = not inspect.isfunction(first) or not hasattr(owner, "__dict__") or isinstance(owner, type)
+    waiting = [first]
+    while waiting:
+        here = waiting.pop()
+        if not inspect.isfunction(here) or id(here) in found:
+            continue
+        found[id(here)] = here
+        own = here.__code__.co_varnames[0] if here.__code__.co_argcount else None
+        for name, *attributes in uses(here.__code__, own):
+            if name != own:
+                continue
+            member = inspect.getattr_static(type(owner), attributes[0], None) if attributes else None
+            if isinstance(member, property):  # which comes before what the object has of that name
+                waiting.append(member.fget or first)
+            elif attributes and attributes[0] in getattr(owner, "__dict__", {}):
+                read.append(tuple(attributes))
+            elif inspect.isfunction(member):
+                waiting.append(member)
+            elif isinstance(member, staticmethod | classmethod):
+                others.append(member.__func__)
+            elif member is not None:
+                others.append(member)
+            else:
+                whole = True
+    return [*found.values(), *others], None if whole else read
 
 
 def cells_of(function: types.FunctionType) -> dict[str, Any]:
@@ -97,6 +134,9 @@ def _open_function(function: types.FunctionType) -> Opened:
 
 def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
     made = copy.copy(obj)
+    if made is obj:  # of which a class says that there is one
+        made = object.__new__(type(obj))
+        made.__dict__.update(vars(obj))
     made.__dict__.update(attributes)
     return made
 
@@ -107,13 +147,28 @@ def _from_jax(obj: Any) -> bool:
 
 def parts_of(obj: Any) -> list[Any]:
     """What an object that can't be made again holds."""
-    wrapped = getattr(obj, "__wrapped__", None)
+    wrapped = wrapped_by(obj)
     if wrapped is not None:
         return [wrapped]
-    slots = [getattr(obj, n, None) for base in type(obj).__mro__ for n in _strings(getattr(base, "__slots__", ()))]
+    items = list(obj.values()) if isinstance(obj, dict) else list(obj) if isinstance(obj, _Items) else []
+    bound = obj.__self__ if inspect.isbuiltin(obj) and not isinstance(obj.__self__, types.ModuleType) else None
     leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
-    return [*getattr(obj, "__dict__", {}).values(), *slots, *leaves]
+    return [*getattr(obj, "__dict__", {}).values(), *_slots(obj), *items, bound, *leaves]
 
 
-def _strings(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else [n for n in names if not n.startswith("__")]
+def wrapped_by(obj: Any) -> Any:
+    """The function that a decorator has wrapped."""
+    try:
+        return obj.__wrapped__
+    except Exception:  # whatever an object of the user's does that is asked for what it hasn't
+        return None
+
+
+def _slots(obj: Any) -> list[Any]:
+    found = []
+    for base in type(obj).__mro__:
+        names = vars(base).get("__slots__", ())
+        for name in [names] if isinstance(names, str) else names:
+            private = name.startswith("__") and not name.endswith("__")
+            found.append(getattr(obj, f"_{base.__name__.lstrip('_')}{name}" if private else name, None))
+    return [value for value in found if value is not None and value is not getattr(obj, "__dict__", None)]

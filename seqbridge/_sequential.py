@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
 
 from seqbridge import _functional
-from seqbridge._adapt import is_module
+from seqbridge._adapt import check_attribute
 from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, explained, keyword_specs, specs, take
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
@@ -17,7 +16,6 @@ from seqbridge._keys import Keys, as_key, same_key, split
 from seqbridge._layer import Layer
 from seqbridge._list import entries_of, first_names, is_entry
 from seqbridge._looks import Looks
-from seqbridge._names import habit
 from seqbridge._outputs import Outputs, Watched
 from seqbridge._sharing import share
 from seqbridge._stateful import held
@@ -214,11 +212,7 @@ class Sequential(Looks):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(self) is Sequential and name[0] != "_" and name not in self.names:
-            if (cure := habit(name)) or callable(getattr(Sequential, name, None)):
-                raise AttributeError(f"{name} isn't set{cure or ': it is a method'}")
-            if is_module(value):
-                cure = f"model.extend({{{name!r}: ...}}) puts a layer at the end"
-                warnings.warn(f"the attribute {name} is no layer, and the model doesn't run it: {cure}", stacklevel=2)
+            check_attribute(Sequential, name, value)
         super().__setattr__(name, value)
 
     # The pure form

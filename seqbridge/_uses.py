@@ -5,13 +5,21 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from seqbridge._pure import PureLayer
+from seqbridge._registry import ask
+from seqbridge._stateful import Stateful
 
 Use: TypeAlias = tuple[str, ...]  # a name, and the attributes that are read of it in a row
 
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
-_AROUND = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF")
+_AROUND = (
+    "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "LOAD_FROM_DICT_OR_GLOBALS",
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
@@ -51,3 +59,32 @@ def _uses(code: types.CodeType, own: str | None) -> Iterator[Use]:
             chain = names if step.opname in _AROUND else ()
     if chain:
         yield chain
+
+
+def is_constant(obj: Any) -> bool:
+    """Whether a value is one that no function is asked to make a parameter of."""
+    if type(obj) in (list, tuple):
+        return all(map(is_constant, obj))
+    kinds = str | bytes | int | float | complex | None | types.ModuleType | np.ndarray | np.generic | np.dtype
+    return isinstance(obj, kinds) or getattr(type(obj), "holds_constants", False)
+
+
+def used_of(value: Any, attributes: Iterable[str]) -> Any:
+    """What is used of a value if these attributes are read of it, one of the other; None: only constants."""
+    for name in attributes:
+        module = _library(value)
+        if name in ("init", "apply") and isinstance(module, PureLayer) and not module.ready:
+            return None  # which are given the parameters
+        inside = value._asdict() if hasattr(type(value), "_asdict") else getattr(value, "__dict__", {})
+        if isinstance(value, type) or name not in inside or (module and not is_constant(inside[name])):
+            return value
+        value = inside[name]
+    return None if is_constant(value) else value
+
+
+def _library(value: Any) -> PureLayer | bool:
+    """The neutral form of a module of some library; True: a model, or what such a library has that is no entry."""
+    try:
+        return ask(value, type(value)) or isinstance(value, Stateful)
+    except TypeError:
+        return True

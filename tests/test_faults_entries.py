@@ -155,6 +155,7 @@ for _name, _text in {
     "vars": "vars isn't set: it is a method",
     "training": r"training isn't set: a call says the mode, model\(x, training=True\)",
     "seed": r"seed isn't set: Sequential\(\.\.\., seed=0\)",
+    "trainabel": "trainabel isn't set; did you mean 'trainable'",
     "layers": "layers isn't set: the model is the list of its layers",
 }.items():
     fault(f"an attribute that nobody reads, {_name}", AttributeError, _text)(
@@ -165,12 +166,16 @@ for _name, _text in {
 @design("a layer as an attribute is warned of")
 def _() -> None:
     model = sb.Sequential([jnp.tanh])
-    for module in (nn.Dense(3), partial(hk.Linear, 3), stax.Dense(3)):
+    built = sb.Sequential([nn.Dense(3)]).build((2, 3))
+    for module in (nn.Dense(3), partial(hk.Linear, 3), stax.Dense(3), built, sb.Sequential([nn.Dense(3)]), built[0]):
         with pytest.warns(
-            UserWarning, match=r"head is no layer, and the model doesn't run it: model\.extend\(\{'head': "
+            UserWarning, match=r"head = \.\.\. sets an attribute, which isn't run.*del model\.head, then"
         ):
             model.head = module
         assert model.head is module
+        delattr(model, "head")
+    model.extend({"head": nn.Dense(3)})
+    model.variables_of_another, model.optimizer = built.vars(), sb.Optimizer(built, optax.sgd(0.1))
 
 
 @design("an attribute that is no layer, or is one of a class of the user's")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
+import enum
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -404,3 +406,126 @@ def test_no_use_of_an_object_is_overlooked() -> None:
     for name in ("after_a_store", "in_a_loop", "in_a_function", "by_itself", "by_a_name", "changed"):
         with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
             sb.Sequential([getattr(model, name)])
+
+
+# What an object's methods use
+
+MAPPED_TWICE = jax.vmap(LINEAR)
+
+
+@jax.jit
+def compiled(x: jax.Array) -> jax.Array:
+    return MAPPED_TWICE(x)
+
+
+@functools.wraps(compiled)
+def decorated(*args: Any) -> Any:
+    return compiled(*args)
+
+
+class Parts:
+    """Uses what is around it, and what its class has."""
+
+    linear = LINEAR
+    width = 3
+
+    def __init__(self, shift: jax.Array) -> None:
+        self._shift = shift
+
+    @property
+    def shift(self) -> jax.Array:
+        return self._shift
+
+    def shifted(self, x: Any) -> Any:
+        return x + self.shift * self.width
+
+    def helped(self, x: Any) -> Any:
+        return self.shifted(x) * 2
+
+    def of_its_class(self, x: Any) -> Any:
+        return jax.vmap(self.linear)(x)
+
+    def of_the_globals(self, x: Any) -> Any:
+        return MAPPED_TWICE(x)
+
+    def by_a_helper(self, x: Any) -> Any:
+        return self.of_the_globals(x)
+
+
+class Called(Parts):
+    def __call__(self, x: Any) -> Any:
+        return self.by_a_helper(x)
+
+
+class Stacked(list[Any]):
+    def __call__(self, x: Any) -> Any:
+        return x * self[0]
+
+
+class Private:
+    __slots__ = ("__shift",)
+
+    def __init__(self, shift: jax.Array) -> None:
+        self.__shift = shift
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.__shift
+
+
+def test_the_methods_that_a_method_calls_are_seen_through() -> None:
+    parts = Parts(jnp.ones((1, 3)))
+    for function, factor in ((parts.shifted, 1), (parts.helped, 2)):
+        learned = sb.Sequential([function])
+        (shift,) = learned.vars().values()
+        shift.assign(jnp.zeros((1, 3)))
+        assert jnp.array_equal(learned(X), X * factor)
+    assert float(parts.shift.sum()) == 3.0
+
+
+@pytest.mark.parametrize("name", ["of_its_class", "of_the_globals", "by_a_helper"])
+def test_modules_in_methods_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=r"would be (lost|constants)"):
+        sb.Sequential([getattr(Parts(X), name)])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Called(X), Stacked([jnp.ones((1, 3))]), Private(jnp.ones((1, 3))),
+        lambda x: compiled(x), lambda x: decorated(x),
+        (lambda rows: lambda x: x * rows[0])(collections.deque([jnp.ones((1, 3))])),
+        (lambda get: lambda x: x * get("w"))({"w": jnp.ones((1, 3))}.get),
+        (lambda table: lambda x: x * table[1] * table["1"])({1: jnp.ones((1, 3)), "1": jnp.ones((1, 3))}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_opened_is_refused(entry: Any) -> None:
+    with pytest.raises(TypeError, match=r"(hold|use|hide)s .*(lost|constants|of one name)"):
+        sb.Sequential([entry])
+
+
+def test_a_method_that_closes_over_an_array() -> None:
+    row = jnp.ones((1, 3))
+
+    class Scale:
+        def scaled(self, x: Any) -> Any:
+            return x * row
+
+        def __call__(self, x: Any) -> Any:
+            return x * row
+
+    learned = sb.Sequential([Scale().scaled])
+    learned[0]["row"].assign(row * 3)
+    assert jnp.array_equal(learned(X), X * 3)
+    with pytest.raises(TypeError, match="hides 1 arrays"):
+        sb.Sequential([Scale()])
+
+
+class Level(enum.Enum):
+    LOW = types.SimpleNamespace(scale=2.0)
+
+    def __call__(self, x: Any) -> Any:
+        return x * self.value.scale
+
+
+def test_an_object_that_is_one_of_its_kind_is_called_as_it_is() -> None:
+    assert jnp.array_equal(sb.Sequential([Level.LOW])(X), X * 2)

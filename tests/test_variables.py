@@ -1226,10 +1226,12 @@ def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error
     name = [*variables][1]
     assert name.startswith("(Sequential)[1]")
     assert [*variables.subset(name)] == [*variables.subset(name.removesuffix(".w"))] == [name]
-    assert [*variables.subset("(Sequential)[1]")] == [name]  # and not those of [10]
+    for part in ("(Sequential)[1]", "[1]", f"[1]({name.split('(')[2].split(')')[0]})"):
+        assert [*variables.subset(part)] == [name]  # and not those of [10]
+    assert len(variables.subset("[1-2]")) == 5  # a class of characters, since no name has it
     assert [*variables.subset("[1].w")] == [*variables.subset(f"{name[12:]}")] == [name]
     assert [*variables.subset(re.compile("[1].w"))] == []
-    with pytest.raises(ValueError, match=r"'\(Sequential' is neither a name, whose brackets are closed, nor a pattern"):
+    with pytest.raises(ValueError, match=r"'\(Sequential' is neither a part of a name, whose brackets are closed, nor"):
         variables.subset("(Sequential")
     assert not variables.subset("stage") + variables.subset("scale")
     with pytest.raises(KeyError, match="'parms' in its name, and it is no kind; did you mean 'params'"):
