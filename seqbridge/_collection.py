@@ -42,14 +42,15 @@ def _by_text(which: str | re.Pattern[str]) -> Callable[[Table], Table]:
     except re.error as error:
         text = f"{which!r} is neither a part of a name, whose brackets are closed, nor a regular expression: {error}"
         raise ValueError(text) from None
-    printed = (
-        re.compile(re.escape(which) + r"(?=$|[.\[(])") if isinstance(which, str) and set(which) & set("[(") else None
-    )
+    if isinstance(which, re.Pattern):
+        return lambda table: {n: v for n, v in table.items() if pattern.search(n)}
+    printed = re.compile(re.escape(which) + r"(?=$|[.\[(])")
 
     def choose(table: Table) -> Table:
         # Brackets of a printed name mean themselves: "[1]" is a layer, and no class of characters.
-        same = {n: v for n, v in table.items() if printed and (printed.search(n) or printed.search(plain(n)))}
-        return same or {n: v for n, v in table.items() if pattern.search(n)}
+        same = {n: v for n, v in table.items() if printed.search(n) or printed.search(plain(n))}
+        alone = same and set(which) & set("[(")
+        return same if alone else {n: v for n, v in table.items() if n in same or pattern.search(n)}
 
     return choose
 

@@ -1231,6 +1231,10 @@ def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error
     assert len(variables.subset("[1-2]")) == 5  # a class of characters, since no name has it
     assert [*variables.subset("[1].w")] == [*variables.subset(f"{name[12:]}")] == [name]
     assert [*variables.subset(re.compile("[1].w"))] == []
+    named = sb.Sequential({"conv": nn.Conv(2, (3,)), "conv2": nn.Conv(2, (3,))}).build((1, 3, 1)).vars()
+    for part in ("conv.kernel", ".conv(Conv).kernel", "conv(Conv).kernel"):
+        assert [*named.subset(part)] == ["(Sequential).conv(Conv).kernel"]
+    assert len(named.subset("conv")) == len(named.subset("[cC]onv")) == 4
     with pytest.raises(ValueError, match=r"'\(Sequential' is neither a part of a name, whose brackets are closed, nor"):
         variables.subset("(Sequential")
     assert not variables.subset("stage") + variables.subset("scale")
