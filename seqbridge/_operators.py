@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import jax
-import numpy as np
 
-_NUMBERS = int, float, complex, np.number
 _IN_PLACE = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
 }  # fmt: skip
@@ -19,7 +17,7 @@ def _plain(other: Any) -> Any:
 
 
 class Operators:
-    """The operators of an array, on the value; what is no number is equal to it only if it is it."""
+    """The operators of an array, on the value; equality is left alone, since it is identity."""
 
     __slots__ = ()
 
@@ -78,26 +76,6 @@ class Operators:
 
     def __rmatmul__(self, other: Any) -> jax.Array:
         return _plain(other) @ self.value
-
-    @overload
-    def __eq__(self, other: complex) -> jax.Array: ...  # pyright: ignore
-    @overload
-    def __eq__(self, other: object) -> bool: ...
-    def __eq__(self, other: object) -> Any:
-        return self.value == other if isinstance(other, _NUMBERS) else NotImplemented
-
-    @overload
-    def __ne__(self, other: complex) -> jax.Array: ...  # pyright: ignore
-    @overload
-    def __ne__(self, other: object) -> bool: ...
-    def __ne__(self, other: object) -> Any:
-        return self.value != other if isinstance(other, _NUMBERS) else NotImplemented
-
-    if TYPE_CHECKING:
-
-        def __hash__(self) -> int: ...
-    else:
-        __hash__ = object.__hash__  # as fast as it was: variables are keys
 
     def __lt__(self, other: Any) -> jax.Array:
         return self.value < _plain(other)
