@@ -92,9 +92,10 @@ def methods_of(obj: Any) -> tuple[list[Any], list[Use] | None]:
                 waiting.append(member)
             elif isinstance(member, staticmethod | classmethod):
                 others.append(member.__func__)
-            elif member is not None:
+            elif member is not None and not hasattr(type(member), "__get__"):
                 others.append(member)
-            else:
+            else:  # of the object itself, of nobody knows whom, or what a descriptor makes of it
+                waiting.append(wrapped_by(member))
                 whole = True
     return [*found.values(), *others], None if whole else read
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-import enum
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -520,12 +519,63 @@ def test_a_method_that_closes_over_an_array() -> None:
         sb.Sequential([Scale()])
 
 
-class Level(enum.Enum):
-    LOW = types.SimpleNamespace(scale=2.0)
+class Single:
+    """There is one of it."""
+
+    def __init__(self, row: jax.Array) -> None:
+        self.row = row
+
+    def __copy__(self) -> Single:
+        return self
 
     def __call__(self, x: Any) -> Any:
-        return x * self.value.scale
+        return x * self.row
 
 
-def test_an_object_that_is_one_of_its_kind_is_called_as_it_is() -> None:
-    assert jnp.array_equal(sb.Sequential([Level.LOW])(X), X * 2)
+def test_an_object_whose_copy_is_itself_is_left_as_it_is() -> None:
+    single = Single(jnp.ones((1, 3)))
+    learned = sb.Sequential([single])
+    learned[0]["row"].assign(jnp.zeros((1, 3)))
+    assert not learned(X).any()
+    assert float(single.row.sum()) == 3.0
+
+
+class Described:
+    """Reads its array by descriptors, which a function's code doesn't show."""
+
+    def __init__(self) -> None:
+        self.row = jnp.ones((1, 3))
+
+    @functools.cached_property
+    def doubled(self) -> jax.Array:
+        return self.row * 2
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(self, x: Any) -> Any:
+        return x * self.row
+
+    @sb.jit
+    def ours(self, x: Any) -> Any:
+        return x * self.row
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def with_a_module(self, x: Any) -> Any:
+        return MAPPED_TWICE(x)
+
+    def by_a_property(self, x: Any) -> Any:
+        return x * self.doubled
+
+    def by_a_compiled_method(self, x: Any) -> Any:
+        return self.compiled(x)
+
+    def by_one_of_ours(self, x: Any) -> Any:
+        return self.ours(x)
+
+    def by_one_with_a_module(self, x: Any) -> Any:
+        return self.with_a_module(x)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Described) if name.startswith("by_")])
+def test_what_descriptors_read_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=r"hides 1 arrays|which holds a Linear"):
+        sb.Sequential([getattr(Described(), name)])
