@@ -11,11 +11,17 @@ from pathlib import Path
 
 # Collectives on virtual CPU devices need more threads than a small machine has cores.
 os.environ.setdefault("NPROC", "16")
-# Thousands of small programs are compiled here and run once or twice: what XLA could improve isn't worth its time.
+# Thousands of small programs are compiled here and run once or twice: what XLA could improve isn't
+# worth its time.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have but one way, and refuse the flag
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (
+    0,
+    11,
+):  # later ones have but one way, and refuse the flag
     FAST += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST}"
+)
 
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -38,7 +44,9 @@ settings.load_profile("seqbridge")
 # A long message may be wrapped on a page, and what another library says changes with its versions.
 PAGES = NUMBER | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 pytest_collect_file = (
-    Sybil(parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py", "adapters/*/*.py"])
+    Sybil(
+        parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/*.py", "adapters/*/*.py"]
+    )
     + Sybil(
         parsers=[PythonCodeBlockParser(doctest_optionflags=PAGES)],
         patterns=["README.md", "adapters/README.md", "docs/*.md"],
@@ -51,7 +59,15 @@ pytest_plugins = ["matrix"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left with one of them at the end."""
-    long = ["test_examples", "test_conformance", "test_export", "test_port", "test_memory", "test_repeat", "test_pack"]
+    long = [
+        "test_examples",
+        "test_conformance",
+        "test_export",
+        "test_port",
+        "test_memory",
+        "test_repeat",
+        "test_pack",
+    ]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 
@@ -61,7 +77,9 @@ def pytest_configure(config: pytest.Config) -> None:
     They share what they compile, too: many tests run the same layers.
     """
     if not hasattr(config, "workerinput"):
-        cache = tempfile.TemporaryDirectory(prefix="seqbridge-compiled-", ignore_cleanup_errors=True)
+        cache = tempfile.TemporaryDirectory(
+            prefix="seqbridge-compiled-", ignore_cleanup_errors=True
+        )
         config.add_cleanup(cache.cleanup)
         os.environ["SEQBRIDGE_COMPILED"] = cache.name
         folder = tempfile.TemporaryDirectory(prefix="seqbridge-toy-")

@@ -1,7 +1,8 @@
 """How long it takes until a deep model can run: tracing, lowering and compiling, and how a scan over layers helps.
 
-The caches of JAX are cleared before each time, and functions are made anew; so what is timed is the first call of a
-process in which everything is imported. Of three times the least counts. That all programs do the same work is seen in
+The caches of JAX are cleared before each time, and functions are made anew; so what is timed is the
+first call of a process in which everything is imported. Of three times the least counts. That all
+programs do the same work is seen in
 them: they have as many matrix products as the hand-written one.
 """
 
@@ -42,7 +43,9 @@ import seqbridge as sb
 _SGD = optax.sgd(1e-3)
 _LONG = 1000.0  # ms: what compiles for longer is compiled once
 
-Fresh: TypeAlias = Callable[[], tuple[Any, tuple[Any, ...]]]  # a function that JAX hasn't seen, and its arguments
+Fresh: TypeAlias = Callable[
+    [], tuple[Any, tuple[Any, ...]]
+]  # a function that JAX hasn't seen, and its arguments
 Subject: TypeAlias = Callable[[Net, bool], Fresh]  # of a network, and whether to train it
 
 
@@ -50,12 +53,16 @@ def depth(quick: bool) -> list[Row]:
     """A call and a step of training of a perceptron, layer by layer; and a call of a scan over its layers."""
     rows = []
     for layers in (10,) if quick else (10, 100, 1000):
-        names = [name for name in _UNROLLED if layers < 1000 or "pack" not in name]  # it would compile for a minute
+        names = [
+            name for name in _UNROLLED if layers < 1000 or "pack" not in name
+        ]  # it would compile for a minute
         fresh = {name: _UNROLLED[name](mlp(layers), False) for name in names}
         rows += _measured(fresh, BASELINE, quick, {"table": "Call", "column": f"{layers} layers"})
     for layers in (10,) if quick else (10, 100):
         fresh = {name: subject(mlp(layers), True) for name, subject in _UNROLLED.items()}
-        rows += _measured(fresh, BASELINE, quick, {"table": "Training step, SGD", "column": f"{layers} layers"})
+        rows += _measured(
+            fresh, BASELINE, quick, {"table": "Training step, SGD", "column": f"{layers} layers"}
+        )
     for layers in (10,) if quick else (10, 100, 1000):
         fresh = {name: make(layers) for name, make in _SCANNED.items()}
         names = {"table": "Call, layers in a scan", "column": f"{layers} layers"}
@@ -63,7 +70,9 @@ def depth(quick: bool) -> list[Row]:
     return rows
 
 
-def _measured(fresh: Mapping[str, Fresh], baseline: str, quick: bool, names: Mapping[str, str]) -> list[Row]:
+def _measured(
+    fresh: Mapping[str, Fresh], baseline: str, quick: bool, names: Mapping[str, str]
+) -> list[Row]:
     times: dict[str, list[Row]] = {name: [] for name in fresh}
     products = {}
     for i in range(1 if quick else 3):
@@ -77,13 +86,19 @@ def _measured(fresh: Mapping[str, Fresh], baseline: str, quick: bool, names: Map
                 products[name] = lowered.as_text().count("dot_general")
             times[name].append(row)
     assert len(set(products.values())) == 1, products
-    least = {name: {key: min(row[key] for row in own if key in row) for key in own[0]} for name, own in times.items()}
+    least = {
+        name: {key: min(row[key] for row in own if key in row) for key in own[0]}
+        for name, own in times.items()
+    }
     for own in least.values():
         own["total_ms"] = own["lowered_ms"] + own["compile_ms"]
     rows = []
     for name, own in least.items():
         native = least.get(_NATIVE.get(name, ""))
-        ratios = {f"x_{key}": own[f"{key}_ms"] / least[baseline][f"{key}_ms"] for key in ("lowered", "total")}
+        ratios = {
+            f"x_{key}": own[f"{key}_ms"] / least[baseline][f"{key}_ms"]
+            for key in ("lowered", "total")
+        }
         if native:
             ratios["x_native"] = own["lowered_ms"] / native["lowered_ms"]
         rows.append({**names, "system": name, **own, **ratios})
@@ -102,7 +117,11 @@ def _lowered(fresh: Fresh) -> tuple[Any, Row]:
     between = time.perf_counter()
     lowered = traced.lower()
     end = time.perf_counter()
-    milliseconds = {"trace_ms": between - begin, "lower_ms": end - between, "lowered_ms": end - begin}
+    milliseconds = {
+        "trace_ms": between - begin,
+        "lower_ms": end - between,
+        "lowered_ms": end - begin,
+    }
     return lowered, {key: 1e3 * value for key, value in milliseconds.items()}
 
 
@@ -146,7 +165,10 @@ def _equinox(net: Net, train: bool) -> Fresh:
     if train:
         carry = (module, state, _SGD.init(eqx.filter(module, eqx.is_inexact_array)), net.key)
         return lambda: (equinox_step(_SGD), (carry, x))
-    return lambda: (eqx.filter_jit(lambda module, x: equinox_call(module, state, None, x)[0]), (module, x))
+    return lambda: (
+        eqx.filter_jit(lambda module, x: equinox_call(module, state, None, x)[0]),
+        (module, x),
+    )
 
 
 def _sequential(library: str, **options: Any) -> Subject:
@@ -194,7 +216,9 @@ def _scan_by_hand(n: int) -> Fresh:
     params = kernels, jnp.zeros(kernels.shape[::2])
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda x, layer: (jax.nn.relu(x @ layer[0] + layer[1]), None), x, params)[0]
+        return jax.lax.scan(
+            lambda x, layer: (jax.nn.relu(x @ layer[0] + layer[1]), None), x, params
+        )[0]
 
     return lambda: (_unseen(apply), (params, x))
 
@@ -205,7 +229,9 @@ def _scan_linen(n: int) -> Fresh:
         def __call__(self, x: jax.Array, _: None) -> Any:
             return nn.relu(nn.Dense(16)(x)), None
 
-    layers: Any = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=n)()
+    layers: Any = nn.scan(
+        Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=n
+    )()
     x = mlp(1).batch(8)
     params = layers.init(jax.random.key(0), x, None)
     return lambda: (_unseen(lambda params, x: layers.apply(params, x, None)[0]), (params, x))

@@ -1,7 +1,7 @@
 """What a call on a mesh costs beyond its program: `sb.jit(mesh=...)` beside a hand-written sharded `jax.jit`.
 
-Both run one step of gradient descent of the same small network, with its variables replicated, and the batch split over
-all devices. Their losses and the collectives of their programs are the same.
+Both run one step of gradient descent of the same small network, with its variables replicated, and
+the batch split over all devices. Their losses and the collectives of their programs are the same.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ def devices(quick: bool) -> list[Row]:
 
 def _measured(n_devices: int, n_variables: int, rounds: int) -> list[Row]:
     axes = (AxisType.Auto,)
-    mesh = jax.make_mesh((n_devices,), ("data",), axis_types=axes, devices=jax.devices()[:n_devices])
+    mesh = jax.make_mesh(
+        (n_devices,), ("data",), axis_types=axes, devices=jax.devices()[:n_devices]
+    )
     x = np.ones((64, 16), "float32")
-    model = sb.Sequential([layer for _ in range(n_variables // 2) for layer in (nn.Dense(16), nn.relu)])
+    model = sb.Sequential(
+        [layer for _ in range(n_variables // 2) for layer in (nn.Dense(16), nn.relu)]
+    )
     model.build((None, 16))
     params: Any = [variable.value for variable in model.vars().values()]
     model.shard(mesh)
@@ -61,11 +65,15 @@ def _measured(n_devices: int, n_variables: int, rounds: int) -> list[Row]:
         one, other = (float(call()) for call in calls.values())
         np.testing.assert_allclose(one, other, rtol=1e-5)
     programs = split.lower(params, put(x)), step.lower(model, x)
-    collectives = [Counter(re.findall(r"(all-\w+)(?:-start)?\(", str(p.compile().as_text()))) for p in programs]
+    collectives = [
+        Counter(re.findall(r"(all-\w+)(?:-start)?\(", str(p.compile().as_text()))) for p in programs
+    ]
     assert collectives[0] == collectives[1], collectives
     column = f"{n_devices} device{'s' if n_devices > 1 else ''}, {n_variables} variables"
     times = clock.interleaved(calls, rounds)
-    return clock.rows(times, _BASELINE, table="Training step, batch split over the devices", column=column)
+    return clock.rows(
+        times, _BASELINE, table="Training step, batch split over the devices", column=column
+    )
 
 
 def _by_hand(mesh: Mesh, params: Any) -> tuple[Any, Any, Any]:

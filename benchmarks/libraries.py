@@ -37,7 +37,10 @@ def linen(net: Net) -> Pure:
 
 def _linen(module: nn.Module, net: Net, stream: str) -> Pure:
     variables = module.init({"params": jax.random.key(0), stream: jax.random.key(1)}, net.batch(2))
-    params, state = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+    params, state = (
+        variables["params"],
+        {name: tree for name, tree in variables.items() if name != "params"},
+    )
 
     def apply(params: Any, state: Any, key: Any, x: jax.Array) -> Any:
         rngs = None if key is None else {stream: key}
@@ -74,7 +77,9 @@ def haiku_in_linen(net: Net) -> Pure:
 def linen_in_nnx(net: Net) -> nnx.Module:
     """To be called with `mutable=["batch_stats"]` if it is made of blocks."""
     rngs = nnx.Rngs(params=0, dropout=1)
-    return _nnx_with_kernels(nnx.bridge.ToNNX(linen_module(net), rngs=rngs).lazy_init(net.batch(2)), net)
+    return _nnx_with_kernels(
+        nnx.bridge.ToNNX(linen_module(net), rngs=rngs).lazy_init(net.batch(2)), net
+    )
 
 
 # Libraries of objects
@@ -101,7 +106,9 @@ def nnx_split(net: Net) -> Pure:
     graph, params, state = nnx.split(nnx_module(net), nnx.Param, ...)
 
     def apply(params: Any, state: Any, key: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        module = nnx.merge(graph, params, state, copy=True)  # else NNX refuses to change variables of another trace
+        module = nnx.merge(
+            graph, params, state, copy=True
+        )  # else NNX refuses to change variables of another trace
         return module(x), nnx.state(module, nnx.Not(nnx.Param))
 
     return Pure(apply, params, state)
@@ -114,11 +121,17 @@ def equinox_module(net: Net) -> tuple[eqx.nn.Sequential, Any]:
     def make() -> eqx.nn.Sequential:
         norm = partial(eqx.nn.BatchNorm, axis_name="batch", mode="batch", momentum=MOMENTUM)
         relu = eqx.nn.Lambda(jax.nn.relu)
-        return eqx.nn.Sequential(net.layers(partial(eqx.nn.Linear, key=key), relu, norm, eqx.nn.Dropout))
+        return eqx.nn.Sequential(
+            net.layers(partial(eqx.nn.Linear, key=key), relu, norm, eqx.nn.Dropout)
+        )
 
     module, state = eqx.nn.make_with_state(make)()
     linears = [i for i, layer in enumerate(module.layers) if isinstance(layer, eqx.nn.Linear)]
-    values = [array for kernel in net.kernels() for array in (jnp.array(kernel.T), jnp.zeros(kernel.shape[1]))]
+    values = [
+        array
+        for kernel in net.kernels()
+        for array in (jnp.array(kernel.T), jnp.zeros(kernel.shape[1]))
+    ]
 
     def places(module: Any) -> list[Any]:
         return [array for i in linears for array in (module[i].weight, module[i].bias)]
@@ -129,14 +142,18 @@ def equinox_module(net: Net) -> tuple[eqx.nn.Sequential, Any]:
 def equinox_call(module: Any, state: Any, key: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     if key is None:
         return jax.vmap(module)(x), state
-    mapped = jax.vmap(lambda x, key: module(x, state, key=key), axis_name="batch", out_axes=(0, None))
+    mapped = jax.vmap(
+        lambda x, key: module(x, state, key=key), axis_name="batch", out_axes=(0, None)
+    )
     return mapped(x, jax.random.split(key, len(x)))
 
 
 def equinox_partition(net: Net) -> Pure:
     module, state = equinox_module(net)
     params, static = eqx.partition(module, eqx.is_inexact_array)
-    return Pure(lambda params, *more: equinox_call(eqx.combine(params, static), *more), params, state)
+    return Pure(
+        lambda params, *more: equinox_call(eqx.combine(params, static), *more), params, state
+    )
 
 
 def keras_model(net: Net) -> keras.Sequential:
@@ -176,9 +193,14 @@ def entries(net: Net, library: str = "linen") -> list[Any]:
     if library == "nnx":
         return list(nnx_module(net).layers)
     if library == "haiku":
-        return net.layers(lambda n_in, n_out: partial(hk.Linear, n_out), jax.nn.relu, _no_blocks, _no_blocks)
+        return net.layers(
+            lambda n_in, n_out: partial(hk.Linear, n_out), jax.nn.relu, _no_blocks, _no_blocks
+        )
     return net.layers(
-        lambda n_in, n_out: nn.Dense(n_out), nn.relu, lambda n: nn.BatchNorm(momentum=MOMENTUM), nn.Dropout
+        lambda n_in, n_out: nn.Dense(n_out),
+        nn.relu,
+        lambda n: nn.BatchNorm(momentum=MOMENTUM),
+        nn.Dropout,
     )
 
 

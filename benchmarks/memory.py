@@ -23,11 +23,16 @@ def memory(quick: bool) -> list[Row]:
     """Blocks of growing width: arguments, results and what lies between, less what shares a buffer."""
     rows = []
     widths = (256, 512) if quick else (32, 64, 128, 256, 512)
-    net, table = Net(widths, True, 0.1), f"Training step of blocks, {', '.join(map(str, widths[1:]))} wide, batch 32"
+    net, table = (
+        Net(widths, True, 0.1),
+        f"Training step of blocks, {', '.join(map(str, widths[1:]))} wide, batch 32",
+    )
     for rule in (Rule("Adam", 1e-3),) if quick else (Rule("SGD", 1e-2), Rule("Adam", 1e-3)):
         for donate in (False, True):
             names = {"table": table, "column": f"{rule.name}, donated" if donate else rule.name}
-            compiled = {name: _compiled(net, options, rule, donate) for name, options in _SYSTEMS.items()}
+            compiled = {
+                name: _compiled(net, options, rule, donate) for name, options in _SYSTEMS.items()
+            }
             peaks = {name: _peak(program.memory_analysis()) for name, program in compiled.items()}
             rows += [
                 {**names, "system": name, "bytes": peak, "x_bytes": peak / peaks[BASELINE]}
@@ -36,7 +41,9 @@ def memory(quick: bool) -> list[Row]:
     return rows
 
 
-def _compiled(net: Net, options: dict[str, bool] | None, rule: Rule, donate: bool) -> jax.stages.Compiled:
+def _compiled(
+    net: Net, options: dict[str, bool] | None, rule: Rule, donate: bool
+) -> jax.stages.Compiled:
     x = net.batch(32)
     if options is None:
         apply, params, state = by_hand(net)
@@ -49,5 +56,9 @@ def _compiled(net: Net, options: dict[str, bool] | None, rule: Rule, donate: boo
 
 
 def _peak(analysis: Any) -> int:
-    sizes = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
+    sizes = (
+        analysis.argument_size_in_bytes,
+        analysis.output_size_in_bytes,
+        analysis.temp_size_in_bytes,
+    )
     return sum(sizes) - analysis.alias_size_in_bytes

@@ -27,7 +27,11 @@ class Net(NamedTuple):
     rate: float = 0.0
 
     def layers(
-        self, dense: Callable[..., Any], relu: Any, norm: Callable[..., Any], drop: Callable[..., Any]
+        self,
+        dense: Callable[..., Any],
+        relu: Any,
+        norm: Callable[..., Any],
+        drop: Callable[..., Any],
     ) -> list[Any]:
         """The layers in order, each made by its library's own function of `(n_in, n_out)`, `(n,)` and `(rate,)`."""
         made: list[Any] = []
@@ -43,7 +47,9 @@ class Net(NamedTuple):
         normal = np.random.default_rng(0).normal
         shapes = list(zip(self.widths, self.widths[1:], strict=False))
         return [
-            np.asarray(np.eye(*shape) + normal(0, 0.5 / (len(shapes) * shape[0]) ** 0.5, shape), "float32")
+            np.asarray(
+                np.eye(*shape) + normal(0, 0.5 / (len(shapes) * shape[0]) ** 0.5, shape), "float32"
+            )
             for shape in shapes
         ]
 
@@ -72,13 +78,20 @@ def loss_of(outputs: jax.Array) -> jax.Array:
 
 def by_path(tree: Any) -> list[tuple[str, Any]]:
     """The leaves in the order of the layers: `layer_10` comes after `layer_2`."""
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    return sorted(leaves, key=lambda pair: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", pair[0])])
+    leaves = [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    return sorted(
+        leaves, key=lambda pair: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", pair[0])]
+    )
 
 
 def with_kernels(tree: Any, net: Net) -> Any:
     """A copy, in arrays of its own, with the network's kernels for the matrices. Biases start from zero anyway."""
-    matrices = [path for path, leaf in by_path(tree) if min(jnp.shape(leaf)) > 1 and jnp.ndim(leaf) == 2]
+    matrices = [
+        path for path, leaf in by_path(tree) if min(jnp.shape(leaf)) > 1 and jnp.ndim(leaf) == 2
+    ]
     new = dict(zip(matrices, net.kernels(), strict=True))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.array(new.get(jax.tree_util.keystr(path), leaf)), tree
@@ -88,7 +101,10 @@ def with_kernels(tree: Any, net: Net) -> Any:
 def first_mean(tree: Any) -> np.ndarray:
     """The running mean of the first block, if any, without the correction that some libraries keep beside it."""
     leaves = [leaf for path, leaf in by_path(tree) if "average" not in path]
-    return next((np.ravel(leaf) for leaf in leaves if leaf.size > 1 and leaf.dtype == jnp.float32), np.zeros(0))
+    return next(
+        (np.ravel(leaf) for leaf in leaves if leaf.size > 1 and leaf.dtype == jnp.float32),
+        np.zeros(0),
+    )
 
 
 # By hand
@@ -111,7 +127,9 @@ class Pure(NamedTuple):
 def by_hand(net: Net) -> Pure:
     """Flat lists of arrays."""
     n = len(net.widths) - 1
-    zeros, ones = ([make(width, "float32") for width in net.widths[1:]] for make in (jnp.zeros, jnp.ones))
+    zeros, ones = (
+        [make(width, "float32") for width in net.widths[1:]] for make in (jnp.zeros, jnp.ones)
+    )
     dense = [array for pair in zip(net.kernels(), zeros, strict=True) for array in pair]
     if not net.blocks:
         return Pure(_mlp, jax.tree.map(jnp.array, dense), [])
@@ -122,7 +140,10 @@ def by_hand(net: Net) -> Pure:
         keys = jax.random.split(key, n) if net.rate else [key] * n
         new = []
         for i in range(n):
-            kernel, bias, scale, offset = (*params[2 * i : 2 * i + 2], *params[2 * (n + i) : 2 * (n + i + 1)])
+            kernel, bias, scale, offset = (
+                *params[2 * i : 2 * i + 2],
+                *params[2 * (n + i) : 2 * (n + i + 1)],
+            )
             x = x @ kernel + bias
             mean = x.mean(0)
             variance = jnp.maximum((x * x).mean(0) - mean * mean, 0)
@@ -130,7 +151,9 @@ def by_hand(net: Net) -> Pure:
             new += [MOMENTUM * old + (1 - MOMENTUM) * now for old, now in averages]
             x = jax.nn.relu((x - mean) * (scale * jax.lax.rsqrt(variance + EPSILON)) + offset)
             if net.rate:
-                x = jnp.where(jax.random.bernoulli(keys[i], 1 - net.rate, x.shape), x / (1 - net.rate), 0)
+                x = jnp.where(
+                    jax.random.bernoulli(keys[i], 1 - net.rate, x.shape), x / (1 - net.rate), 0
+                )
         return x, new
 
     return Pure(apply, jax.tree.map(jnp.array, dense + norms), jax.tree.map(jnp.array, state))

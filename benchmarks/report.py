@@ -21,7 +21,9 @@ Cell = Callable[[Row], str]
 
 
 def _time(microseconds: float) -> str:
-    size, unit = next((pair for pair in ((1e6, "s"), (1e3, "ms")) if microseconds >= pair[0]), (1, "µs"))
+    size, unit = next(
+        (pair for pair in ((1e6, "s"), (1e3, "ms")) if microseconds >= pair[0]), (1, "µs")
+    )
     return f"{microseconds / size:.3g} {unit}"
 
 
@@ -71,16 +73,22 @@ SECTIONS = {
     "training": _Section("Training steps", _RATIOS, {"": _ratio}),
     "depth": _Section(
         "Tracing, lowering, compiling",
-        "Of the hand-written function the time, of the others how often that; in parentheses, how often what the "
-        "entries' own library takes. Then the same with compiling, and the times themselves in ms: trace + lower + "
+        "Of the hand-written function the time, of the others how often that; in parentheses, how "
+        "often what the "
+        "entries' own library takes. Then the same with compiling, and the times themselves in ms: "
+        "trace + lower + "
         "compile, or trace and lower together + compile.",
         {"trace and lower": _lowered, "until it can run": _total, "ms": _stages},
     ),
     "startup": _Section(
-        "Before the first step", "Median times; in parentheses, how often the first row's.", {"": _both}
+        "Before the first step",
+        "Median times; in parentheses, how often the first row's.",
+        {"": _both},
     ),
     "memory": _Section(
-        "Memory", "Peak bytes of the compiled program: of the hand-written one, and how often that.", {"": _bytes}
+        "Memory",
+        "Peak bytes of the compiled program: of the hand-written one, and how often that.",
+        {"": _bytes},
     ),
     "devices": _Section("Many devices", f"Virtual ones of the CPU. {_RATIOS}", {"": _ratio}),
 }
@@ -103,7 +111,11 @@ def page(results: Mapping[str, Any], plot: str | None) -> str:
     ]
     for name, section in SECTIONS.items():
         rows = [row for row in results["rows"] if row["section"] == name]
-        lines += ["", f"## {section.title}", "", section.text, *_tables(rows, section.cells)] if rows else []
+        lines += (
+            ["", f"## {section.title}", "", section.text, *_tables(rows, section.cells)]
+            if rows
+            else []
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +149,9 @@ class _Panel(NamedTuple):
 _PANELS = (
     _Panel("call of a perceptron", "inference", "Multi", ("100 variables",)),
     _Panel("its training step", "training", "Multi", ("100 variables", "20 variables")),
-    _Panel("training step of blocks", "training", "Blocks, 32", ("12 blocks, Adam", "1 block, Adam")),
+    _Panel(
+        "training step of blocks", "training", "Blocks, 32", ("12 blocks, Adam", "1 block, Adam")
+    ),
     _Panel("until a step can run", "depth", "Training", ("100 layers", "10 layers"), "x_total"),
 )
 _LINES = {  # label: systems, of which a panel has one
@@ -159,14 +173,21 @@ _LINES = {  # label: systems, of which a panel has one
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
     """Ratios to the hand-written functions, in as many panels as there are numbers for."""
-    panels = {title: ratios for panel in _PANELS for title, ratios in _ratios(results["rows"], panel)}
+    panels = {
+        title: ratios for panel in _PANELS for title, ratios in _ratios(results["rows"], panel)
+    }
     if not panels:
         return
     mpl.rcParams.update({"svg.hashsalt": "seqbridge", "svg.fonttype": "none", "font.size": 9})
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 2 * len(panels), 3.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.8 + 2 * len(panels), 3.6), sharey=True, squeeze=False
+    )
     for axis, (title, ratios) in zip(axes[0], panels.items(), strict=True):
         for label, ratio in ratios.items():
-            y, color = list(_LINES).index(label), "#c2410c" if label.startswith("sb.") else "#64748b"
+            y, color = (
+                list(_LINES).index(label),
+                "#c2410c" if label.startswith("sb.") else "#64748b",
+            )
             axis.plot([1, ratio], [y, y], color=color, linewidth=1)
             axis.plot(ratio, y, "o", color=color, markersize=4)
             axis.text(max(ratio, 1) * 1.2, y, f"{ratio:.2f}", va="center", fontsize=7, color=color)
@@ -187,11 +208,20 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _ratios(rows: list[Row], panel: _Panel) -> Iterator[tuple[str, dict[str, float]]]:
-    own = [row for row in rows if row["section"] == panel.section and row["table"].startswith(panel.table)]
+    own = [
+        row
+        for row in rows
+        if row["section"] == panel.section and row["table"].startswith(panel.table)
+    ]
     for column in panel.columns:
         found = {row["system"]: row[panel.ratio] for row in own if row["column"] == column}
         if found:
-            lines = {label: found[name] for label, names in _LINES.items() for name in names if name in found}
+            lines = {
+                label: found[name]
+                for label, names in _LINES.items()
+                for name in names
+                if name in found
+            }
             yield f"{panel.title}\n{column}", lines
             return
 

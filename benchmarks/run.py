@@ -27,7 +27,11 @@ _MODULES = {"inference": "speed", "training": "speed"}  # others are called like
 _PACKAGES = ("jax", "flax", "dm-haiku", "equinox", "keras", "optax")
 _ENVIRONMENT = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
 # Virtual devices wait for each other: with fewer threads than devices XLA may wait for itself.
-_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+_DEVICES = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "NPROC": "16",
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 def _section(name: str, quick: bool) -> list[clock.Row]:
@@ -35,7 +39,15 @@ def _section(name: str, quick: bool) -> list[clock.Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.json")
         environment = {**os.environ, **_ENVIRONMENT, **(_DEVICES if name == "devices" else {})}
-        command = [sys.executable, __file__, "--worker", name, "--json", str(path), *(["--quick"] if quick else [])]
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            name,
+            "--json",
+            str(path),
+            *(["--quick"] if quick else []),
+        ]
         subprocess.run(command, env=environment, check=True)
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -44,7 +56,9 @@ def _work(name: str, quick: bool, path: Path) -> None:
     if name != "devices":
         clock.pin()
     sys.setrecursionlimit(20_000)  # Keras walks along a chain of layers by recursion
-    module = importlib.import_module(_MODULES.get(name, name))  # late: Keras reads the environment, XLA counts cores
+    module = importlib.import_module(
+        _MODULES.get(name, name)
+    )  # late: Keras reads the environment, XLA counts cores
     rows = getattr(module, name)(quick)
     first: dict[Any, str] = {}
     for row in rows:
@@ -56,7 +70,9 @@ def _work(name: str, quick: bool, path: Path) -> None:
 def _machine() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None
+    )
     return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
 
 
@@ -64,9 +80,13 @@ def main() -> None:
     """Measure and write; see `--help`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections; default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="small sizes, and a few times each: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, and a few times each: does it run?"
+    )
     parser.add_argument("--json", type=Path, help="a file for all numbers")
-    parser.add_argument("--page", type=Path, help="a markdown file for the tables; default: on the screen")
+    parser.add_argument(
+        "--page", type=Path, help="a markdown file for the tables; default: on the screen"
+    )
     parser.add_argument("--plot", type=Path, help="an SVG file for the plot")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -74,12 +74,18 @@ def _entries(n: int, library: str) -> list[Any]:
         rngs = nnx.Rngs(0)
         return [nnx.Linear(_WIDTH, _WIDTH, rngs=rngs) for _ in range(n)]
     if library == "Equinox":
-        return [eqx.nn.Linear(_WIDTH, _WIDTH, key=key) for key in jax.random.split(jax.random.key(0), n)]
-    return [nn.Dense(_WIDTH) if library == "linen" else partial(hk.Linear, _WIDTH) for _ in range(n)]
+        return [
+            eqx.nn.Linear(_WIDTH, _WIDTH, key=key) for key in jax.random.split(jax.random.key(0), n)
+        ]
+    return [
+        nn.Dense(_WIDTH) if library == "linen" else partial(hk.Linear, _WIDTH) for _ in range(n)
+    ]
 
 
 def _sequential(n: int, library: str) -> Any:
-    return [variable.value for variable in sb.Sequential(_entries(n, library)).build(_X).vars().values()]
+    return [
+        variable.value for variable in sb.Sequential(_entries(n, library)).build(_X).vars().values()
+    ]
 
 
 _BUILDS: dict[str, Callable[[int], Any]] = {
@@ -89,7 +95,10 @@ _BUILDS: dict[str, Callable[[int], Any]] = {
     "NNX": _nnx,
     "Equinox": _equinox,
     "Keras": _keras,
-    **{f"sb.Sequential of {library} entries": partial(_sequential, library=library) for library in _NAMES},
+    **{
+        f"sb.Sequential of {library} entries": partial(_sequential, library=library)
+        for library in _NAMES
+    },
 }
 
 
@@ -125,7 +134,9 @@ def _edits(quick: bool) -> list[Row]:
 
     calls = {"nn.Dense(16).init, one layer": native, "model[i] = nn.Dense(16)": edit}
     times = clock.interleaved(calls, 3 if quick else 20)
-    return clock.rows(times, next(iter(calls)), table="Edit of one entry", column=f"{n} entries, linen")
+    return clock.rows(
+        times, next(iter(calls)), table="Edit of one entry", column=f"{n} entries, linen"
+    )
 
 
 # Calls that aren't compiled
@@ -159,9 +170,14 @@ def _eager(quick: bool) -> list[Row]:
     n = 10 if quick else 100
     for library, native in _native_calls(n).items():
         model = sb.Sequential(_entries(n, library)).build(_X)
-        calls: Mapping[str, Any] = {"native layers in a loop": partial(native, x), "model(x)": partial(model, x)}
+        calls: Mapping[str, Any] = {
+            "native layers in a loop": partial(native, x),
+            "model(x)": partial(model, x),
+        }
         times = clock.interleaved(calls, 3 if quick else 40)
-        rows += clock.rows(times, next(iter(calls)), table=f"Call without jit, {n} dense layers", column=library)
+        rows += clock.rows(
+            times, next(iter(calls)), table=f"Call without jit, {n} dense layers", column=library
+        )
     return rows
 
 

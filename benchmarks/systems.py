@@ -87,7 +87,9 @@ def pure_step(apply: Callable[..., Any], rule: optax.GradientTransformation) -> 
     return step
 
 
-def _steps(make: Callable[[Net], Pure], donate: bool = False) -> Callable[[Net, jax.Array, Rule], Training]:
+def _steps(
+    make: Callable[[Net], Pure], donate: bool = False
+) -> Callable[[Net, jax.Array, Rule], Training]:
     def start(net: Net, x: jax.Array, rule: Rule) -> Training:
         apply, params, state = make(net)
         step = jax.jit(pure_step(apply, rule.optax), donate_argnums=0 if donate else ())
@@ -138,11 +140,17 @@ def nnx_step(**keywords: Any) -> Any:
     return step
 
 
-def _nnx_steps(make: Callable[[Net], Any], cached: bool = False, **keywords: Any) -> Callable[..., Training]:
+def _nnx_steps(
+    make: Callable[[Net], Any], cached: bool = False, **keywords: Any
+) -> Callable[..., Training]:
     def start(net: Net, x: jax.Array, rule: Rule) -> Training:
         module, step = make(net), nnx_step(**keywords if net.blocks else {})
         optimizer = nnx.Optimizer(module, rule.optax, wrt=nnx.Param)
-        bound = nnx.cached_partial(step, module, optimizer) if cached else partial(step, module, optimizer)
+        bound = (
+            nnx.cached_partial(step, module, optimizer)
+            if cached
+            else partial(step, module, optimizer)
+        )
         return Training(lambda: bound(x), lambda: nnx.state(module, nnx.BatchStat))
 
     return start
@@ -194,7 +202,8 @@ def _keras_steps(net: Net, x: jax.Array, rule: Rule) -> Training:
     model, ones = keras_model(net), jnp.ones((len(x), net.widths[-1]))
     model.compile(optimizer=rule.keras, loss="mse")
     return Training(
-        lambda: model.train_on_batch(x, ones), lambda: [variable.value for variable in model.non_trainable_variables]
+        lambda: model.train_on_batch(x, ones),
+        lambda: [variable.value for variable in model.non_trainable_variables],
     )
 
 
@@ -233,7 +242,9 @@ def _sequential_steps(**options: Any) -> Callable[..., Training]:
         model, step = sequential(net), sequential_step(net, **options)
         optimizer = sb.Optimizer(model, rule.optax)
         statistics = model.vars().subset(lambda variable: variable.kind == "state")
-        return Training(lambda: step(model, optimizer, x), lambda: [v.value for v in statistics.values()])
+        return Training(
+            lambda: step(model, optimizer, x), lambda: [v.value for v in statistics.values()]
+        )
 
     return start
 

@@ -14,11 +14,18 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"```.*?```|`[^`]+`|\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", re.DOTALL)  # or code, where none is
+LINK = re.compile(
+    r"```.*?```|`[^`]+`|\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", re.DOTALL
+)  # or code, where none is
 
 # Files outside of docs/ that are pages of the site, and what the page is called there.
-SHOWN = {"README.md": "rules.md", "adapters/README.md": "adapters.md", "benchmarks/README.md": "benchmarking.md"} | {
-    path.relative_to(ROOT).as_posix(): f"examples/{path.stem}.md" for path in sorted(ROOT.glob("examples/*.py"))
+SHOWN = {
+    "README.md": "rules.md",
+    "adapters/README.md": "adapters.md",
+    "benchmarks/README.md": "benchmarking.md",
+} | {
+    path.relative_to(ROOT).as_posix(): f"examples/{path.stem}.md"
+    for path in sorted(ROOT.glob("examples/*.py"))
 }
 
 
@@ -62,7 +69,10 @@ class WaysOut(griffe.Extension):
             griffe.Parameter("x", annotation="Any", kind=griffe.ParameterKind.positional_only),
             griffe.Parameter("inputs", annotation="Any", kind=griffe.ParameterKind.var_positional),
             griffe.Parameter(
-                "training", annotation="bool | None", kind=griffe.ParameterKind.keyword_only, default="None"
+                "training",
+                annotation="bool | None",
+                kind=griffe.ParameterKind.keyword_only,
+                default="None",
             ),
         ]
         for adapter in sorted(ROOT.glob("adapters/seqbridge_*/_export.py")):
@@ -70,7 +80,11 @@ class WaysOut(griffe.Extension):
             export = module["_export"]["export"]
             name = f"to_{adapter.parent.name.removeprefix('seqbridge_')}"
             own = [copy.copy(p) for p in export.parameters if p.name != "layer"]
-            text = re.sub(r"    layer: .*\n", lambda _: ast.literal_eval(arguments), export.docstring.value)
-            made = griffe.Function(name, parameters=griffe.Parameters(*first, *own), returns=export.returns)
+            text = re.sub(
+                r"    layer: .*\n", lambda _: ast.literal_eval(arguments), export.docstring.value
+            )
+            made = griffe.Function(
+                name, parameters=griffe.Parameters(*first, *own), returns=export.returns
+            )
             made.docstring = griffe.Docstring(text, parent=made, lineno=1)
             pkg.set_member(name, made)

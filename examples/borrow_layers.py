@@ -1,8 +1,9 @@
 """Layers of packages that have never heard of seqbridge, as entries of one list.
 
-e3nn-jax has its layers for Flax, for Haiku and for Equinox, and they hand `IrrepsArray`s to each other; e3x is made of
-linen modules; jraph's networks take and return `GraphsTuple`s. Each model here is trained, and then held against the
-packages' own calls with its weights. The last one mixes all three packages and stays as blind to rotations as they are.
+e3nn-jax has its layers for Flax, for Haiku and for Equinox, and they hand `IrrepsArray`s to each
+other; e3x is made of linen modules; jraph's networks take and return `GraphsTuple`s. Each model
+here is trained, and then held against the packages' own calls with its weights. The last one mixes
+all three packages and stays as blind to rotations as they are.
 
     pip install "seqbridge[borrow]" && python examples/borrow_layers.py
 """
@@ -43,7 +44,9 @@ predict = sb.jit(lambda model, inputs: model(inputs))
 
 
 @sb.jit
-def train_step(model: sb.Sequential, optimizer: sb.Optimizer, inputs: Any, targets: jax.Array) -> Any:
+def train_step(
+    model: sb.Sequential, optimizer: sb.Optimizer, inputs: Any, targets: jax.Array
+) -> Any:
     loss, grads = sb.value_and_grad(lambda model: jnp.mean((model(inputs) - targets) ** 2))(model)
     optimizer.update(grads)
     return loss, grads
@@ -53,7 +56,9 @@ def train(entries: list[Any], inputs: Any, targets: jax.Array) -> sb.Sequential:
     """Makes a model of the entries, trains it, and holds it against the entries without it."""
     model = sb.Sequential(entries).build(inputs)
     optimizer = sb.Optimizer(model, optax.adam(1e-2))
-    losses, grads = zip(*(train_step(model, optimizer, inputs, targets) for _ in range(STEPS)), strict=True)
+    losses, grads = zip(
+        *(train_step(model, optimizer, inputs, targets) for _ in range(STEPS)), strict=True
+    )
     learning = {name.partition(".")[0] for name, grad in grads[0].items() if jnp.any(grad)}
 
     def by_hand(x: Any) -> jax.Array:
@@ -62,7 +67,10 @@ def train(entries: list[Any], inputs: Any, targets: jax.Array) -> sb.Sequential:
         return x
 
     error = float(jnp.abs(predict(model, inputs) - jax.jit(by_hand)(inputs)).max())
-    print(f"{model}\nloss {losses[0]:.3f} -> {losses[-1]:.5f}, off the packages' own calls by {error:.0e}\n")
+    print(
+        f"{model}\nloss {losses[0]:.3f} -> {losses[-1]:.5f}, off the packages' own calls by "
+        f"{error:.0e}\n"
+    )
     assert losses[-1] < MAX_LOSS_LEFT * losses[0]
     assert learning == {name.partition(".")[0] for name in grads[0]}  # every layer that has weights
     assert error < 1e-4
@@ -85,8 +93,11 @@ def equivariant_network(graph: Any) -> Any:
     return jr.GraphNetwork(message, lambda nodes, sent, received, _: received)(graph)
 
 
-# Without weights, a layer of jraph is a function and so an entry. This one averages the nodes of each graph.
-pool = jr.GraphNetwork(None, None, lambda nodes, edges, _: nodes, aggregate_nodes_for_globals_fn=jr.segment_mean)
+# Without weights, a layer of jraph is a function and so an entry. This one averages the nodes of
+# each graph.
+pool = jr.GraphNetwork(
+    None, None, lambda nodes, edges, _: nodes, aggregate_nodes_for_globals_fn=jr.segment_mean
+)
 
 
 def to_e3x(vectors: jax.Array) -> jax.Array:
@@ -100,8 +111,12 @@ def charged_points(n: int, size: int) -> tuple[Any, jax.Array]:
     charges -= charges.mean(axis=1, keepdims=True)
     senders, receivers = jnp.nonzero(~jnp.eye(size, dtype=bool))
     counts = jnp.array([size]), jnp.array([len(senders)])
-    nodes = (e3nn.IrrepsArray("0e + 1o", cloud) for cloud in jnp.concatenate([charges, points], axis=2))
-    graphs = jr.batch([jr.GraphsTuple(cloud, None, receivers, senders, None, *counts) for cloud in nodes])
+    nodes = (
+        e3nn.IrrepsArray("0e + 1o", cloud) for cloud in jnp.concatenate([charges, points], axis=2)
+    )
+    graphs = jr.batch(
+        [jr.GraphsTuple(cloud, None, receivers, senders, None, *counts) for cloud in nodes]
+    )
     return graphs, jnp.sum(jnp.sum(charges * points, axis=1) ** 2, axis=1)
 
 
@@ -121,9 +136,15 @@ def main() -> None:
     x = e3nn.IrrepsArray("2x1o", pairs.reshape(-1, 6))
     model = train([*from_three, lambda y: y.array], x, products)
     turned = predict(model, x.transform_by_matrix(turn))
-    np.testing.assert_allclose(turned, predict(model[:-1], x).transform_by_matrix(turn).array, atol=1e-4)
+    np.testing.assert_allclose(
+        turned, predict(model[:-1], x).transform_by_matrix(turn).array, atol=1e-4
+    )
 
-    train([e3x.nn.TensorDense(8, max_degree=1), e3x.nn.Dense(1), lambda y: y[:, 0, :, 0]], to_e3x(pairs), products)
+    train(
+        [e3x.nn.TensorDense(8, max_degree=1), e3x.nn.Dense(1), lambda y: y[:, 0, :, 0]],
+        to_e3x(pairs),
+        products,
+    )
 
     graphs, squares = charged_points(64, 5)
     train([hk.transform(network), pool, lambda graph: graph.globals[:, 0]], graphs, squares)
@@ -141,6 +162,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # optax.adam and these packages mix ints with floats, which a JAX that is set to strict promotion refuses.
+    # optax.adam and these packages mix ints with floats, which a JAX that is set to strict
+    # promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         main()

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
-warnings.filterwarnings("ignore", module="netket|numba|plum|beartype|diffrax|equinox|numpyro")  # about their own code
+warnings.filterwarnings(
+    "ignore", module="netket|numba|plum|beartype|diffrax|equinox|numpyro"
+)  # about their own code
 
 import diffrax
 import equinox as eqx
@@ -58,7 +60,9 @@ def a_haiku_resnet_in_a_flax_training_loop() -> str:
     )
     module = sb.to_linen(resnet)
     variables = module.init(jax.random.key(0), IMAGES[:1])
-    state = TrainState.create(apply_fn=module.apply, params=variables["params"], tx=optax.adam(1e-2))
+    state = TrainState.create(
+        apply_fn=module.apply, params=variables["params"], tx=optax.adam(1e-2)
+    )
 
     @jax.jit
     def train_step(state: TrainState, batch_stats: Any, x: Any, labels: Any) -> Any:
@@ -72,8 +76,12 @@ def a_haiku_resnet_in_a_flax_training_loop() -> str:
 
     batch_stats = variables["batch_stats"]
     for i in [*range(0, 1536, 128)] * 3:
-        state, batch_stats, _ = train_step(state, batch_stats, IMAGES[i : i + 128], LABELS[i : i + 128])
-    logits = module.apply({"params": state.params, "batch_stats": batch_stats}, IMAGES[1536:], training=False)
+        state, batch_stats, _ = train_step(
+            state, batch_stats, IMAGES[i : i + 128], LABELS[i : i + 128]
+        )
+    logits = module.apply(
+        {"params": state.params, "batch_stats": batch_stats}, IMAGES[1536:], training=False
+    )
     accuracy = float((logits.argmax(-1) == LABELS[1536:]).mean())
     assert accuracy > 0.7
     home = sb.Layer(resnet)  # and the trained values come home
@@ -111,11 +119,15 @@ def a_mixed_model_in_keras_fit() -> str:
     mixed = sb.Sequential([
         nn.Conv(16, (3, 3)), nn.BatchNorm(), nn.relu, stax.Flatten, partial(hk.Linear, 32), jnp.tanh, nn.Dropout(0.2),
     ])  # fmt: skip
-    model = keras.Sequential([keras.Input((8, 8, 1)), sb.to_keras(mixed, seed=0), keras.layers.Dense(10)])
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), sb.to_keras(mixed, seed=0), keras.layers.Dense(10)]
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
     fit: Any = model.fit
-    accuracy = fit(IMAGES, LABELS, epochs=3, verbose=0, validation_split=0.1).history["val_accuracy"][-1]
+    accuracy = fit(IMAGES, LABELS, epochs=3, verbose=0, validation_split=0.1).history[
+        "val_accuracy"
+    ][-1]
     assert accuracy > 0.8
     return f"linen, stax and Haiku in Keras' fit: {accuracy:.0%} of unseen digits"
 
@@ -123,7 +135,9 @@ def a_mixed_model_in_keras_fit() -> str:
 def a_mixed_model_in_numpyro() -> str:
     x = np.linspace(-1, 1, 60, dtype="float32")[:, None]
     y = np.sin(3 * x) + np.random.default_rng(0).normal(0, 0.1, x.shape).astype("float32")
-    net = sb.to_linen([nn.Dense(16), jnp.tanh, partial(eqx.nn.Linear, 16, 8), jnp.tanh, partial(hk.Linear, 1)])
+    net = sb.to_linen(
+        [nn.Dense(16), jnp.tanh, partial(eqx.nn.Linear, 16, 8), jnp.tanh, partial(hk.Linear, 1)]
+    )
 
     def model(x: Any, y: Any) -> None:
         mean = flax_module("net", net, input_shape=x.shape)(x)
@@ -142,9 +156,18 @@ def a_mixed_model_in_netket() -> str:
     spins = nk.hilbert.Spin(0.5, chain.n_nodes)
     hamiltonian = nk.operator.Ising(spins, chain, h=1.0)
     ansatz = sb.to_linen(
-        [nn.Dense(12), jnp.tanh, partial(eqx.nn.Linear, 12, 6), jnp.tanh, partial(hk.Linear, 1), lambda x: x[..., 0]]
+        [
+            nn.Dense(12),
+            jnp.tanh,
+            partial(eqx.nn.Linear, 12, 6),
+            jnp.tanh,
+            partial(hk.Linear, 1),
+            lambda x: x[..., 0],
+        ]
     )
-    state = nk.vqs.MCState(nk.sampler.MetropolisLocal(spins, n_chains=16), ansatz, n_samples=512, seed=0)
+    state = nk.vqs.MCState(
+        nk.sampler.MetropolisLocal(spins, n_chains=16), ansatz, n_samples=512, seed=0
+    )
     nk.driver.VMC_SR(hamiltonian, optax.sgd(0.05), diag_shift=0.01, variational_state=state).run(
         60, show_progress=False
     )
@@ -159,7 +182,11 @@ def a_mixed_model_in_diffrax() -> str:
     start = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])  # (batch, 2)
     decay = jnp.exp(-0.3 * times)[:, None, None]
     turn = jnp.stack(
-        [jnp.stack([jnp.cos(times), -jnp.sin(times)], -1), jnp.stack([jnp.sin(times), jnp.cos(times)], -1)], -1
+        [
+            jnp.stack([jnp.cos(times), -jnp.sin(times)], -1),
+            jnp.stack([jnp.sin(times), jnp.cos(times)], -1),
+        ],
+        -1,
     )
     spiral = decay * jnp.einsum("bi,tij->tbj", start, turn)
     optimizer = optax.adam(1e-2)

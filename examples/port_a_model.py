@@ -1,8 +1,9 @@
 """A network that was trained in Haiku, in linen and in Equinox; and one of PyTorch's files, in linen.
 
-Haiku trains it on handwritten digits. Its weights are carried into a linen module and an Equinox module of the same
-architecture, which then classify as well as it does. Then the same for a `state_dict` in PyTorch's layout, from a
-safetensors file; where PyTorch is installed, it computes what linen's results are compared with.
+Haiku trains it on handwritten digits. Its weights are carried into a linen module and an Equinox
+module of the same architecture, which then classify as well as it does. Then the same for a
+`state_dict` in PyTorch's layout, from a safetensors file; where PyTorch is installed, it computes
+what linen's results are compared with.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Linen(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = nn.relu(nn.BatchNorm(momentum=0.9, use_running_average=not train)(nn.Conv(16, (3, 3))(x)))
+        x = nn.relu(
+            nn.BatchNorm(momentum=0.9, use_running_average=not train)(nn.Conv(16, (3, 3))(x))
+        )
         x = nn.max_pool(x, (2, 2), (2, 2))
         x = nn.relu(nn.Conv(32, (3, 3))(x))
         x = nn.relu(nn.Dense(64)(x.reshape(x.shape[0], -1)))
@@ -110,7 +113,9 @@ def as_state_dict(params: Any, state: Any) -> dict[str, np.ndarray]:
     def conv(name: str) -> np.ndarray:
         return np.ascontiguousarray(np.transpose(params[name]["w"], (3, 2, 0, 1)))
 
-    image = np.reshape(params["linear"]["w"], (4, 4, 32, 64))  # what was flattened: height, width, channels
+    image = np.reshape(
+        params["linear"]["w"], (4, 4, 32, 64)
+    )  # what was flattened: height, width, channels
     rows = image.transpose(2, 0, 1, 3).reshape(512, 64)
     arrays = {
         "conv1.weight": conv("conv2_d"),
@@ -142,7 +147,9 @@ def in_pytorch(state_dict: dict[str, np.ndarray], images: jax.Array) -> Any:
     x = functional.conv2d(x, weights["conv1.weight"], weights["conv1.bias"], padding=1)
     norm = [weights[f"bn.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
     x = functional.max_pool2d(functional.relu(functional.batch_norm(x, *norm)), 2)
-    x = functional.relu(functional.conv2d(x, weights["conv2.weight"], weights["conv2.bias"], padding=1))
+    x = functional.relu(
+        functional.conv2d(x, weights["conv2.weight"], weights["conv2.bias"], padding=1)
+    )
     x = functional.relu(functional.linear(x.flatten(1), weights["fc1.weight"], weights["fc1.bias"]))
     return functional.linear(x, weights["fc2.weight"], weights["fc2.bias"]).numpy()
 
@@ -175,10 +182,16 @@ def main() -> dict[str, float]:
         save_file(state_dict, f"{folder}/model.safetensors")
         again = sb.Sequential([Linen()], seed=3).build((1, 8, 8, 1))
         expected = in_pytorch(state_dict, test_images)
-        print("checked against", "Haiku (PyTorch isn't installed)" if expected is None else "PyTorch")
+        print(
+            "checked against", "Haiku (PyTorch isn't installed)" if expected is None else "PyTorch"
+        )
         expected = logits if expected is None else expected
         sb.port(
-            f"{folder}/model.safetensors", again, flatten={"Dense_0": (32, 4, 4)}, check=test_images, expected=expected
+            f"{folder}/model.safetensors",
+            again,
+            flatten={"Dense_0": (32, 4, 4)},
+            check=test_images,
+            expected=expected,
         )
     found["linen, from a state_dict"] = accuracy(again(test_images, training=False), test_labels)
     for name, value in found.items():

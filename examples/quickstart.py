@@ -1,7 +1,8 @@
 """One list of Flax linen modules, Haiku modules and plain functions that learns to read handwritten digits.
 
-It shows how to mix libraries in a model, how to train the model with any optax optimizer, and how to cut an embedding
-out of it with a slice. The data are the 1,797 real images of scikit-learn's `load_digits`.
+It shows how to mix libraries in a model, how to train the model with any optax optimizer, and how
+to cut an embedding out of it with a slice. The data are the 1,797 real images of scikit-learn's
+`load_digits`.
 """
 
 from functools import partial
@@ -29,7 +30,9 @@ def haiku_block(x: jax.Array, is_training: bool) -> jax.Array:
 
 
 @sb.jit
-def train_step(model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, labels: jax.Array) -> jax.Array:
+def train_step(
+    model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, labels: jax.Array
+) -> jax.Array:
     def loss_fn(model: sb.Sequential) -> jax.Array:
         logits = model(x, training=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -48,7 +51,9 @@ def fit(model: sb.Sequential, images: jax.Array, labels: jax.Array, seed: int) -
     steps = len(images) // BATCH_SIZE
     optimizer = sb.Optimizer(model, optax.adam(optax.cosine_decay_schedule(3e-3, EPOCHS * steps)))
     rng = np.random.default_rng(seed)
-    with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.4f}")) as progress:
+    with Progress(
+        *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.4f}")
+    ) as progress:
         task = progress.add_task("training", total=EPOCHS * steps, loss=np.nan)
         for _ in range(EPOCHS):
             for batch in np.split(rng.permutation(len(images))[: steps * BATCH_SIZE], steps):
@@ -59,7 +64,9 @@ def fit(model: sb.Sequential, images: jax.Array, labels: jax.Array, seed: int) -
 def main(seed: int = 0) -> None:
     pixels, digits = load_digits(return_X_y=True)
     images, labels = jnp.float32(pixels.reshape(-1, 8, 8, 1) / 16), jnp.int32(digits)
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=digits, random_state=seed)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=digits, random_state=seed
+    )
 
     model = sb.Sequential([
         nn.Conv(32, (3, 3), use_bias=False),
@@ -83,11 +90,15 @@ def main(seed: int = 0) -> None:
     vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
     nearest = jnp.argmax(vectors[test] @ vectors[train].T, axis=1)
     same_digit = float(jnp.mean(labels[train][nearest] == labels[test]))
-    print(f"held-out images whose nearest training image in the embedding shows the same digit: {same_digit:.4f}")
+    print(
+        f"held-out images whose nearest training image in the embedding shows the same digit: "
+        f"{same_digit:.4f}"
+    )
     assert same_digit >= MIN_SAME_DIGIT
 
 
 if __name__ == "__main__":
-    # optax.adam and hk.BatchNorm mix ints with floats, which a JAX that is set to strict promotion refuses.
+    # optax.adam and hk.BatchNorm mix ints with floats, which a JAX that is set to strict promotion
+    # refuses.
     with jax.numpy_dtype_promotion("standard"):
         main()

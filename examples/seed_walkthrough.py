@@ -1,7 +1,8 @@
 """The examples of David Berthelot's post "Sequential Tinkering - Part 1" (2020), which are written for Objax.
 
-Here Flax linen and Haiku modules stand in place of Objax layers. Tables, lengths and numbers are checked against those
-of the post; the numbers come from the weights that Objax drew, in `data/objax_golden.npz`.
+Here Flax linen and Haiku modules stand in place of Objax layers. Tables, lengths and numbers are
+checked against those of the post; the numbers come from the weights that Objax drew, in
+`data/objax_golden.npz`.
 """
 
 from functools import partial
@@ -28,7 +29,12 @@ def show(result: Any, expected: Any) -> None:
 
 print("Basics")
 model = sb.Sequential(
-    [nn.Conv(20, (5, 5)), nn.relu, partial(hk.Conv2D, 64, 5), partial(nn.leaky_relu, negative_slope=0.1)]
+    [
+        nn.Conv(20, (5, 5)),
+        nn.relu,
+        partial(hk.Conv2D, 64, 5),
+        partial(nn.leaky_relu, negative_slope=0.1),
+    ]
 )
 model.build((1, 28, 28, 1))
 table = """\
@@ -77,7 +83,10 @@ model = sb.Sequential([
 model.build(x).vars().assign(weights)
 offset_0 = [0.08871414, 0.17742828, 0.26614243, 0.35485655, 0.4435708]
 show(model(x).flatten(), offset_0)
-show(model(x, negative_slope=0.2).flatten(), [0.16334192, 0.32668385, 0.49002576, 0.6533677, 0.8167097])
+show(
+    model(x, negative_slope=0.2).flatten(),
+    [0.16334192, 0.32668385, 0.49002576, 0.6533677, 0.8167097],
+)
 
 print("\nArguments of modules")
 

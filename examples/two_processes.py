@@ -1,7 +1,7 @@
 """One training, on one device, on eight, and in two processes of four: the same losses, to the last digits.
 
-The model's code knows of no device. The processes are started here, on the loopback address, as they would be on two
-machines; each feeds its own half of the rows.
+The model's code knows of no device. The processes are started here, on the loopback address, as
+they would be on two machines; each feeds its own half of the rows.
 
     pip install "seqbridge[layers]" && python examples/two_processes.py
 """
@@ -18,7 +18,11 @@ from typing import Any
 def main() -> None:
     rows = {"1 device": run(1, 1), "8 devices": run(1, 8), "2 processes, 4 devices each": run(2, 4)}
     steps = [0, 1, 5, 10, 19]
-    print(f"{'loss in step':30}" + "".join(f"{step:>12}" for step in steps) + f"{'mean':>12}{'dropped':>10}")
+    print(
+        f"{'loss in step':30}"
+        + "".join(f"{step:>12}" for step in steps)
+        + f"{'mean':>12}{'dropped':>10}"
+    )
     for name, found in rows.items():
         losses = "".join(f"{found['losses'][step]:12.7f}" for step in steps)
         print(f"{name:30}{losses}{found['mean']:12.7f}{found['dropped']:10d}")
@@ -79,7 +83,9 @@ def work(rank: int, processes: int, port: str) -> None:
     optimizer = sb.Optimizer(model, optax.sgd(0.05))
 
     @sb.jit(mesh=mesh)
-    def train_step(model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, labels: jax.Array) -> jax.Array:
+    def train_step(
+        model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, labels: jax.Array
+    ) -> jax.Array:
         def loss_fn(model: sb.Sequential) -> jax.Array:
             logits = model(x, training=True, negative_slope=0.2)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -96,7 +102,11 @@ def work(rank: int, processes: int, port: str) -> None:
     mine = slice(rank * 32 // processes, (rank + 1) * 32 // processes)
     x, labels = sb.feed((images[mine], (np.arange(32) % 4)[mine]), mesh)
     losses = [float(train_step(model, optimizer, x, labels)) for _ in range(20)]
-    found = {"losses": losses, "mean": float(jnp.sum(model[1]["mean"].value)), "dropped": int(zeros(model, x))}
+    found = {
+        "losses": losses,
+        "mean": float(jnp.sum(model[1]["mean"].value)),
+        "dropped": int(zeros(model, x)),
+    }
     print(json.dumps(found))
 
 

@@ -1,8 +1,8 @@
 """Layers of any JAX library in one Python list.
 
-A `PureLayer` is a pair of pure functions; an adapter is a function that turns one foreign object into a `PureLayer`,
-or says None. `Sequential` is a list of layers that own named variables; everything stateful is a thin shell over the
-pure functions.
+A `PureLayer` is a pair of pure functions; an adapter is a function that turns one foreign object
+into a `PureLayer`, or says None. `Sequential` is a list of layers that own named variables;
+everything stateful is a thin shell over the pure functions.
 """
 
 from collections.abc import Callable as _Callable

@@ -33,16 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "file under their own names as safetensors.",
     )
     move.set_defaults(run=_port)
-    move.add_argument("source", help="a file; or module:name of a model, or of a function that makes one")
+    move.add_argument(
+        "source", help="a file; or module:name of a model, or of a function that makes one"
+    )
     move.add_argument("out", help="the safetensors file to write")
-    move.add_argument("--into", metavar="MODULE:NAME", help="a built Sequential, or a function that makes one")
-    move.add_argument("--map", metavar="A=B", action="append", default=[], help="carry layer A of the source into B")
-    move.add_argument("--flatten", metavar="A=C,H,W", action="append", default=[], help="see seqbridge.port")
-    move.add_argument("--accept", metavar="NAME", action="append", default=[], help="a difference that may be")
-    move.add_argument("--partial", action="store_true", help="carry what matches, and leave the rest")
+    move.add_argument(
+        "--into", metavar="MODULE:NAME", help="a built Sequential, or a function that makes one"
+    )
+    move.add_argument(
+        "--map",
+        metavar="A=B",
+        action="append",
+        default=[],
+        help="carry layer A of the source into B",
+    )
+    move.add_argument(
+        "--flatten", metavar="A=C,H,W", action="append", default=[], help="see seqbridge.port"
+    )
+    move.add_argument(
+        "--accept", metavar="NAME", action="append", default=[], help="a difference that may be"
+    )
+    move.add_argument(
+        "--partial", action="store_true", help="carry what matches, and leave the rest"
+    )
     move.add_argument("--dry-run", action="store_true", help="show the plan only")
     for command in (inspect, move):
-        command.add_argument("--allow-pickle", action="store_true", help="take arrays and containers out of a pickle")
+        command.add_argument(
+            "--allow-pickle", action="store_true", help="take arrays and containers out of a pickle"
+        )
     given = parser.parse_args(arguments)
     try:
         given.run(given)
@@ -58,20 +76,31 @@ def _inspect(given: argparse.Namespace) -> None:
     arrays = dict(_leaves(read(path, allow_pickle=given.allow_pickle)))
     about = read_safetensors(path)[1] if kind == "safetensors" else {}
     kinds = {name: note["kind"] for name, note in about.get("variables", {}).items()}
-    rows = [(name, str(a.dtype), str(a.shape), str(a.size), kinds.get(name, "")) for name, a in arrays.items()]
+    rows = [
+        (name, str(a.dtype), str(a.shape), str(a.size), kinds.get(name, ""))
+        for name, a in arrays.items()
+    ]
     print(table(("name", "dtype", "shape", "size", "kind"), rows))
     total = sum(a.nbytes for a in arrays.values())
-    print(f"{kind}: {len(arrays)} arrays, {sum(a.size for a in arrays.values())} numbers, {total} bytes")
+    print(
+        f"{kind}: {len(arrays)} arrays, {sum(a.size for a in arrays.values())} numbers, {total} "
+        f"bytes"
+    )
     if "versions" in about:
         print(
-            f"saved by seqbridge {about['versions']['seqbridge']}, jax {about['versions']['jax']}; checksums are right"
+            f"saved by seqbridge {about['versions']['seqbridge']}, jax {about['versions']['jax']}; "
+            f"checksums are right"
         )
     elif about.get("metadata"):
         print(f"metadata: {json.dumps(about['metadata'])}")
 
 
 def _port(given: argparse.Namespace) -> None:
-    source = _named(given.source) if _is_name(given.source) else read(given.source, allow_pickle=given.allow_pickle)
+    source = (
+        _named(given.source)
+        if _is_name(given.source)
+        else read(given.source, allow_pickle=given.allow_pickle)
+    )
     if given.into is None:
         if isinstance(source, Structure):
             source.save(given.out)
@@ -84,7 +113,8 @@ def _port(given: argparse.Namespace) -> None:
         target,
         mapping={old: new or None for old, _, new in (pair.partition("=") for pair in given.map)},
         flatten={
-            name: [int(n) for n in sizes.split(",")] for name, _, sizes in (f.partition("=") for f in given.flatten)
+            name: [int(n) for n in sizes.split(",")]
+            for name, _, sizes in (f.partition("=") for f in given.flatten)
         },
         accept=given.accept,
         strict=not given.partial,

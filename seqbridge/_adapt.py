@@ -32,7 +32,9 @@ def _find(entry: Any) -> PureLayer:
         pure = ask(entry, entry)
         if pure is None and _makes_callables(entry):
             name = entry.__qualname__
-            raise TypeError(f"got the class {name}: give an instance, {name}(...), or partial({name}, ...)")
+            raise TypeError(
+                f"got the class {name}: give an instance, {name}(...), or partial({name}, ...)"
+            )
         return pure or function_layer(entry)
     if isinstance(entry, functools.partial):
         if isinstance(entry.func, type):
@@ -46,7 +48,8 @@ def _find(entry: Any) -> PureLayer:
         return pure or function_layer(entry)
     if isinstance(owner := owner_of(entry), Stateful):
         raise TypeError(
-            f"got a method of a {type(owner).__name__}: put the {type(owner).__name__} into the list itself"
+            f"got a method of a {type(owner).__name__}: put the {type(owner).__name__} into the "
+            f"list itself"
         )
     if owner is not entry and (pure := ask(owner, type(owner))):
         return with_method(pure, entry.__func__.__name__)
@@ -55,9 +58,14 @@ def _find(entry: Any) -> PureLayer:
         return pure
     if callable(entry):
         return function_layer(entry)
-    several = ", or Sequential(...) for several entries in one" if type(entry) in (list, tuple, dict) else ""
+    several = (
+        ", or Sequential(...) for several entries in one"
+        if type(entry) in (list, tuple, dict)
+        else ""
+    )
     raise TypeError(
-        f"{' '.join(repr(entry).split()):.80} ({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give "
+        f"{' '.join(repr(entry).split()):.80} "
+        f"({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give "
         f"a module, a transform or a callable{several}; {_known()}"
     )
 
@@ -71,12 +79,21 @@ def check_attribute(cls: type, name: str, value: Any) -> None:
     if cure or callable(own):
         raise AttributeError(f"{name} isn't set{cure or ': it is a method'}")
     if _is_layer(value):
-        cure = f"del model.{name}, then model.extend({{{name!r}: ...}}) puts it at the end of the list"
-        warnings.warn(f"model.{name} = ... sets an attribute, which isn't run, trained or saved: {cure}", stacklevel=3)
+        cure = (
+            f"del model.{name}, then model.extend({{{name!r}: ...}}) puts it at the end of the list"
+        )
+        warnings.warn(
+            f"model.{name} = ... sets an attribute, which isn't run, trained or saved: {cure}",
+            stacklevel=3,
+        )
 
 
 def _is_layer(value: Any) -> bool:
-    cls = value.func if isinstance(value, functools.partial) and isinstance(value.func, type) else type(value)
+    cls = (
+        value.func
+        if isinstance(value, functools.partial) and isinstance(value.func, type)
+        else type(value)
+    )
     if isinstance(value, Stateful):
         return callable(value)  # a model or a layer, rather than variables or an optimizer
     try:
@@ -103,5 +120,7 @@ def with_method(pure: PureLayer, method: Any) -> PureLayer:
     if method == "__call__":
         return pure
     if pure.method is None:
-        raise TypeError(f"{pure.label} ({pure.ecosystem}) has no methods to choose from: method={method!r}")
+        raise TypeError(
+            f"{pure.label} ({pure.ecosystem}) has no methods to choose from: method={method!r}"
+        )
     return pure.method(method)

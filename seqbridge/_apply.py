@@ -18,7 +18,9 @@ from seqbridge._pure import Variables
 from seqbridge._stateful import edits
 
 
-def apply(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+def apply(
+    layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Any:
     """`(outputs, new_state)`."""
     keys = key if key is None or not layer.pure.per_example else jax.random.split(key, _batch(args))
     return _apply(layer, variables, keys, args, keywords)
@@ -34,13 +36,20 @@ def _batch(args: tuple[Any, ...]) -> int:
     if len(sizes) != 1 or -1 in sizes:
         shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)) or "none"
         raise ValueError(
-            f"a per-example layer takes inputs with one leading axis, the batch; got shapes {shapes}. For an entry "
+            f"a per-example layer takes inputs with one leading axis, the batch; got shapes "
+            f"{shapes}. For an entry "
             "that takes a whole batch, or one example at a time: sb.Layer(entry, per_example=False)"
         )
     return sizes.pop()
 
 
-def _apply(layer: Layer, variables: Variables, keys: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+def _apply(
+    layer: Layer,
+    variables: Variables,
+    keys: Any,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+) -> Any:
     """The call of a layer with its key, or with one for each example."""
     if not layer.pure.per_example:
         return _call(layer, variables, keys, args, keywords)
@@ -55,28 +64,38 @@ def _apply(layer: Layer, variables: Variables, keys: Any, args: tuple[Any, ...],
         if "out_axes" in str(error):
             error.add_note("the state of a per-example layer must not depend on the example")
         error.add_note(
-            f"the layer takes one example, so it was mapped over {_batch(args)} of them, the leading axis of its "
-            "inputs. For a batch of sequences, say, give jax.vmap(jax.vmap(entry)), which maps over both axes; "
+            f"the layer takes one example, so it was mapped over {_batch(args)} of them, the "
+            f"leading axis of its "
+            "inputs. For a batch of sequences, say, give jax.vmap(jax.vmap(entry)), which maps "
+            "over both axes; "
             "sb.Layer(entry, per_example=False) gets the inputs as they are"
         )
         raise
 
 
-def _call(layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+def _call(
+    layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Any:
     name = layer.pure.key_name
-    if name is not None and name not in keywords and name not in layer._parameters.positional[: len(args)]:
+    if (
+        name is not None
+        and name not in keywords
+        and name not in layer._parameters.positional[: len(args)]
+    ):
         keywords = {**keywords, name: key}
     result = binding(lambda: layer.pure.apply(variables, key, *args, **keywords))
     if type(result) is not tuple or len(result) != 2:
-        raise TypeError(f"apply of the adapter of {layer.pure.ecosystem} must return (outputs, new_state)")
+        raise TypeError(
+            f"apply of the adapter of {layer.pure.ecosystem} must return (outputs, new_state)"
+        )
     return result
 
 
 def binding(function: Callable[[], Any]) -> Any:
     """`function()`, with every axis bound that it asks for, by name, and nobody has bound.
 
-    A layer that averages over the devices of an axis gets the whole batch here, so there is one of them. Inside
-    `jax.shard_map` it doesn't, and a name that isn't bound there is a mistake.
+    A layer that averages over the devices of an axis gets the whole batch here, so there is one of
+    them. Inside `jax.shard_map` it doesn't, and a name that isn't bound there is a mistake.
     """
     names: list[str] = []
     while True:
@@ -101,10 +120,16 @@ def traced(
 ) -> tuple[Any, Any, Any]:
     """The program of a call, whose first argument is the key, and the shapes of the outputs and of the state."""
     leaves, treedef = jax.tree.flatten((variables, args, keywords))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
+    arrays = {
+        i: leaf
+        for i, leaf in enumerate(leaves)
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    }
 
     def call(keys: Any, arrays: dict[int, Any]) -> Any:
-        variables, args, keywords = jax.tree.unflatten(treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        variables, args, keywords = jax.tree.unflatten(
+            treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        )
         return _apply(layer, variables, keys, args, keywords)
 
     shapes = {i: jax.ShapeDtypeStruct(a.shape, a.dtype) for i, a in arrays.items()}
@@ -114,12 +139,20 @@ def traced(
     return closed, out, state
 
 
-def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Any:
+def evaluate(
+    layer: Layer,
+    variables: Variables,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    mode: Any,
+) -> Any:
     """The shapes of the outputs, computing nothing. Notes whether the layer draws random numbers."""
     closed, out, _ = traced(layer, variables, args, keywords)
     key = closed.jaxpr.invars[0]
     # What an evaluation would do to the state is dropped, so it needs no random numbers either.
-    results = closed.jaxpr.outvars[: len(jax.tree.leaves(out))] if mode is False else closed.jaxpr.outvars
+    results = (
+        closed.jaxpr.outvars[: len(jax.tree.leaves(out))] if mode is False else closed.jaxpr.outvars
+    )
     _, read = needed(closed.jaxpr.eqns, results, effects=True)
     asked = any(v is key for equation in closed.jaxpr.eqns for v in equation.invars)
     before = layer._random
@@ -130,7 +163,12 @@ def evaluate(layer: Layer, variables: Variables, args: tuple[Any, ...], keywords
 
 
 def key_for(
-    layer: Layer, keys: Keys, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any
+    layer: Layer,
+    keys: Keys,
+    variables: Variables,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    mode: Any,
 ) -> Any:
     """The layer's key for a call, or None. A call that draws nothing takes none from the stream."""
     if not layer.pure.takes_key:
@@ -159,7 +197,9 @@ def unused_key() -> jax.Array:
         return jax.random.key(0)
 
 
-def _known_draws(layer: Layer, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Draws | None:
+def _known_draws(
+    layer: Layer, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any
+) -> Draws | None:
     """What is known of a call, without a look at the layer: a call that draws nothing draws nothing in evaluation."""
     draws = layer._draws.get(_signature(args, keywords, mode))
     if draws is None and mode is False:

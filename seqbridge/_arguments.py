@@ -33,7 +33,8 @@ class _Unhashable(tuple[type, Any]):
 
     def __hash__(self) -> int:
         raise TypeError(
-            f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static argument must be "
+            f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static "
+            f"argument must be "
             "hashable: give a tuple or a frozenset of it, say, or let the function close over it"
         )
 
@@ -42,16 +43,20 @@ _GIVEN = object()  # the place of an array in a signature
 _sorts: dict[type, int] = {}
 
 
-Sorted: TypeAlias = tuple[Hashable, list[Any], list[Stateful]]  # a named tuple would take half as long again to make
+Sorted: TypeAlias = tuple[
+    Hashable, list[Any], list[Stateful]
+]  # a named tuple would take half as long again to make
 
 
-def sort(args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()) -> Sorted:
+def sort(
+    args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()
+) -> Sorted:
     """Takes arguments apart; `rebuild` puts them together.
 
     Returns:
-        The signature, which is everything but arrays and holders: two calls of one signature run one program, unless
-        their arrays differ in shape or dtype. The arrays, which are traced. The models, layers, collections and
-        optimizers.
+        The signature, which is everything but arrays and holders: two calls of one signature run
+        one program, unless their arrays differ in shape or dtype. The arrays, which are traced. The
+        models, layers, collections and optimizers.
     """
     arrays: list[Any] = []
     holders: list[Stateful] = []
@@ -111,7 +116,10 @@ def _sort_of(cls: type) -> int:
         return _DICT
     if issubclass(cls, bool | str | bytes | NoneType | enum.Enum | type | FunctionType):
         return _STATIC
-    if issubclass(cls, jax.Array | Tracer | np.ndarray | np.generic | int | float | complex | jax.ShapeDtypeStruct):
+    if issubclass(
+        cls,
+        jax.Array | Tracer | np.ndarray | np.generic | int | float | complex | jax.ShapeDtypeStruct,
+    ):
         return _ARRAY
     return _TREE
 
@@ -124,7 +132,9 @@ def rebuild(
     n, *parts = signature
     args = tuple(_rebuild(part, each, holder) for part in parts[:n])
     names, values = parts[n::2], parts[n + 1 :: 2]
-    return args, {name: _rebuild(part, each, holder) for name, part in zip(names, values, strict=True)}
+    return args, {
+        name: _rebuild(part, each, holder) for name, part in zip(names, values, strict=True)
+    }
 
 
 def _rebuild(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> Any:
@@ -153,7 +163,9 @@ def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
     found = [h for h in (function, getattr(function, "__self__", None)) if isinstance(h, Stateful)]
     given = sort((vars,), {})[2]
     if vars is not None and not given:
-        raise TypeError(f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}")
+        raise TypeError(
+            f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}"
+        )
     return found + given
 
 

@@ -30,7 +30,8 @@ def _told(pure: PureLayer) -> PureLayer:
     def told(variables: Variables) -> Variables:
         frozen = pure.frozen()
         return jax.tree_util.tree_map_with_path(
-            lambda path, a: Annotated(a, trainable=False) if path_text(path) in frozen else a, variables
+            lambda path, a: Annotated(a, trainable=False) if path_text(path) in frozen else a,
+            variables,
         )
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
@@ -38,7 +39,9 @@ def _told(pure: PureLayer) -> PureLayer:
         return told(pure.init(key, *inputs, **keywords))
 
     ready = None if pure.ready is None else told(pure.ready)
-    return dataclasses.replace(pure, init=init, ready=ready, reduce=pure.reduce and (_again, pure.reduce))
+    return dataclasses.replace(
+        pure, init=init, ready=ready, reduce=pure.reduce and (_again, pure.reduce)
+    )
 
 
 def _again(function: Any, args: tuple[Any, ...]) -> PureLayer:
@@ -62,7 +65,9 @@ def around(layer: Layer) -> PureLayer:
     return dataclasses.replace(
         pure,
         init=pure.init and init,
-        apply=lambda variables, key, /, *inputs, **keywords: apply(layer, variables, key, inputs, keywords),
+        apply=lambda variables, key, /, *inputs, **keywords: apply(
+            layer, variables, key, inputs, keywords
+        ),
         signature=signature,
         key_name=None,
         per_example=False,
@@ -72,6 +77,12 @@ def around(layer: Layer) -> PureLayer:
     )
 
 
-def key_within(layer: Layer, key: Any, variables: Variables, inputs: tuple[Any, ...], keywords: Any) -> Any:
+def key_within(
+    layer: Layer, key: Any, variables: Variables, inputs: tuple[Any, ...], keywords: Any
+) -> Any:
     """The key for the layer, if it draws: else what stands around would seem to draw, and take one from the stream."""
-    return None if key is None else key_for(layer, Keys(lambda: key), variables, inputs, keywords, None)
+    return (
+        None
+        if key is None
+        else key_for(layer, Keys(lambda: key), variables, inputs, keywords, None)
+    )

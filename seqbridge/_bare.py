@@ -1,7 +1,7 @@
 """`Bare`: what a variable holds in place of a key, so that programs take and return numbers.
 
-Of a key that a program returns JAX makes an object in Python. That takes its time, and Ctrl-C could come in between:
-what was donated would be lost.
+Of a key that a program returns JAX makes an object in Python. That takes its time, and Ctrl-C could
+come in between: what was donated would be lost.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Bare:
     def __init__(self, box: Variable, key: jax.Array):
         self._box = weakref.ref(box)
         self._impl = jax.random.key_impl(key)
-        # The numbers and the key, of which one may not be there yet. A list for each value: a thread that reads without
-        # a lock completes the one that it has found.
+        # The numbers and the key, of which one may not be there yet. A list for each value: a
+        # thread that reads without a lock completes the one that it has found.
         self._forms: list[Any] = [None, key]
 
     @property
@@ -40,7 +40,9 @@ class Bare:
         forms = self._forms
         if forms[0] is None:
             with jax.ensure_compile_time_eval():
-                forms[0] = jnp.copy(jax.random.key_data(forms[1]))  # or the key of the user's would be donated, too
+                forms[0] = jnp.copy(
+                    jax.random.key_data(forms[1])
+                )  # or the key of the user's would be donated, too
         return forms[0]
 
     @_array.setter
@@ -58,7 +60,9 @@ class Bare:
         forms = self._forms
         if forms[1] is None:
             if forms[0].is_deleted() and (box := self._box()) is not None:
-                with box._lock:  # another thread has donated it, and has a new one before it gives the lock back
+                with (
+                    box._lock
+                ):  # another thread has donated it, and has a new one before it gives the lock back
                     forms = self._forms
             with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace
                 forms[1] = self._made(forms[0])

@@ -29,10 +29,12 @@ _AGAIN = 2**31 - 2  # no list is that long
 class Taken:
     """The positions that initial values were folded with.
 
-    After an edit a new layer may come to a position that another layer was built at; its values must still be its own.
+    After an edit a new layer may come to a position that another layer was built at; its values
+    must still be its own.
 
     Attributes:
-        origins: Those of new layers, which they get with their variables: a build that fails has taken none.
+        origins: Those of new layers, which they get with their variables: a build that fails has
+            taken none.
     """
 
     def __init__(self, layers: Iterable[Layer]):
@@ -64,11 +66,19 @@ class Build:
         self._abstract = abstract
         self.layouts: dict[Layer, Layout] = {}
         self.inputs: dict[Any, tuple[tuple[Any, ...], Call]] = {}
-        self.failed = False  # to make the variables of a layer, rather than to find what comes after it
+        self.failed = (
+            False  # to make the variables of a layer, rather than to find what comes after it
+        )
         self.misfit = False  # the variables of a layer were made for other inputs
 
     def __call__(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+        self,
+        layer: Layer,
+        keys: Keys,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        mode: bool | None,
+        /,
     ) -> Any:
         if layer not in self.layouts and (self._fresh or not layer.built):
             self.failed = True
@@ -81,13 +91,18 @@ class Build:
             self.layouts[layer] = Layout(layer.pure, variables, (args, keywords))
             self.failed = False
         signature = _signature((args, keywords), mode)
-        other = resized(layer, args) is not None  # what was found before it had variables needn't hold
+        other = (
+            resized(layer, args) is not None
+        )  # what was found before it had variables needn't hold
         if other or signature not in layer._outputs:
             new = self.layouts.get(layer)
             tree = layer._tree() if new is None else new.tree(new.arrays)
             try:
                 layer._outputs[signature] = evaluate(layer, tree, args, keywords, mode)
-            except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # can't be traced, but may run
+            except (
+                jax.errors.JAXTypeError,
+                jax.errors.JAXIndexError,
+            ):  # can't be traced, but may run
                 raise
             except Exception:
                 self.misfit = other
@@ -109,13 +124,21 @@ class FirstRun(Run):
         self.inputs: dict[Any, tuple[tuple[Any, ...], Call]] = {}
 
     def __call__(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+        self,
+        layer: Layer,
+        keys: Keys,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        mode: bool | None,
+        /,
     ) -> Any:
         if not layer.built and layer not in self.layouts:
             assert keys.initial is not None
             shapes, training = specs(args), layer._parameters.in_training(keyword_specs(keywords))
             own = self._taken.unused(layer, keys.initial)
-            self.layouts[layer] = Layout(layer.pure, initial(layer, own, shapes, training), (shapes, training))
+            self.layouts[layer] = Layout(
+                layer.pure, initial(layer, own, shapes, training), (shapes, training)
+            )
             key_for(layer, keys, self._variables(layer), shapes, training, True)
         return super().__call__(layer, keys, args, keywords, mode)
 
@@ -133,7 +156,9 @@ def take(model: Any, build: Build | FirstRun) -> None:
     Raises:
         ValueError: One doesn't fit the layout of the model.
     """
-    known = {tie: box for layer in model._family() if layer.built for tie, box in layer._tied_variables()}
+    known = {
+        tie: box for layer in model._family() if layer.built for tie, box in layer._tied_variables()
+    }
     before = {part: part._inputs for part in build.inputs}
     try:
         for layer, layout in build.layouts.items():
@@ -157,12 +182,18 @@ def take(model: Any, build: Build | FirstRun) -> None:
 
 
 def initial(
-    layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], *, abstract: bool = False
+    layer: Layer,
+    keys: Keys,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
+    *,
+    abstract: bool = False,
 ) -> Variables:
     """Initial variables for inputs of these shapes, computing only what they need.
 
-    A module computes its outputs while it makes its parameters. Here that part is traced and dropped; the rest runs
-    operation by operation, as it does natively, so that the values are the same to the last bit.
+    A module computes its outputs while it makes its parameters. Here that part is traced and
+    dropped; the rest runs operation by operation, as it does natively, so that the values are the
+    same to the last bit.
     """
     make = layer.pure.init
     assert make is not None
@@ -194,7 +225,8 @@ def _outside(layer: Layer, keys: Keys, abstract: bool) -> Any:
     key = unused_key() if abstract else keys.key
     if isinstance(key, Tracer):
         raise RuntimeError(
-            f"{layer!r} draws its initial values outside of JAX transforms only: call model.init(key, ...) before"
+            f"{layer!r} draws its initial values outside of JAX transforms only: call "
+            f"model.init(key, ...) before"
         )
     return key
 
@@ -203,8 +235,8 @@ def specs(tree: Any, size: int | None = 1) -> Any:
     """Shapes in place of arrays, shape tuples and the like; everything else as it is.
 
     Args:
-        tree: Arrays, `jax.ShapeDtypeStruct`s, shapes (a tuple of ints, where None may be anything; float32), or
-            nested containers of them.
+        tree: Arrays, `jax.ShapeDtypeStruct`s, shapes (a tuple of ints, where None may be anything;
+            float32), or nested containers of them.
         size: What None stands for. None: a shape that has one stays as it is.
     """
     return jax.tree.map(lambda value: _spec(value, size), tree, is_leaf=_is_shape)
@@ -217,7 +249,9 @@ def keyword_specs(tree: Any) -> Any:
 
 def _is_shape(value: Any) -> bool:
     whole = (int, np.integer)
-    return type(value) is tuple and all(n is None or (isinstance(n, whole) and type(n) is not bool) for n in value)
+    return type(value) is tuple and all(
+        n is None or (isinstance(n, whole) and type(n) is not bool) for n in value
+    )
 
 
 _NUMBERS = int, float, np.generic
@@ -226,18 +260,34 @@ _NUMBERS = int, float, np.generic
 def check_inputs(inputs: tuple[Any, ...]) -> None:
     """Raises if an input of `build` is no array and no shape, or if there is none."""
     for value in inputs or (None,):
-        if type(value) is tuple and _is_shape(value) and any(n is not None and n < 0 for n in value):
+        if (
+            type(value) is tuple
+            and _is_shape(value)
+            and any(n is not None and n < 0 for n in value)
+        ):
             raise ValueError(f"a size that may be anything is None, not -1: got the shape {value}")
-        numbers = isinstance(value, list | tuple) and all(n is None or isinstance(n, _NUMBERS) for n in value)
-        if value is None or isinstance(value, (str, *_NUMBERS)) or (numbers and not _is_shape(value)):
+        numbers = isinstance(value, list | tuple) and all(
+            n is None or isinstance(n, _NUMBERS) for n in value
+        )
+        if (
+            value is None
+            or isinstance(value, (str, *_NUMBERS))
+            or (numbers and not _is_shape(value))
+        ):
             got = repr(value) if inputs else "nothing"
-            raise TypeError(f"a shape or an array is wanted for each input, model.build((None, 28, 28, 1)); got {got}")
+            raise TypeError(
+                f"a shape or an array is wanted for each input, model.build((None, 28, 28, 1)); "
+                f"got {got}"
+            )
 
 
 def check_arrays(inputs: tuple[Any, ...]) -> None:
     """Raises if an input of a call is a shape."""
     if given := [value for value in inputs if _is_shape(value) and value]:
-        raise TypeError(f"a call takes arrays, and got the shape {given[0]}: model.build({given[0]}) takes shapes")
+        raise TypeError(
+            f"a call takes arrays, and got the shape {given[0]}: model.build({given[0]}) takes "
+            f"shapes"
+        )
 
 
 @contextlib.contextmanager
@@ -247,8 +297,13 @@ def explained(inputs: tuple[Any, ...]) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         if any(map(_is_shape, inputs)) and "integer" in str(error):
-            error.add_note("a shape is that of floats; for other inputs: jax.ShapeDtypeStruct((1, 8), jnp.int32)")
-        elif has_open_sizes(inputs) and any(note.startswith("in layer") for note in getattr(error, "__notes__", ())):
+            error.add_note(
+                "a shape is that of floats; for other inputs: jax.ShapeDtypeStruct((1, 8), "
+                "jnp.int32)"
+            )
+        elif has_open_sizes(inputs) and any(
+            note.startswith("in layer") for note in getattr(error, "__notes__", ())
+        ):
             error.add_note("the inputs above have 1 in place of None")
         raise
 
@@ -260,7 +315,9 @@ def has_open_sizes(inputs: Any) -> bool:
 
 def inner_open_sizes(inputs: Any) -> bool:
     """Whether one has a None behind its first axis, which is no batch then."""
-    return any(n is None for value in jax.tree.leaves(inputs, is_leaf=_is_shape) for n in _sizes(value)[1:])
+    return any(
+        n is None for value in jax.tree.leaves(inputs, is_leaf=_is_shape) for n in _sizes(value)[1:]
+    )
 
 
 def _is_open(value: Any) -> bool:
@@ -281,7 +338,9 @@ def _spec(value: Any, size: int | None) -> Any:
         sizes = tuple(size if n is None else int(n) for n in _sizes(value))
         return jax.ShapeDtypeStruct(sizes, getattr(value, "dtype", jnp.float32))
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        dtype = jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)  # keys have such a one
+        dtype = jax.dtypes.canonicalize_dtype(
+            value.dtype, allow_extended_dtype=True
+        )  # keys have such a one
         return jax.ShapeDtypeStruct(value.shape, dtype)
     return value
 
@@ -292,7 +351,11 @@ def _zeros(value: Any) -> Any:
 
 def _signature(tree: Any, mode: bool | None) -> Hashable:
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef, mode, tuple((x.shape, x.dtype) if hasattr(x, "shape") else _static(x) for x in leaves)
+    return (
+        treedef,
+        mode,
+        tuple((x.shape, x.dtype) if hasattr(x, "shape") else _static(x) for x in leaves),
+    )
 
 
 def _static(value: Any) -> Hashable:

@@ -31,7 +31,9 @@ class FunctionLike(Generic[P, R]):
     def __reduce__(self) -> str:
         if not isinstance(self._function, types.FunctionType):
             raise TypeError(f"{self!r} is for one object: copy that, and make sb.jit of the copy")
-        return self._function.__qualname__  # as Python has functions: by name, and no copy is another
+        return (
+            self._function.__qualname__
+        )  # as Python has functions: by name, and no copy is another
 
     def __repr__(self) -> str:
         return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"

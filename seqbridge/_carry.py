@@ -59,8 +59,8 @@ def carry(
         source: The piece of the source.
         target: That of the target.
         part: What the source is.
-        flatten: The sizes `(channels, *space)` of what was flattened to be the input of a linear layer, if the two
-            sides have their channels at different ends.
+        flatten: The sizes `(channels, *space)` of what was flattened to be the input of a linear
+            layer, if the two sides have their channels at different ends.
         from_first: Whether the source has its channels first.
     """
     own = target.part
@@ -80,7 +80,11 @@ def carry(
     for name, array in given.items():
         if name not in now and (array != DEFAULTS[name]).any():
             problems.append(
-                Problem(None, f"{target.name} has no {name}, and that of {source.name} isn't {DEFAULTS[name]}")
+                Problem(
+                    None,
+                    f"{target.name} has no {name}, and that of {source.name} isn't "
+                    f"{DEFAULTS[name]}",
+                )
             )
     for name, weight in own.weights.items():
         array = given.get(name)
@@ -91,7 +95,9 @@ def carry(
         except ValueError as error:  # what the layer has no place for
             problems.append(Problem(None, f"{target.name}: {error}"))
             continue
-        for path, value in zip(weight.paths, out if isinstance(out, tuple) else (out,), strict=True):
+        for path, value in zip(
+            weight.paths, out if isinstance(out, tuple) else (out,), strict=True
+        ):
             box = target.boxes[path]
             problem = _dtype(target.names[path], value, box.value)
             problems += [problem] if problem else []
@@ -101,18 +107,36 @@ def carry(
 
 
 def _row(
-    name: str, array: np.ndarray, source: Piece, target: Piece, part: Part, own: Part, flatten: Sequence[int] | None
+    name: str,
+    array: np.ndarray,
+    source: Piece,
+    target: Piece,
+    part: Part,
+    own: Part,
+    flatten: Sequence[int] | None,
 ) -> Row:
     there = own.weights[name]
-    names = [source.names[path] for path in part.weights[name].paths] if name in part.weights else ["-"]
-    read = _text(part.weights[name], source, array) if name in part.weights else f"filled with {DEFAULTS[name]:g}"
+    names = (
+        [source.names[path] for path in part.weights[name].paths] if name in part.weights else ["-"]
+    )
+    read = (
+        _text(part.weights[name], source, array)
+        if name in part.weights
+        else f"filled with {DEFAULTS[name]:g}"
+    )
     write = _text(there, target, array)
     turned = "reordered" if flatten is not None and (name != "bias" or own.kind != "linear") else ""
     if read == write and not turned:
         read = write = ""  # there and back again
     text = "; ".join(filter(None, [read, turned, write and f"inverse of: {write}"])) or "as it is"
     kind = f"{own.kind} {name}".replace("_", " ")
-    return Row(_names(names), _names([target.names[path] for path in there.paths]), kind, str(array.shape), text)
+    return Row(
+        _names(names),
+        _names([target.names[path] for path in there.paths]),
+        kind,
+        str(array.shape),
+        text,
+    )
 
 
 def _text(weight: Weight, piece: Piece, array: np.ndarray) -> str:
@@ -128,14 +152,18 @@ def _options(source: Piece, target: Piece, part: Part, own: Part) -> Iterator[Pr
     """The options in which the two differ, as far as both are known."""
     for name in sorted(part.options.keys() & own.options.keys()):
         ours, theirs = part.options[name], own.options[name]
-        if ours == theirs or (isinstance(ours, float) and isinstance(theirs, float) and _near(ours, theirs)):
+        if ours == theirs or (
+            isinstance(ours, float) and isinstance(theirs, float) and _near(ours, theirs)
+        ):
             continue
         where = f"{source.name} and {target.name}"
         if name in _REFUSED:
             yield Problem(None, f"{where}: {_REFUSED[name]}")
             continue
         by_default = " (what it takes if nobody says; the file doesn't)" if part.assumed else ""
-        yield Problem(name, f"{where}: {name} is {ours}{by_default} in the source and {theirs} in the target")
+        yield Problem(
+            name, f"{where}: {name} is {ours}{by_default} in the source and {theirs} in the target"
+        )
 
 
 def _near(a: float, b: float) -> bool:
@@ -159,5 +187,7 @@ def _reordered(array: np.ndarray, sizes: Sequence[int], *, from_first: bool) -> 
     channels, *space = sizes
     rest = array.shape[1:]
     if from_first:
-        return np.moveaxis(array.reshape(channels, *space, *rest), 0, len(space)).reshape(array.shape)
+        return np.moveaxis(array.reshape(channels, *space, *rest), 0, len(space)).reshape(
+            array.shape
+        )
     return np.moveaxis(array.reshape(*space, channels, *rest), len(space), 0).reshape(array.shape)

@@ -48,8 +48,12 @@ def values(
     if not donated:
         return [], held
     if True in [value.is_deleted() for value in held]:
-        name = next(cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted())
-        raise RuntimeError(f"the array of {name} was donated before and is gone: assign it, or load the model")
+        name = next(
+            cell.name for cell, value in zip(cells, held, strict=True) if value.is_deleted()
+        )
+        raise RuntimeError(
+            f"the array of {name} was donated before and is gone: assign it, or load the model"
+        )
     given = held if not kept else [held[i] for i in donated]
     others = [held[i] for i in kept]
     ids = set(map(id, held))
@@ -68,7 +72,11 @@ def lost(cells: Sequence[Cell]) -> str:
     now = [cell_of(cell) if isinstance(cell, Variable) else cell for cell in cells]
     arrays = [cell._joined if isinstance(cell, Pack) else cell._array for cell in now]
     real = [isinstance(array, jax.Array) and not isinstance(array, Tracer) for array in arrays]
-    gone = [c.name for c, array, known in zip(cells, arrays, real, strict=True) if known and array.is_deleted()]
+    gone = [
+        c.name
+        for c, array, known in zip(cells, arrays, real, strict=True)
+        if known and array.is_deleted()
+    ]
     return ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
 
 

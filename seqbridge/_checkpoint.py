@@ -31,10 +31,11 @@ from seqbridge._variable import Variable
 class Checkpoint:
     """A folder of numbered checkpoints, by Orbax, of all that a training needs to go on as if it had not stopped.
 
-    Each variable lies in the checkpoint once, in parts where it is spread over devices, and comes back laid out as the
-    variable is then: on other devices, on more or on fewer, in more processes or in one. Every array has a checksum
-    that doesn't depend on that. Several processes all make the same calls. Several of one folder in a process take
-    turns, as where a cell of a notebook runs again, or an evaluation reads what a training writes.
+    Each variable lies in the checkpoint once, in parts where it is spread over devices, and comes
+    back laid out as the variable is then: on other devices, on more or on fewer, in more processes
+    or in one. Every array has a checksum that doesn't depend on that. Several processes all make
+    the same calls. Several of one folder in a process take turns, as where a cell of a notebook
+    runs again, or an evaluation reads what a training writes.
 
     Args:
         folder: Where the checkpoints are; made if it isn't there.
@@ -60,22 +61,32 @@ class Checkpoint:
         100
     """
 
-    def __init__(self, folder: str | os.PathLike[str], /, *, max_to_keep: int | None = None, **parts: Saved):
+    def __init__(
+        self, folder: str | os.PathLike[str], /, *, max_to_keep: int | None = None, **parts: Saved
+    ):
         import orbax.checkpoint as ocp  # late: it takes longer to import than all of this package
 
         for name, part in parts.items():
             if not isinstance(part, Saved):
                 raise TypeError(
-                    f"{name}= takes a model, a layer, an optimizer or a collection, not {type(part).__name__}"
+                    f"{name}= takes a model, a layer, an optimizer or a collection, not "
+                    f"{type(part).__name__}"
                 )
         if not parts:
-            raise TypeError("name what is to be saved: Checkpoint(folder, model=model, optimizer=optimizer)")
+            raise TypeError(
+                "name what is to be saved: Checkpoint(folder, model=model, optimizer=optimizer)"
+            )
         if max_to_keep is not None and (not isinstance(max_to_keep, int) or max_to_keep < 1):
-            raise ValueError(f"max_to_keep= is how many are kept, 1 or more, or None for all; got {max_to_keep!r:.60}")
+            raise ValueError(
+                f"max_to_keep= is how many are kept, 1 or more, or None for all; got "
+                f"{max_to_keep!r:.60}"
+            )
         folder = os.fspath(folder)
         self._folder = folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
         if os.path.exists(self._folder) and not os.path.isdir(self._folder):
-            raise NotADirectoryError(f"{self._folder} is a file, and checkpoints need a folder: give another name")
+            raise NotADirectoryError(
+                f"{self._folder} is a file, and checkpoints need a folder: give another name"
+            )
         self._parts = parts
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
@@ -102,16 +113,22 @@ class Checkpoint:
             step: A whole number, higher than those that are there.
 
         Raises:
-            RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is closed.
+            RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is
+                closed.
             TypeError, ValueError: The number is none, or it isn't higher.
         """
         refuse_in_trace("saving")
         step = _number(step)
         self._take_turn()
         if self.steps and step <= self.steps[-1]:
-            raise ValueError(f"step {step} can't be saved after step {self.steps[-1]}, which is in {self._folder}")
+            raise ValueError(
+                f"step {step} can't be saved after step {self.steps[-1]}, which is in "
+                f"{self._folder}"
+            )
         state, about = {}, {}
-        with held(self._parts.values):  # until they are copied: another thread may donate the arrays to a program
+        with held(
+            self._parts.values
+        ):  # until they are copied: another thread may donate the arrays to a program
             tables = {name: part._table("save") for name, part in self._parts.items()}
             seen: dict[Variable, tuple[str, str]] = {}
             for part, table in tables.items():
@@ -122,14 +139,23 @@ class Checkpoint:
                         about[where][first].setdefault("also", []).append([part, name])
                     else:
                         seen[variable] = part, name
-                        state[part][name], about[part][name] = bare(variable.value), described(variable)
+                        state[part][name], about[part][name] = (
+                            bare(variable.value),
+                            described(variable),
+                        )
             sums = digests(state)
             for part, notes in about.items():
                 for name, note in notes.items():
                     note["sum"] = sums[part][name]
-            said = {"format": FORMAT, "versions": {n: version(n) for n in ("seqbridge", "jax")}, "variables": about}
+            said = {
+                "format": FORMAT,
+                "versions": {n: version(n) for n in ("seqbridge", "jax")},
+                "variables": about,
+            }
             said["sum"] = _sum(said)
-            args = self._args.Composite(state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said))
+            args = self._args.Composite(
+                state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said)
+            )
             try:
                 self._manager.save(step, args=args)
             except BaseException:  # Ctrl-C, after which Orbax may take for saved what isn't
@@ -139,7 +165,13 @@ class Checkpoint:
                 raise
 
     def restore(
-        self, step: int | None = None, /, *, strict: bool = True, rename: Rename | None = None, cast: bool = False
+        self,
+        step: int | None = None,
+        /,
+        *,
+        strict: bool = True,
+        rename: Rename | None = None,
+        cast: bool = False,
     ) -> int | None:
         """Takes the values of a checkpoint, all of them, or raises and takes none.
 
@@ -155,7 +187,8 @@ class Checkpoint:
         Raises:
             WeightsError: The checkpoint is damaged, or doesn't fit; the message is the report.
             FileNotFoundError: There is none of this number.
-            RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is closed.
+            RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is
+                closed.
         """
         refuse_in_trace("loading")
         step = None if step is None else _number(step)
@@ -167,7 +200,9 @@ class Checkpoint:
                 return None
         if step not in self.steps:
             there = ", ".join(map(str, self.steps)) or "none"
-            raise FileNotFoundError(f"there is no checkpoint {step} in {self._folder}: there are {there}")
+            raise FileNotFoundError(
+                f"there is no checkpoint {step} in {self._folder}: there are {there}"
+            )
         where = f"checkpoint {step} in {self._folder}"
         tables = {name: part._table("load") for name, part in self._parts.items()}
         stored, also = self._read(step, where, tables)
@@ -176,43 +211,67 @@ class Checkpoint:
             for name, part in self._parts.items():
                 table = part._table("load")
                 if name not in stored:
-                    raise WeightsError(f"{where} has no {name}{nearest(name, stored)}; it has {', '.join(stored)}")
+                    raise WeightsError(
+                        f"{where} has no {name}{nearest(name, stored)}; it has {', '.join(stored)}"
+                    )
                 new, report = fit(table, stored[name], rename=rename, also=also[name], loose=cast)
                 if (strict and not report.whole) or (table and not new):
-                    raise WeightsError(f"{where} doesn't fit {name}, and nothing was loaded\n{report.refused}")
+                    raise WeightsError(
+                        f"{where} doesn't fit {name}, and nothing was loaded\n{report.refused}"
+                    )
                 reports[name] = report
                 changes |= new
             commit(changes)
             self.reports = reports
         return step
 
-    def _read(self, step: int, where: str, tables: Mapping[str, Mapping[str, Variable]]) -> tuple[Any, Any]:
+    def _read(
+        self, step: int, where: str, tables: Mapping[str, Mapping[str, Variable]]
+    ) -> tuple[Any, Any]:
         """The arrays of each part by name, and the other names that they had."""
         try:
-            said = self._manager.restore(step, args=self._args.Composite(about=self._args.JsonRestore()))["about"]
+            said = self._manager.restore(
+                step, args=self._args.Composite(about=self._args.JsonRestore())
+            )["about"]
             check_format(where, said)
             if said.pop("sum") != _sum(said):
-                raise WeightsError(f"{where} is damaged: what it says of its arrays has another checksum")
+                raise WeightsError(
+                    f"{where} is damaged: what it says of its arrays has another checksum"
+                )
             notes = said["variables"]
             takers = {part: _takers(of, tables.get(part, {})) for part, of in notes.items()}
-            like = {part: {n: _like(note, takers[part].get(n)) for n, note in of.items()} for part, of in notes.items()}
+            like = {
+                part: {n: _like(note, takers[part].get(n)) for n, note in of.items()}
+                for part, of in notes.items()
+            }
             args = self._args.Composite(state=self._args.StandardRestore(_filled(like)))
             state = self._manager.restore(step, args=args)["state"]
             for part, of in like.items():
-                state[part] |= {n: jnp.zeros(a.shape, a.dtype, device=a.sharding) for n, a in of.items() if not a.size}
+                state[part] |= {
+                    n: jnp.zeros(a.shape, a.dtype, device=a.sharding)
+                    for n, a in of.items()
+                    if not a.size
+                }
         except WeightsError:
             raise
         except Exception as error:  # a zoo, of which not all say what was read
-            raise WeightsError(f"{where} is damaged, or was written by something else: {error}") from error
+            raise WeightsError(
+                f"{where} is damaged, or was written by something else: {error}"
+            ) from error
         sums = digests(state)
         also: dict[str, dict[str, list[str]]] = {part: {} for part in notes}
         for part, of in notes.items():
             for name, note in of.items():
                 if sums[part][name] != note["sum"]:
-                    raise WeightsError(f"{where} is damaged: {part} {name} has another checksum than it was saved with")
+                    raise WeightsError(
+                        f"{where} is damaged: {part} {name} has another checksum than it was saved "
+                        f"with"
+                    )
                 array = state[part][name]
                 # Where no variable has said what it lies on, whoever takes it decides.
-                state[part][name] = restored(array if name in takers[part] else np.asarray(array), note)
+                state[part][name] = restored(
+                    array if name in takers[part] else np.asarray(array), note
+                )
                 for other, alias in note.get("also", ()):
                     if other == part:
                         also[part].setdefault(name, []).append(alias)
@@ -224,7 +283,9 @@ class Checkpoint:
         """Waits for what others of this process write here, and looks at what is there then."""
         if self._closed:
             raise RuntimeError(f"this Checkpoint of {self._folder} is closed: make another one")
-        others = [c for c in list(_open) if c is not self and c._folder == self._folder and not c._closed]
+        others = [
+            c for c in list(_open) if c is not self and c._folder == self._folder and not c._closed
+        ]
         for other in others:
             other.wait()
         if others:
@@ -243,7 +304,12 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -269,7 +335,9 @@ def _number(step: Any) -> int:
 
 def _takers(notes: Mapping[str, Any], table: Mapping[str, Variable]) -> dict[str, Variable]:
     """The variables that stored arrays fit as they are, by name."""
-    return {n: v for n, v in table.items() if n in notes and v.value.shape == tuple(notes[n]["shape"])}
+    return {
+        n: v for n, v in table.items() if n in notes and v.value.shape == tuple(notes[n]["shape"])
+    }
 
 
 def _like(note: Mapping[str, Any], taker: Variable | None) -> jax.ShapeDtypeStruct:
@@ -290,4 +358,7 @@ def _sum(said: Mapping[str, Any]) -> int:
 
 def _filled(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The arrays that have items. Orbax takes no others, and what is said of those is all that there is of them."""
-    return {part: {name: array for name, array in of.items() if array.size} for part, of in state.items()}
+    return {
+        part: {name: array for name, array in of.items() if array.size}
+        for part, of in state.items()
+    }

@@ -33,7 +33,10 @@ def selector(which: Filter) -> Callable[[Table], Table]:
         return _by_text(which)
     if callable(which) and not isinstance(which, type):
         return lambda table: {n: v for n, v in table.items() if which(v)}
-    raise TypeError(f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a Variable")
+    raise TypeError(
+        f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a "
+        f"Variable"
+    )
 
 
 def _by_text(which: str | re.Pattern[str]) -> Callable[[Table], Table]:
@@ -58,12 +61,14 @@ def _by_text(which: str | re.Pattern[str]) -> Callable[[Table], Table]:
 class VarCollection(Trainable, Mapping[str, Variable]):
     """Ordered names and their variables.
 
-    A mapping from name to `Variable`, where one variable may stand under several names. A collection that comes from
-    a model is live: it shows every edit of the model. To JAX it is a pytree: a mapping from name to array, in which
-    each variable stands once, so that `jax.tree.map`, `jax.grad` and optax take it.
+    A mapping from name to `Variable`, where one variable may stand under several names. A
+    collection that comes from a model is live: it shows every edit of the model. To JAX it is a
+    pytree: a mapping from name to array, in which each variable stands once, so that
+        `jax.tree.map`, `jax.grad` and optax take it.
 
     Args:
-        variables: Names and variables, or a function that returns them (then the collection is live).
+        variables: Names and variables, or a function that returns them (then the collection is
+            live).
         remark: What the last line of the table ends with, of what isn't built.
 
     Examples:
@@ -98,8 +103,12 @@ class VarCollection(Trainable, Mapping[str, Variable]):
                     raise TypeError(f"{name!r} is no Variable but {type(variable).__name__}")
             self._source: Callable[[], Mapping[str, Variable]] = lambda: fixed
         elif isinstance(variables, Stateful) or not callable(variables):
-            cure = ", whose .vars() are such a collection" if isinstance(variables, Stateful) else ""
-            raise TypeError(f"a VarCollection takes variables by name, not a {type(variables).__name__}{cure}")
+            cure = (
+                ", whose .vars() are such a collection" if isinstance(variables, Stateful) else ""
+            )
+            raise TypeError(
+                f"a VarCollection takes variables by name, not a {type(variables).__name__}{cure}"
+            )
         else:
             self._source = variables
         self._seen: tuple[Any, ...] | None = None
@@ -156,7 +165,9 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             both = dict(self._source())
             for name, variable in other._source().items():
                 if both.setdefault(name, variable) is not variable:
-                    raise ValueError(f"two variables are called {name!r}: rename one of the collections first")
+                    raise ValueError(
+                        f"two variables are called {name!r}: rename one of the collections first"
+                    )
             return both
 
         joined()
@@ -174,18 +185,23 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             notes += [] if variable.trainable == (variable.kind == "params") else ["frozen"]
             notes += [] if array.dtype == "float32" else [str(array.dtype)]
             notes += ["shared"] if variable in seen else []
-            rows.append(f"{name:<{width}} {array.size:8d} {array.shape}{'  ' if notes else ''}{' '.join(notes)}")
+            rows.append(
+                f"{name:<{width}} {array.size:8d} {array.shape}{'  ' if notes else ''}{' '.join(notes)}"
+            )
             seen.add(variable)
         total = f"+Total({len(seen)})"
-        return "\n".join([*rows, f"{total:<{width}} {sum(v.value.size for v in seen):8d}{self._remark()}"])
+        return "\n".join(
+            [*rows, f"{total:<{width}} {sum(v.value.size for v in seen):8d}{self._remark()}"]
+        )
 
     def subset(self, which: Filter | None = None) -> VarCollection:
         """Some of the variables, live.
 
         Args:
-            which: A kind (`"params"`, `"state"`, `"rng"`); a part of a name as it is printed, with or without the names
-                of classes (`"[10]"`, `"encoder[0].kernel"`), or else a regular expression that is searched in the name;
-                a function of a `Variable`; another collection, a layer or a model. None: all.
+            which: A kind (`"params"`, `"state"`, `"rng"`); a part of a name as it is printed, with
+                or without the names of classes (`"[10]"`, `"encoder[0].kernel"`), or else a regular
+                expression that is searched in the name; a function of a `Variable`; another
+                collection, a layer or a model. None: all.
 
         Raises:
             TypeError, ValueError: Something else is given.
@@ -195,7 +211,9 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             return self
         choose = selector(which)
         kinds = () if which in get_args(Kind) else get_args(Kind)
-        near = nearest(which, kinds, cutoff=0.85) if isinstance(which, str) else ""  # "stage" is no "state"
+        near = (
+            nearest(which, kinds, cutoff=0.85) if isinstance(which, str) else ""
+        )  # "stage" is no "state"
         if near and self and not choose(self._source()):
             raise KeyError(f"no variable has {which!r} in its name, and it is no kind{near}")
         return VarCollection(lambda: choose(self._source()), remark=self._remark)
@@ -234,8 +252,8 @@ class VarCollection(Trainable, Mapping[str, Variable]):
         """Replaces all arrays at once, or raises and replaces none.
 
         Args:
-            values: Arrays by name (a mapping, or another collection), or a list in the order of the distinct
-                variables. Each as `Variable.assign` takes it.
+            values: Arrays by name (a mapping, or another collection), or a list in the order of the
+                distinct variables. Each as `Variable.assign` takes it.
 
         Raises:
             KeyError: Names are missing, or unknown.
@@ -251,10 +269,16 @@ class VarCollection(Trainable, Mapping[str, Variable]):
             check_names("assign", (n for n in values if n not in self or n in first), first)
             values = [values[name] for name in first]
         elif not isinstance(values, Sequence):
-            raise TypeError(f"assign takes arrays by name, or a list of them, not {type(values).__name__}")
+            raise TypeError(
+                f"assign takes arrays by name, or a list of them, not {type(values).__name__}"
+            )
         elif len(values) != len(first):
-            raise ValueError(f"got {len(values)} arrays for {len(first)} variables: {', '.join(first)}"[:500])
-        commit({v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)})
+            raise ValueError(
+                f"got {len(values)} arrays for {len(first)} variables: {', '.join(first)}"[:500]
+            )
+        commit(
+            {v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)}
+        )
 
     def _first(self) -> dict[str, Variable]:
         names: dict[Variable, str] = {}
@@ -276,7 +300,11 @@ def _unflatten(aux: Any, leaves: Iterable[Any]) -> VarCollection:
     boxes = []
     for leaf, (kind, collection, path, trainable) in zip(leaves, rest, strict=True):
         # JAX puts anything into a pytree (a tracer, a shape, None), so the leaf isn't converted.
-        boxes.append(Variable._holding(leaf, kind=kind, collection=collection, path=path, trainable=trainable))
+        boxes.append(
+            Variable._holding(
+                leaf, kind=kind, collection=collection, path=path, trainable=trainable
+            )
+        )
     return VarCollection({name: boxes[i] for name, i in names})
 
 

@@ -63,14 +63,18 @@ class Row(Operators):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        raise AttributeError(f"the copies are trained together: set {self._whole.name} trainable, or not")
+        raise AttributeError(
+            f"the copies are trained together: set {self._whole.name} trainable, or not"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "dtype", "ndim", "size"):
             return getattr(self.value, name)
         if name in ("kind", "collection", "path"):
             return getattr(self._whole, name)
-        raise AttributeError(f"a copy's variable has no attribute {name!r}; the array has it: write .value.{name}")
+        raise AttributeError(
+            f"a copy's variable has no attribute {name!r}; the array has it: write .value.{name}"
+        )
 
     def __repr__(self) -> str:
         return f"Row({self.name}, {self.dtype}{list(self.shape)})"
@@ -103,7 +107,9 @@ class Copy(Stateful):
 
     def _layout(self) -> Layout:
         if self._repeat._layout is None:
-            raise AttributeError(f"{self!r} isn't built: call model.build(...) first, or the model itself")
+            raise AttributeError(
+                f"{self!r} isn't built: call model.build(...) first, or the model itself"
+            )
         return self._repeat._layout
 
     def _rows(self) -> list[Row]:
@@ -119,7 +125,9 @@ class Copy(Stateful):
     @property
     def native(self) -> Any:
         """This copy's variables in the structure that the entry's own library uses."""
-        return self._one.pure.to_native(self._layout().annotated([row.value for row in self._rows()]))
+        return self._one.pure.to_native(
+            self._layout().annotated([row.value for row in self._rows()])
+        )
 
     def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
         """Takes the values of a native tree, or of a file; as `Layer.load_native`."""
@@ -131,14 +139,18 @@ class Copy(Stateful):
         arrays = self._layout().flatten(what, tree)
         return {row._whole: row.put(new) for row, new in zip(self._rows(), arrays, strict=True)}
 
-    def __call__(self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any) -> Any:
+    def __call__(
+        self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any
+    ) -> Any:
         """Runs this copy alone; takes what a model takes."""
         alone = self._repeat._alone()
         with held(lambda: [alone]):
             tree = self._layout().tree([row.value for row in self._rows()])
             run, changes = Run(lambda _: tree), {}
             keys = alone._keys(rng, changes).child(self._index)
-            out = traverse(Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys)
+            out = traverse(
+                Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys
+            )
             for state in run.states.values():
                 changes |= self._changes("the state after the call", state)
             commit(changes)

@@ -36,8 +36,9 @@ class Different:
 
     Attributes:
         name: Its name, in the first of the two where it stands in both.
-        what: `"value"`, `"value, 3 not finite"` (`largest` is of the rest), `"shape (2, 3), (3, 2)"`, `"dtype float32,
-            bfloat16"`, `"another key"`, `"only in the first"` or `"only in the second"`.
+        what: `"value"`, `"value, 3 not finite"` (`largest` is of the rest), `"shape (2, 3), (3,
+            2)"`, `"dtype float32, bfloat16"`, `"another key"`, `"only in the first"` or `"only in
+            the second"`.
         changed: How many of its numbers differ.
         size: How many it has.
         largest: The largest absolute difference.
@@ -91,7 +92,10 @@ class Differences(Sequence[Different]):
         return to_html(*self._table(), self._footer())
 
     def _footer(self) -> list[str]:
-        return [f"{len(self) or 'none'} of {self.compared} variables differ{'s' if len(self) == 1 else ''}"]
+        return [
+            f"{len(self) or 'none'} of {self.compared} variables "
+            f"differ{'s' if len(self) == 1 else ''}"
+        ]
 
     def _table(self) -> tuple[list[Column], list[list[str]]]:
         return filled(_COLUMNS, [_cells(row) for row in self._found], 2)
@@ -102,14 +106,16 @@ def _cells(row: Different) -> list[str]:
     return [row.name, row.what, *(numbers if row.changed else [""] * 3)]
 
 
-def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickle: bool = False) -> Differences:
+def diff(
+    a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickle: bool = False
+) -> Differences:
     """Which variables differ, by name, and by how much.
 
     Variables are compared by their names; those of classes in a name needn't be the same.
 
     Args:
-        a: A model, a layer, a collection, an optimizer; the pure form or another tree of arrays; or the path of a file
-            of weights.
+        a: A model, a layer, a collection, an optimizer; the pure form or another tree of arrays; or
+            the path of a file of weights.
         b: Likewise.
         atol: Numbers that differ by no more are taken for the same.
         rtol: Likewise, relative to the second.
@@ -146,7 +152,9 @@ def diff(a: Any, b: Any, /, *, atol: float = 0.0, rtol: float = 0.0, allow_pickl
         matched[other] = name
         if row := _compared(name, array, second.arrays[other], atol, rtol):
             found.append(row)
-    found += [Different(name, "only in the second") for name in second.arrays if name not in matched]
+    found += [
+        Different(name, "only in the second") for name in second.arrays if name not in matched
+    ]
     return Differences(found, len(first.arrays) + len(second.arrays) - len(matched))
 
 
@@ -165,7 +173,9 @@ class _Side:
 def _arrays(given: Any, allow_pickle: bool) -> dict[str, Any]:
     if isinstance(given, Stateful):
         if not getattr(given, "built", True):
-            raise RuntimeError("this isn't built, so it has no variables yet: call build(...) first, then diff")
+            raise RuntimeError(
+                "this isn't built, so it has no variables yet: call build(...) first, then diff"
+            )
         table = given._by_name()
         with Locks(table.values()):
             return {name: box.value for name, box in table.items()}
@@ -179,9 +189,16 @@ def _arrays(given: Any, allow_pickle: bool) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(given)
     if given is None or any(not path or isinstance(leaf, Stateful) for path, leaf in leaves):
         got = "a tree with a model in it" if leaves and leaves[0][0] else type(given).__name__
-        raise TypeError(f"diff takes models, layers, collections, trees of arrays and paths; got {got}")
-    arrays = {".".join(path_text(path)): leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for path, leaf in leaves}
-    if strange := next((name for name, array in arrays.items() if str(array.dtype)[:2] in ("ob", "<U", "|S")), None):
+        raise TypeError(
+            f"diff takes models, layers, collections, trees of arrays and paths; got {got}"
+        )
+    arrays = {
+        ".".join(path_text(path)): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        for path, leaf in leaves
+    }
+    if strange := next(
+        (name for name, array in arrays.items() if str(array.dtype)[:2] in ("ob", "<U", "|S")), None
+    ):
         raise TypeError(f"diff compares numbers, and {strange} holds none")
     return arrays
 
@@ -190,7 +207,9 @@ def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different 
     if a.shape != b.shape:
         return Different(name, f"shape {a.shape}, {b.shape}")
     dtypes = f"dtype {a.dtype}, {b.dtype}" if a.dtype != b.dtype else ""
-    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (a, b)):  # of which no number means anything
+    if any(
+        jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (a, b)
+    ):  # of which no number means anything
         same = not dtypes and np.array_equal(bare(a), bare(b))
         return None if same else Different(name, dtypes or "another key")
     a, b = np.asarray(a), np.asarray(b)
@@ -198,8 +217,12 @@ def _compared(name: str, a: Any, b: Any, atol: float, rtol: float) -> Different 
     one, two = a.astype(wide), b.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):
         same = (one == two if dtypes else a == b) | (np.isnan(one) & np.isnan(two))
-        apart = np.where(same, 0.0, np.abs(_minus(a, b) if not dtypes and a.dtype.kind in "iu" else one - two))
-        near = np.isfinite(two) & (apart <= atol + rtol * np.where(np.isfinite(two), np.abs(two), 0.0))
+        apart = np.where(
+            same, 0.0, np.abs(_minus(a, b) if not dtypes and a.dtype.kind in "iu" else one - two)
+        )
+        near = np.isfinite(two) & (
+            apart <= atol + rtol * np.where(np.isfinite(two), np.abs(two), 0.0)
+        )
     far = ~same & ~near if atol or rtol else ~same
     if far.any():
         strange = far & ~np.isfinite(apart)

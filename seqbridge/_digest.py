@@ -11,7 +11,10 @@ import jax.numpy as jnp
 
 def digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     """A checksum of each array, which is the same wherever its parts lie."""
-    sums = {part: {name: _digest(array) for name, array in arrays.items()} for part, arrays in state.items()}
+    sums = {
+        part: {name: _digest(array) for name, array in arrays.items()}
+        for part, arrays in state.items()
+    }
     return jax.tree.map(int, sums)
 
 
@@ -22,7 +25,9 @@ def _digest(array: jax.Array) -> jax.Array:
         array = jnp.stack([array.real, array.imag], axis=-1)
     if jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 8:
         width = min(8 * array.dtype.itemsize, 32)
-        array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))  # of 64 bits: two words
+        array = jax.lax.bitcast_convert_type(
+            array, jnp.dtype(f"uint{width}")
+        )  # of 64 bits: two words
     words = array.astype(jnp.uint32)
     index = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):

@@ -26,19 +26,26 @@ class Call:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     per_layer: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # the keywords that a layer has got
-    said: bool = True  # whether the mode is the caller's; what nobody said isn't handed to `**kwargs`
+    said: bool = (
+        True  # whether the mode is the caller's; what nobody said isn't handed to `**kwargs`
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.per_layer, Mapping):
             raise TypeError(
-                "per_layer= takes a dict from the names or positions of layers to dicts of keywords, "
+                "per_layer= takes a dict from the names or positions of layers to dicts of "
+                "keywords, "
                 f"not {type(self.per_layer).__name__}"
             )
 
     def of(self, own: Mapping[str, Any]) -> Call:
         """The call as one layer sees it, that has keywords of its own."""
         if not own:
-            return self if not self.per_layer else Call(self.training, self.keywords, {}, self.used, self.said)
+            return (
+                self
+                if not self.per_layer
+                else Call(self.training, self.keywords, {}, self.used, self.said)
+            )
         inner = own.get("per_layer", {})
         keywords = {k: v for k, v in own.items() if k not in ("training", "per_layer")}
         training = mode_of(own.get("training", self.training))
@@ -51,7 +58,9 @@ class Call:
             for which, own in self.per_layer.items()
         }
         said = self.training is not None
-        return Call(training, {k: function(v) for k, v in self.keywords.items()}, per_layer, said=said)
+        return Call(
+            training, {k: function(v) for k, v in self.keywords.items()}, per_layer, said=said
+        )
 
 
 def call_of(keywords: Mapping[str, Any]) -> Call:
@@ -69,7 +78,9 @@ def mode_of(training: Any) -> bool | None:
     if training is None or isinstance(training, bool | np.bool_):
         return None if training is None else bool(training)
     cure = (
-        ". Inside jax.jit make it a static argument; sb.jit does so by itself" if isinstance(training, Tracer) else ""
+        ". Inside jax.jit make it a static argument; sb.jit does so by itself"
+        if isinstance(training, Tracer)
+        else ""
     )
     raise TypeError(f"training= is True, False or None, not {training!r:.60}{cure}")
 
@@ -81,11 +92,17 @@ class Parameters:
         parameters = list(pure.signature.parameters.values()) if pure.signature is not None else []
         self.positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
         self.any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.names = frozenset(p.name for p in parameters if p.kind in _BY_NAME) - pure.decided - _OF_THE_MODEL
+        self.names = (
+            frozenset(p.name for p in parameters if p.kind in _BY_NAME)
+            - pure.decided
+            - _OF_THE_MODEL
+        )
         self.required = tuple(
             p.name
             for p in parameters
-            if p.default is p.empty and p.kind in (*_POSITIONAL, p.KEYWORD_ONLY) and p.name != pure.key_name
+            if p.default is p.empty
+            and p.kind in (*_POSITIONAL, p.KEYWORD_ONLY)
+            and p.name != pure.key_name
         )
         self.flags = {n: MODE_FLAGS[n] for n in MODE_FLAGS if n in self.names}
         self._defaults = {p.name: p.default for p in parameters if isinstance(p.default, bool)}
@@ -96,7 +113,9 @@ class Parameters:
     def default_mode(self) -> bool | None:
         """The mode of a call that says none: True in training. None: the layer wants to know."""
         modes = {self._defaults.get(flag) is polarity for flag, polarity in self.flags.items()}
-        return modes.pop() if len(modes) == 1 and self.flags.keys() <= self._defaults.keys() else None
+        return (
+            modes.pop() if len(modes) == 1 and self.flags.keys() <= self._defaults.keys() else None
+        )
 
     def takes(self, name: str, inputs: int) -> bool:
         """Whether a keyword reaches the layer when `inputs` inputs do."""
@@ -129,7 +148,9 @@ class Parameters:
                 value = self._defaults[flag]
             else:
                 raise LookupError(flag)
-            modes.append(bool(value) is polarity if isinstance(value, bool | int | np.bool_) else None)
+            modes.append(
+                bool(value) is polarity if isinstance(value, bool | int | np.bool_) else None
+            )
         return routed, None if None in modes or not modes else any(modes)
 
     def in_training(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +159,9 @@ class Parameters:
 
     def undecided(self, call: Call) -> bool:
         """Whether the call leaves the layer's mode open."""
-        return call.training is None and any(f not in call.keywords and f not in self._defaults for f in self.flags)
+        return call.training is None and any(
+            f not in call.keywords and f not in self._defaults for f in self.flags
+        )
 
     def missing(self, routed: Mapping[str, Any], inputs: int) -> tuple[str, ...]:
         filled = self.positional[:inputs]
@@ -171,11 +194,15 @@ def check_taken(
         for label, p in layers.items():
             for taken in sorted(p.names - set(p.positional[: inputs.get(label, 1)])):
                 takers.setdefault(taken, []).append(label)
-        listed = "; ".join(f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items())
+        listed = "; ".join(
+            f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items()
+        )
         guess = nearest(name, [*takers, "training", "rng", "per_layer"])
         if name in ("key", "rngs", *(p.key_name for p in layers.values())):
             guess = "; did you mean 'rng', the key of a call?"
         if name == "rng":
             guess = "; a call takes it, model(x, rng=key), and build takes key=."
         who = f"layer {next(iter(layers))} doesn't take" if only else "no layer takes"
-        raise TypeError(f"{who} the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}")
+        raise TypeError(
+            f"{who} the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}"
+        )

@@ -40,4 +40,8 @@ def strong(value: Any) -> jax.Array:
 def value_text(value: Any) -> str:
     """A value as messages show it: an array by its dtype and shape."""
     dtype = getattr(value, "dtype", None)
-    return f"{dtype}{list(value.shape)}" if dtype is not None else f"{type(value).__name__} {value!r:.60}"
+    return (
+        f"{dtype}{list(value.shape)}"
+        if dtype is not None
+        else f"{type(value).__name__} {value!r:.60}"
+    )

@@ -27,9 +27,10 @@ class Pure(NamedTuple):
     """A model as a pair of pure functions.
 
     Attributes:
-        init: `init(key, *inputs, **keywords)` returns `{"params": {name: array}, "state": {name: array}}`.
-        apply: `apply(variables, *inputs, rng=key, training=True, **keywords)` returns the outputs, and the variables
-            after the call.
+        init: `init(key, *inputs, **keywords)` returns `{"params": {name: array}, "state": {name:
+            array}}`.
+        apply: `apply(variables, *inputs, rng=key, training=True, **keywords)` returns the outputs,
+            and the variables after the call.
     """
 
     init: Callable[..., Parts]
@@ -39,12 +40,13 @@ class Pure(NamedTuple):
 def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
     """A model as a pair of pure functions, `(init, apply)`, for whoever wants no library at all.
 
-    What was built hands over its values: `init` returns them, whatever the key. What comes later, to the model or in
-    it, doesn't show in the pair.
+    What was built hands over its values: `init` returns them, whatever the key. What comes later,
+    to the model or in it, doesn't show in the pair.
 
     Args:
         x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What it is for, if it isn't built, as for `Sequential.build`; without them, `init` wants to know.
+        *inputs: What it is for, if it isn't built, as for `Sequential.build`; without them, `init`
+            wants to know.
         training: The mode of calls that say none.
 
     Returns:
@@ -68,7 +70,9 @@ def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Parts:
         return shot.init(key, inputs, keywords)
 
-    def apply(variables: Any, /, *inputs: Any, rng: Any = None, **keywords: Any) -> tuple[Any, Parts]:
+    def apply(
+        variables: Any, /, *inputs: Any, rng: Any = None, **keywords: Any
+    ) -> tuple[Any, Parts]:
         return shot.apply(variables, rng, inputs, keywords)[:2]
 
     return Pure(init, apply)
@@ -82,13 +86,19 @@ def way_out(name: str) -> Callable[..., Any]:
     """
     try:
         return _way_out(name, exporter(name))
-    except ImportError as error:  # which only a call is owed: `help` and whoever lists the module ask for every name
-        return _missing(name, " ".join([f"isn't there: {error}.", *getattr(error, "__notes__", ())]))
+    except (
+        ImportError
+    ) as error:  # which only a call is owed: `help` and whoever lists the module ask for every name
+        return _missing(
+            name, " ".join([f"isn't there: {error}.", *getattr(error, "__notes__", ())])
+        )
 
 
 def _missing(name: str, why: str) -> Callable[..., Any]:
     def way_out(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
-        return _way_out(name, exporter(name))(x, *inputs, training=training, **options)  # raises, or has been installed
+        return _way_out(name, exporter(name))(
+            x, *inputs, training=training, **options
+        )  # raises, or has been installed
 
     way_out.__name__ = way_out.__qualname__ = f"to_{name}"
     way_out.__doc__ = why
@@ -103,7 +113,9 @@ def _way_out(name: str, export: Export) -> Callable[..., Any]:
         for option in options:
             if option not in known and not any_option:
                 raise TypeError(f"to_{name} takes no {option!r}{nearest(option, known)}")
-        return export(neutral(model, single=single, training=mode_of(training), inputs=inputs), **options)
+        return export(
+            neutral(model, single=single, training=mode_of(training), inputs=inputs), **options
+        )
 
     signature = inspect.signature(export)
     known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]

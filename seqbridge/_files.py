@@ -26,22 +26,29 @@ GROUP = "seqbridge.files"
 _MOST_NODES = 200_000
 
 
-def read(path: str | os.PathLike[str], /, *, format: str | None = None, allow_pickle: bool = False) -> Any:
+def read(
+    path: str | os.PathLike[str], /, *, format: str | None = None, allow_pickle: bool = False
+) -> Any:
     """The arrays of a weight file of any library, as NumPy has them.
 
-    The format is seen from the content. Nothing in a file is trusted: sizes are checked before anything is allocated,
-    and no code runs, not even with `allow_pickle`, which takes arrays and containers out of a pickle and nothing else.
+    The format is seen from the content. Nothing in a file is trusted: sizes are checked before
+    anything is allocated, and no code runs, not even with `allow_pickle`, which takes arrays and
+    containers out of a pickle and nothing else.
 
     Args:
-        path: The file, or the folder of an Orbax checkpoint, or of many, of which the latest is taken.
-        format: `"safetensors"`, `"npz"`, `"msgpack"`, `"eqx"` (`.npy` after `.npy`), `"h5"`, `"pickle"`, `"orbax"`.
+        path: The file, or the folder of an Orbax checkpoint, or of many, of which the latest is
+            taken.
+        format: `"safetensors"`, `"npz"`, `"msgpack"`, `"eqx"` (`.npy` after `.npy`), `"h5"`,
+            `"pickle"`, `"orbax"`.
         allow_pickle: Whether a pickle may be looked into.
 
     Returns:
-        Nested dicts, lists and tuples as they are in the file; from safetensors and npz, a flat dict by name.
+        Nested dicts, lists and tuples as they are in the file; from safetensors and npz, a flat
+        dict by name.
 
     Raises:
-        WeightsError: The file is damaged, or holds no weights; the message says what it is and what to do.
+        WeightsError: The file is damaged, or holds no weights; the message says what it is and what
+            to do.
         OSError: It isn't there, or may not be read.
         ImportError: What reads the format isn't installed.
 
@@ -85,7 +92,10 @@ def format_of(path: str, wanted: str | None = None) -> str:
     """
     known = {*_READERS, *_points()}
     if wanted is not None and wanted not in known:
-        raise ValueError(f"there is no format {wanted!r}{nearest(wanted, known)}; there are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"there is no format {wanted!r}{nearest(wanted, known)}; there are "
+            f"{', '.join(sorted(known))}"
+        )
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         found: str | None = "orbax"
@@ -96,11 +106,19 @@ def format_of(path: str, wanted: str | None = None) -> str:
             head = file.read(4096)
         found = seen_in(path, head)
         packed_map = 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
-        if not found and packed_map and len(head) > 1 and not path.lower().endswith(tuple(SUFFIXES)):
+        if (
+            not found
+            and packed_map
+            and len(head) > 1
+            and not path.lower().endswith(tuple(SUFFIXES))
+        ):
             found = "msgpack"
     found = found or wanted or SUFFIXES.get(os.path.splitext(path)[1].lower())
     if found is None:
-        raise WeightsError(f"{path} is of no known format: name it, format=..., if it is {', '.join(sorted(known))}")
+        raise WeightsError(
+            f"{path} is of no known format: name it, format=..., if it is "
+            f"{', '.join(sorted(known))}"
+        )
     if wanted not in (None, found):
         raise WeightsError(f"{path} is in the format {found}, not {wanted}")
     return found
@@ -122,7 +140,10 @@ def _reader(kind: str) -> Callable[..., Any]:
         return point.load()
     except ImportError as error:
         extra = point.value.partition(":")[0].removeprefix("seqbridge_")
-        error.add_note(f'{kind} files are read by a library that isn\'t there: pip install "seqbridge[{extra}]"')
+        error.add_note(
+            f"{kind} files are read by a library that isn't there: pip install "
+            f'"seqbridge[{extra}]"'
+        )
         raise
 
 
@@ -137,7 +158,9 @@ def _telling(path: str) -> Iterator[None]:
         if path in str(error):
             raise
         raise WeightsError(f"{path}: {error}") from error
-    except Exception as error:  # a zoo, from struct.error to RecursionError, of which few say what was read
+    except (
+        Exception
+    ) as error:  # a zoo, from struct.error to RecursionError, of which few say what was read
         said = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(f"{path} is damaged, or not what it seems: {said[:500]}") from error
 
@@ -156,7 +179,11 @@ def _plain(tree: Any) -> Any:
                     raise WeightsError(f"a name is no string: {name!r:.80}")
                 if "\0" in str(name):
                     raise WeightsError(f"a name has a NUL in it: {name!r:.80}")
-            return {name: walk(value, (*place, name)) for name, value in node.items() if value is not None}
+            return {
+                name: walk(value, (*place, name))
+                for name, value in node.items()
+                if value is not None
+            }
         if isinstance(node, list | tuple):
             made = [walk(value, (*place, i)) for i, value in enumerate(node)]
             return made if isinstance(node, list) else tuple(made)
@@ -179,7 +206,9 @@ def _leaf(value: Any, name: str) -> np.ndarray:
     kind = array.dtype
     if kind == np.dtype("V2"):  # what NumPy makes of bfloat16, which it doesn't know
         array = array.view(jnp.bfloat16)
-    elif kind.hasobject or kind.type is np.void or kind.kind in "SMm":  # text may be: some keep names beside arrays
+    elif (
+        kind.hasobject or kind.type is np.void or kind.kind in "SMm"
+    ):  # text may be: some keep names beside arrays
         raise WeightsError(f"{name} holds no numbers, but {kind}")
     return np.array(array, dtype=array.dtype.newbyteorder("="))
 
@@ -200,8 +229,12 @@ def _read_orbax(path: str, **_: Any) -> Any:
             if getattr(leaf, "shape", None) is not None:
                 chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
                 # An array is read in chunks, and one may be larger than all of it.
-                total += max(math.prod(leaf.shape), math.prod(chunk)) * np.dtype(leaf.dtype).itemsize
-        check_size(path, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), total)
+                total += (
+                    max(math.prod(leaf.shape), math.prod(chunk)) * np.dtype(leaf.dtype).itemsize
+                )
+        check_size(
+            path, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), total
+        )
         # As NumPy's, whatever devices they were on.
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
@@ -219,8 +252,17 @@ def _checkpoint_in(path: str) -> pathlib.Path:
         if name in found:
             return found[name]
     if found:
-        raise WeightsError(f"{path} holds several trees: give the folder of one, {' or '.join(sorted(found))}")
-    raise WeightsError(f"{path} is a folder, and no checkpoint: give the file in it, or the folder that Orbax wrote")
+        raise WeightsError(
+            f"{path} holds several trees: give the folder of one, {' or '.join(sorted(found))}"
+        )
+    raise WeightsError(
+        f"{path} is a folder, and no checkpoint: give the file in it, or the folder that Orbax "
+        f"wrote"
+    )
 
 
-_READERS: dict[str, Callable[..., Any]] = {"safetensors": _read_safetensors, "npz": read_npz, "orbax": _read_orbax}
+_READERS: dict[str, Callable[..., Any]] = {
+    "safetensors": _read_safetensors,
+    "npz": read_npz,
+    "orbax": _read_orbax,
+}

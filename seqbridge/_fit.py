@@ -53,7 +53,9 @@ class Report:
 
     def _lines(self) -> list[str]:
         lines = _some(f"missing: {name}{nearest(name, self.unexpected)}" for name in self.missing)
-        lines += _some(f"unexpected: {name}{nearest(name, self.missing)}" for name in self.unexpected)
+        lines += _some(
+            f"unexpected: {name}{nearest(name, self.missing)}" for name in self.unexpected
+        )
         return lines + _some(self.wrong.values())
 
 
@@ -72,20 +74,28 @@ def renamed(names: Sequence[str], rename: Rename | None) -> dict[str, str]:
     if isinstance(rename, Mapping):
         for old in rename:
             if not any(_matches(old, name) for name in names):
-                raise WeightsError(f"rename: nothing is called {_text(old)!r}{nearest(_text(old), names)}")
+                raise WeightsError(
+                    f"rename: nothing is called {_text(old)!r}{nearest(_text(old), names)}"
+                )
         new = {name: _by_rules(name, rename.items(), first=True) for name in names}
     elif callable(rename):
         new = {name: rename(name) for name in names}
     elif isinstance(rename, Sequence) and not isinstance(rename, str):
         pairs = [rename] if len(rename) == 2 and not isinstance(rename[0], tuple | list) else rename
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-            raise TypeError(f"rename= takes pairs of a regular expression and what replaces it; got {rename!r:.80}")
-        new = {name: _by_rules(name, [(re.compile(old), to) for old, to in pairs]) for name in names}
+            raise TypeError(
+                f"rename= takes pairs of a regular expression and what replaces it; got "
+                f"{rename!r:.80}"
+            )
+        new = {
+            name: _by_rules(name, [(re.compile(old), to) for old, to in pairs]) for name in names
+        }
     elif rename is None:
         new = {name: name for name in names}
     else:
         raise TypeError(
-            f"rename= takes a dict from old to new names, pairs of a regular expression and its replacement, or a "
+            f"rename= takes a dict from old to new names, pairs of a regular expression and its "
+            f"replacement, or a "
             f"function; got {type(rename).__name__}"
         )
     taken: dict[str, str] = {}
@@ -103,7 +113,9 @@ def _matches(rule: Any, name: str) -> bool:
     return rule.search(name) is not None if isinstance(rule, re.Pattern) else rule == name
 
 
-def _by_rules(name: str, rules: Iterable[tuple[Any, str | None]], *, first: bool = False) -> str | None:
+def _by_rules(
+    name: str, rules: Iterable[tuple[Any, str | None]], *, first: bool = False
+) -> str | None:
     for old, new in rules:
         if _matches(old, name):
             if new is None:
@@ -136,7 +148,9 @@ def fit(
     places: dict[str, Variable | None] = {}
     for name, variable in table.items():
         first.setdefault(variable, name)
-        places[plain(name)] = variable if places.get(plain(name), variable) is variable else None  # None: of several
+        places[plain(name)] = (
+            variable if places.get(plain(name), variable) is variable else None
+        )  # None: of several
     found: dict[Variable, Any] = {}
     wrong: dict[str, str] = {}
     unexpected: list[str] = []
@@ -164,7 +178,9 @@ def fit(
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    )
 
 
 def _value(name: str, array: Any, like: Any, loose: bool) -> tuple[str, Any]:
@@ -172,11 +188,14 @@ def _value(name: str, array: Any, like: Any, loose: bool) -> tuple[str, Any]:
     if array.shape != like.shape:
         return f"wrong shape: {name} is {like.shape}, and the file has {array.shape}", None
     problem = f"wrong dtype: {name} is {like.dtype}, and the file has {array.dtype}"
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) or jnp.issubdtype(
+        array.dtype, jax.dtypes.prng_key
+    ):
         return (problem, None) if array.dtype != like.dtype else ("", cast(name, array, like))
     if array.dtype == like.dtype:
         return "", cast(name, array if isinstance(array, jax.Array) else jnp.array(array), like)
-    # In NumPy, since JAX would first make it what it takes by default, and say nothing of what is lost.
+    # In NumPy, since JAX would first make it what it takes by default, and say nothing of what is
+    # lost.
     with np.errstate(over="ignore", invalid="ignore"):
         new = np.asarray(array).astype(like.dtype)
     before, after = category(array.dtype), category(like.dtype)

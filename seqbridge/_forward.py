@@ -1,7 +1,7 @@
 """One pass through the layers of a model, by which everything is done: a call, the pure form, a build.
 
-`traverse` knows the order, the keywords, the mode, the keys and the errors. What happens at each layer is up to the
-`Visitor`.
+`traverse` knows the order, the keywords, the mode, the keys and the errors. What happens at each
+layer is up to the `Visitor`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from seqbridge._structure import Structure, walk
 
 class Visitor(Protocol):
     def __call__(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+        self,
+        layer: Layer,
+        keys: Keys,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        mode: bool | None,
+        /,
     ) -> Any:
         """The layer's outputs."""
         ...
@@ -44,7 +50,13 @@ class Run:
         self.states: dict[Layer, Variables] = {}
 
     def __call__(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+        self,
+        layer: Layer,
+        keys: Keys,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        mode: bool | None,
+        /,
     ) -> Any:
         variables = self.states.get(layer) or self._tree(layer)
         key = key_for(layer, keys, variables, args, keywords, mode)
@@ -61,13 +73,21 @@ def check_plain(model: Any) -> None:
     """Raises a `TypeError` if a class of the user's runs a model in its own way: only its own call would do that."""
     if type(model).__call__ is not type(model)._in_order:
         raise TypeError(
-            f"{type(model).__name__} has a __call__ of its own, which is seen only by who calls it: not by a model "
-            "around it, nor by apply, trace, freeze or an export. Put what it does into the list, as a function"
+            f"{type(model).__name__} has a __call__ of its own, which is seen only by who calls "
+            f"it: not by a model "
+            "around it, nor by apply, trace, freeze or an export. Put what it does into the list, "
+            "as a function"
         )
 
 
 def traverse(
-    model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys, *, plain: bool = True
+    model: Structure,
+    args: tuple[Any, ...],
+    call: Call,
+    visit: Visitor,
+    keys: Keys,
+    *,
+    plain: bool = True,
 ) -> Any:
     """The outputs of the last layer.
 
@@ -80,7 +100,8 @@ def traverse(
         plain: Whether the model must be one that runs its layers in order, and does no more.
 
     Raises:
-        TypeError: A keyword that no layer takes, an argument that a layer misses, a mode that nothing decides.
+        TypeError: A keyword that no layer takes, an argument that a layer misses, a mode that
+            nothing decides.
         Exception: What a layer raises, with a note that says which layer, and what reached it.
     """
     if plain:
@@ -89,12 +110,19 @@ def traverse(
     out = run_through(model, args, call, visit, keys)
     unused = [k for k in call.keywords if k not in call.used]
     if unused and len(model):
-        raise TypeError(f"the keyword {unused[0]!r} names what the inputs fill already, so no layer gets it")
+        raise TypeError(
+            f"the keyword {unused[0]!r} names what the inputs fill already, so no layer gets it"
+        )
     return out
 
 
 def run_through(
-    model: Structure, args: tuple[Any, ...], call: Call, visit: Visitor, keys: Keys, prefix: str = ""
+    model: Structure,
+    args: tuple[Any, ...],
+    call: Call,
+    visit: Visitor,
+    keys: Keys,
+    prefix: str = "",
 ) -> Any:
     """`traverse` without the check that some layer takes each keyword."""
     if not args and not len(model):
@@ -128,10 +156,13 @@ def _visit(
         keywords, mode = layer._parameters.route(call, len(args))
     except LookupError:
         undecided = [
-            f"{place} ({text.pure.ecosystem})" for place, text in walk(model) if text._parameters.undecided(call)
+            f"{place} ({text.pure.ecosystem})"
+            for place, text in walk(model)
+            if text._parameters.undecided(call)
         ]
         raise TypeError(
-            f"training or evaluation? It makes a difference to {', '.join(undecided) or where}. Say "
+            f"training or evaluation? It makes a difference to {', '.join(undecided) or where}. "
+            f"Say "
             "model(x, training=True) or training=False, or set the mode in the layer's constructor."
         ) from None
     missing = layer._parameters.missing(keywords, len(args))
@@ -142,10 +173,16 @@ def _visit(
             f"{missing[0]}=...{near if near or keys.path != (0,) else ', or as one more input'}"
         )
     try:
-        with jax.named_scope(f"{place}({layer.pure.label})"):  # as profiles and dumped programs show it
+        with jax.named_scope(
+            f"{place}({layer.pure.label})"
+        ):  # as profiles and dumped programs show it
             return visit(layer, keys, args, keywords, mode)
     except Exception as error:
-        given = f"; keywords: {', '.join(f'{k}={shape_text(v)}' for k, v in keywords.items())}" if keywords else ""
+        given = (
+            f"; keywords: {', '.join(f'{k}={shape_text(v)}' for k, v in keywords.items())}"
+            if keywords
+            else ""
+        )
         note = f"in layer {where} {layer!r}; inputs: {shapes_text(args) or 'none'}{given}{_more(layer, args)}"
         if note not in getattr(error, "__notes__", ()):  # once, however often a layer calls itself
             error.add_note(note)
@@ -163,7 +200,11 @@ def check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
         layer = model._layers[i]
         keywords = [k for k in own if k not in ("training", "per_layer")]
         if isinstance(layer, Layer):
-            check_taken(keywords, {f"{model._placed()[i][0]}({layer.pure.label})": layer._parameters}, only=True)
+            check_taken(
+                keywords,
+                {f"{model._placed()[i][0]}({layer.pure.label})": layer._parameters},
+                only=True,
+            )
         else:
             check_taken(keywords, {_place(n): inner._parameters for n, inner in walk(layer)})
 
@@ -176,14 +217,18 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
     found = {}
     for key, own in per_layer.items():
         if isinstance(key, str) and key not in model.names:
-            raise KeyError(f"per_layer: no layer is called {key!r}{nearest(key, filter(None, model.names))}")
+            raise KeyError(
+                f"per_layer: no layer is called {key!r}{nearest(key, filter(None, model.names))}"
+            )
         if not isinstance(key, str) and key not in range(-len(model), len(model)):
             raise IndexError(f"per_layer: there is no layer {key!r}; the model has {len(model)}")
         i = model.names.index(key) if isinstance(key, str) else range(len(model))[key]
         if i in found:
             raise TypeError(f"per_layer: {key!r} is a layer that stands in it already")
         if not isinstance(own, Mapping):
-            raise TypeError(f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}")
+            raise TypeError(
+                f"per_layer: {key!r} needs a dict of keywords, got {type(own).__name__}"
+            )
         found[i] = own
     return found
 
@@ -191,11 +236,19 @@ def _by_position(model: Structure, per_layer: Mapping[Any, Any]) -> dict[int, Ma
 def _more(layer: Layer, args: tuple[Any, ...]) -> str:
     """What else may be wrong: inputs of other shapes than the variables were made for, or variables that are gone."""
     built_for = resized(layer, args)
-    text = "" if built_for is None else f"; its variables were made for: {shapes_text(built_for) or 'none'}"
+    text = (
+        ""
+        if built_for is None
+        else f"; its variables were made for: {shapes_text(built_for) or 'none'}"
+    )
     if any(isinstance(arg, bool) for arg in args):
         text += "; the mode of a call is given by name: training=True"
     gone = lost(layer._variables)
-    return f"{text}; the arrays of {gone} were donated and are gone: assign them, or load the model" if gone else text
+    return (
+        f"{text}; the arrays of {gone} were donated and are gone: assign them, or load the model"
+        if gone
+        else text
+    )
 
 
 def resized(layer: Layer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

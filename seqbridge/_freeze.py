@@ -54,14 +54,21 @@ class Frozen:
         return self._jitted().eval_shape(*inputs, **keywords)
 
     def _jitted(self) -> Any:
-        # Of the inputs as they are: whoever traces or exports it wants to call the result with these.
-        return jax.jit(lambda *inputs, **keywords: self._run(inputs, {**self._keywords, **keywords}))
+        # Of the inputs as they are: whoever traces or exports it wants to call the result with
+        # these.
+        return jax.jit(
+            lambda *inputs, **keywords: self._run(inputs, {**self._keywords, **keywords})
+        )
 
     def _prepare(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
-        signature, arrays, _ = sort(inputs, {**self._keywords, **keywords} if keywords else self._keywords)
+        signature, arrays, _ = sort(
+            inputs, {**self._keywords, **keywords} if keywords else self._keywords
+        )
         program = self._programs.get(signature)
         if program is None:
-            me = weakref.ref(self)  # which has what is compiled of this: a cycle, which would hold the variables
+            me = weakref.ref(
+                self
+            )  # which has what is compiled of this: a cycle, which would hold the variables
 
             def run(arrays: list[Any]) -> Any:
                 found = me()
@@ -77,7 +84,9 @@ class Frozen:
             old = {name: array for part in self._variables.values() for name, array in part.items()}
             new = {name: array for part in after.values() for name, array in part.items()}
             names = ", ".join(name for name in new if new[name] is not old[name])
-            raise TypeError(f"the call would change {names}: constants here, so freeze it for training=False")
+            raise TypeError(
+                f"the call would change {names}: constants here, so freeze it for training=False"
+            )
         return out
 
     def __repr__(self) -> str:
@@ -87,19 +96,21 @@ class Frozen:
 def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: Any) -> Frozen:
     """A model as it is now, as a compiled function of its inputs alone.
 
-    Its variables are constants of the program, so that a call costs what its inputs cost, and the compiler may compute
-    with them beforehand. Later edits, assignments and training of the model don't reach it.
+    Its variables are constants of the program, so that a call costs what its inputs cost, and the
+    compiler may compute with them beforehand. Later edits, assignments and training of the model
+    don't reach it.
 
     Args:
         x: A `Sequential`, a `Layer` or an entry of any library that has its values.
-        *inputs: What to compile it for at once: arrays, `jax.ShapeDtypeStruct`s or shapes, as for `Sequential.build`.
-            Others are compiled when they come.
+        *inputs: What to compile it for at once: arrays, `jax.ShapeDtypeStruct`s or shapes, as for
+            `Sequential.build`. Others are compiled when they come.
         training: The mode of calls that say none.
-        **keywords: What each call is to be given, as far as it doesn't say otherwise. Bools, strings and the like are
-            static, arrays and numbers are traced, as in `jit`.
+        **keywords: What each call is to be given, as far as it doesn't say otherwise. Bools,
+            strings and the like are static, arrays and numbers are traced, as in `jit`.
 
     Returns:
-        A callable; with `lower`, `trace` and `eval_shape` as `jax.jit` has them, so that `jax.export.export` takes it.
+        A callable; with `lower`, `trace` and `eval_shape` as `jax.jit` has them, so that
+        `jax.export.export` takes it.
 
     Raises:
         RuntimeError: `x` isn't built.
@@ -118,10 +129,14 @@ def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: A
     """
     model, _ = as_model(x)
     if not model.built:
-        raise RuntimeError("what isn't built has no values to freeze: sb.Sequential([...]).build(shape) has some")
+        raise RuntimeError(
+            "what isn't built has no values to freeze: sb.Sequential([...]).build(shape) has some"
+        )
     if inputs:
         check_inputs(inputs)
-    check_keywords(model, inputs, call_of({name: value for name, value in keywords.items() if name != "rng"}))
+    check_keywords(
+        model, inputs, call_of({name: value for name, value in keywords.items() if name != "rng"})
+    )
     frozen = Frozen(Snapshot(model, FLAT, training), keywords)
     if inputs:
         frozen.lower(*specs(inputs)).compile()

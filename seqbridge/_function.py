@@ -15,7 +15,12 @@ from seqbridge._paths import nest, unnest
 from seqbridge._pure import MODE_FLAGS, PureLayer, Variables, call_text
 
 _KEY_NAMES = ("rng", "key")
-_WRAPPERS = ("f", "fun", "func", "self")  # under which transformed functions, partials and methods hold what they wrap
+_WRAPPERS = (
+    "f",
+    "fun",
+    "func",
+    "self",
+)  # under which transformed functions, partials and methods hold what they wrap
 
 
 def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
@@ -49,7 +54,9 @@ def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> 
     parameters = dict(pure.signature.parameters) if pure.signature else {}
     for name in keywords:
         if not name.startswith("*"):
-            parameters.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+            parameters.setdefault(
+                name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+            )
         elif all(p.kind is not p.VAR_POSITIONAL for p in parameters.values()):
             parameters[name] = inspect.Parameter(name[1:], inspect.Parameter.VAR_POSITIONAL)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
@@ -61,8 +68,8 @@ def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> 
 def function_layer(function: Callable[..., Any]) -> PureLayer:
     """The neutral form of a plain callable.
 
-    Arrays that the function holds become its parameters (see `_hidden`). A parameter `rng` or `key` that the call
-    doesn't fill gets the layer's own PRNG key.
+    Arrays that the function holds become its parameters (see `_hidden`). A parameter `rng` or `key`
+    that the call doesn't fill gets the layer's own PRNG key.
 
     Raises:
         TypeError: It can't be a layer; the message says why.
@@ -72,10 +79,14 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         bound = {**base.keywords, **bound}
         base = base.func
     if any(_returns_later(called) for called in (base, type(base).__call__)):
-        raise TypeError(f"{_name(base)} is a coroutine or generator function: its call returns no arrays")
+        raise TypeError(
+            f"{_name(base)} is a coroutine or generator function: its call returns no arrays"
+        )
     if isinstance(base, np.ufunc):
         if base is not function or not hasattr(jnp, base.__name__):
-            raise TypeError(f"np.{base.__name__} takes no JAX tracers: write the function of jax.numpy")
+            raise TypeError(
+                f"np.{base.__name__} takes no JAX tracers: write the function of jax.numpy"
+            )
         function = base = getattr(jnp, base.__name__)
     signature = signature_of(function)
     arrays, rebuild = lift(function)
@@ -89,7 +100,9 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     name = _name(inner)
     variables = nest({("params", *path): jnp.asarray(array) for path, array in arrays.items()})
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         call = rebuild(unnest(variables["params"])) if rebuild else function
         return call(*args, **keywords), {}
 
@@ -127,4 +140,6 @@ def _name(function: Any) -> str:
 def _says_nothing(function: Any, signature: inspect.Signature | None) -> bool:
     """Whether JAX wrapped something and couldn't read what that takes."""
     parameters = signature.parameters.values() if signature is not None else ()
-    return _of_jax(function) and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return _of_jax(function) and all(
+        p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
+    )

@@ -61,12 +61,18 @@ class Form:
         for prefix, layer in naming.places(model):
             if layer not in self.names:
                 places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
-                named = [(first.setdefault(tie, naming.join(prefix, slot.shown)), slot.kind) for slot, tie in places]
+                named = [
+                    (first.setdefault(tie, naming.join(prefix, slot.shown)), slot.kind)
+                    for slot, tie in places
+                ]
                 self.names[layer] = named
         if naming.apart is not None:
             again = naming.apart(first.values())
             first = {tie: again.get(name, name) for tie, name in first.items()}
-            self.names = {at: [(again.get(name, name), kind) for name, kind in own] for at, own in self.names.items()}
+            self.names = {
+                at: [(again.get(name, name), kind) for name, kind in own]
+                for at, own in self.names.items()
+            }
         if len(set(first.values())) != len(first):
             twice = next(name for name, n in Counter(first.values()).items() if n > 1)
             raise ValueError(f"two variables would be called {twice}: give their layers names")
@@ -80,12 +86,22 @@ class Form:
         return parts
 
     def run(
-        self, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, keys: Keys
+        self,
+        variables: Mapping[str, Mapping[str, Any]],
+        args: tuple[Any, ...],
+        call: Call,
+        keys: Keys,
     ) -> tuple[Any, Parts, bool]:
         """Outputs, the variables after the call, and whether it has changed any."""
         _check_form("apply", variables)
-        given = {n: a.value if isinstance(a, Variable) else a for part in variables.values() for n, a in part.items()}
-        check_names("apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own))
+        given = {
+            n: a.value if isinstance(a, Variable) else a
+            for part in variables.values()
+            for n, a in part.items()
+        }
+        check_names(
+            "apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own)
+        )
         arrays = {layer: [given[name] for name, _ in own] for layer, own in self.names.items()}
         run = Run(lambda layer: self.layouts[layer].tree(arrays[layer]))
         out = traverse(self._model, args, call, run, keys)
@@ -93,15 +109,24 @@ class Form:
             layer: self.layouts[layer].flatten(f"the state of {layer!r} after the call", new)
             for layer, new in run.states.items()
         }
-        changed = any(a is not b for layer in after for a, b in zip(after[layer], arrays[layer], strict=True))
+        changed = any(
+            a is not b for layer in after for a, b in zip(after[layer], arrays[layer], strict=True)
+        )
         return out, self.parts(arrays | after), changed
 
 
 def _check_form(what: str, variables: Any) -> None:
-    if not isinstance(variables, Mapping) or not all(isinstance(part, Mapping) for part in variables.values()):
-        got = f"a flat {type(variables).__name__}" if isinstance(variables, Mapping) else type(variables).__name__
+    if not isinstance(variables, Mapping) or not all(
+        isinstance(part, Mapping) for part in variables.values()
+    ):
+        got = (
+            f"a flat {type(variables).__name__}"
+            if isinstance(variables, Mapping)
+            else type(variables).__name__
+        )
         raise TypeError(
-            f'{what} takes {{"params": {{name: array}}, "state": {{name: array}}}}, as init returns it; got {got}'
+            f'{what} takes {{"params": {{name: array}}, "state": {{name: array}}}}, as init '
+            f"returns it; got {got}"
         )
 
 
@@ -109,10 +134,15 @@ def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) 
     """Fresh variables of all layers, built or not."""
     build = Build(fresh=True)
     traverse(model, specs(inputs), call.map(keyword_specs, training=True), build, Keys(lambda: key))
-    arrays = {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}  # of a tie, the first stays
-    if kept := [prefix for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready]:
+    arrays = {
+        layer: layout.arrays for layer, layout in reversed(build.layouts.items())
+    }  # of a tie, the first stays
+    if kept := [
+        prefix for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready
+    ]:
         warnings.warn(
-            f"init keeps the values that {', '.join(kept)} came with: new ones can be drawn for a class, "
+            f"init keeps the values that {', '.join(kept)} came with: new ones can be drawn for a "
+            f"class, "
             "partial(Class, ...), but not for an object that was made before",
             stacklevel=3,
         )
@@ -120,7 +150,11 @@ def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) 
 
 
 def apply(
-    model: Structure, variables: Mapping[str, Mapping[str, Any]], args: tuple[Any, ...], call: Call, rng: Any
+    model: Structure,
+    variables: Mapping[str, Mapping[str, Any]],
+    args: tuple[Any, ...],
+    call: Call,
+    rng: Any,
 ) -> tuple[Any, Parts]:
     """Outputs, and the variables after the call."""
     form = Form(model, layouts_of(model, args, call))
@@ -156,8 +190,12 @@ def check_sizes(model: Structure, inputs: tuple[Any, ...], call: Call) -> None:
     """Raises a `ValueError` if the shape of a variable depends on what stands for None."""
     if has_open_sizes(inputs):
         one, two = (shapes(model, specs(inputs, size), call) for size in (1, 2))
-        if deciding := next((name for name, shape in one.items() if shape != two.get(name, shape)), None):
-            raise ValueError(f"a size given as None decides the shape of {deciding}: give that size")
+        if deciding := next(
+            (name for name, shape in one.items() if shape != two.get(name, shape)), None
+        ):
+            raise ValueError(
+                f"a size given as None decides the shape of {deciding}: give that size"
+            )
 
 
 def read(model: Structure) -> Parts:
@@ -167,10 +205,14 @@ def read(model: Structure) -> Parts:
         RuntimeError: The model isn't built.
     """
     if not model.built:
-        raise RuntimeError("the model isn't built: it has variables after model.build(...) or the first call")
+        raise RuntimeError(
+            "the model isn't built: it has variables after model.build(...) or the first call"
+        )
     with held(lambda: [model]):
         layouts = built_layouts(model)
-        return Form(model, layouts).parts({layer: [v.value for v in layer._variables] for layer in layouts})
+        return Form(model, layouts).parts(
+            {layer: [v.value for v in layer._variables] for layer in layouts}
+        )
 
 
 def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -179,7 +221,8 @@ def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None
     for kind in variables:
         if kind not in ("params", "state"):
             raise KeyError(
-                f"assign: there is no {kind!r}{nearest(kind, ('params', 'state'))}; there are params and state"
+                f"assign: there is no {kind!r}{nearest(kind, ('params', 'state'))}; there are "
+                f"params and state"
             )
     changes = {}
     with held(lambda: [model]):
@@ -187,7 +230,9 @@ def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None
         for kind, now in read(model).items():
             if kind in variables:
                 check_names("assign", variables[kind], now)
-                changes |= {table[name]: cast(name, variables[kind][name], old) for name, old in now.items()}
+                changes |= {
+                    table[name]: cast(name, variables[kind][name], old) for name, old in now.items()
+                }
         commit(changes)
 
 
@@ -201,6 +246,11 @@ def layouts_of(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
         return built_layouts(model)
     build = Build(abstract=True)
     traverse(
-        model, specs(args), call.map(keyword_specs, training=True), build, Keys(lambda: jax.random.key(0)), plain=False
+        model,
+        specs(args),
+        call.map(keyword_specs, training=True),
+        build,
+        Keys(lambda: jax.random.key(0)),
+        plain=False,
     )
     return built_layouts(model) | build.layouts

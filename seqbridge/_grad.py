@@ -24,31 +24,48 @@ Gradients: TypeAlias = dict[str, jax.Array]
 
 @overload
 def value_and_grad(
-    function: Callable[P, R], *, wrt: Filter | None = None, has_aux: Literal[False] = False, vars: Any = None
+    function: Callable[P, R],
+    *,
+    wrt: Filter | None = None,
+    has_aux: Literal[False] = False,
+    vars: Any = None,
 ) -> Callable[P, tuple[R, Gradients]]: ...
 @overload
 def value_and_grad(
-    function: Callable[P, tuple[R, A]], *, wrt: Filter | None = None, has_aux: Literal[True], vars: Any = None
+    function: Callable[P, tuple[R, A]],
+    *,
+    wrt: Filter | None = None,
+    has_aux: Literal[True],
+    vars: Any = None,
 ) -> Callable[P, tuple[tuple[R, A], Gradients]]: ...
 @overload
 def value_and_grad(
-    function: Callable[P, tuple[Any, Any]], *, wrt: Filter | None = None, has_aux: bool, vars: Any = None
+    function: Callable[P, tuple[Any, Any]],
+    *,
+    wrt: Filter | None = None,
+    has_aux: bool,
+    vars: Any = None,
 ) -> Callable[P, tuple[Any, Gradients]]: ...
 def value_and_grad(
-    function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
+    function: Callable[..., Any],
+    *,
+    wrt: Filter | None = None,
+    has_aux: bool = False,
+    vars: Any = None,
 ) -> Callable[..., Any]:
     """A function that returns the value of `function` and its gradients.
 
     Args:
         function: Returns a scalar; with `has_aux`, a pair of a scalar and anything.
-        wrt: Which variables the gradients are taken of: a kind, a regular expression over names, a function of a
-            `Variable`, a collection, a layer or a model. By default all trainable ones of the arguments and of `vars`.
+        wrt: Which variables the gradients are taken of: a kind, a regular expression over names, a
+            function of a `Variable`, a collection, a layer or a model. By default all trainable
+            ones of the arguments and of `vars`.
         has_aux: Whether `function` returns a pair.
         vars: What `function` closes over: `model.vars()`, a model, or a list of them.
 
     Returns:
-        A function with the signature of `function` that returns `(value, gradients)`, where the gradients are a dict
-            from variable name to an array of that variable's shape.
+        A function with the signature of `function` that returns `(value, gradients)`, where the
+            gradients are a dict from variable name to an array of that variable's shape.
 
     Raises:
         ValueError: There is nothing to differentiate, or two models use one name.
@@ -62,18 +79,26 @@ def value_and_grad(
     """
     closed = holders_of(function, vars)
     if not callable(function):
-        raise TypeError(f"gradients are of a function of models, or of a model, not of {type(function).__name__}")
+        raise TypeError(
+            f"gradients are of a function of models, or of a model, not of "
+            f"{type(function).__name__}"
+        )
 
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        holders = closed + sort(args, keywords)[2] + ([wrt] if isinstance(wrt, VarCollection) else [])
+        holders = (
+            closed + sort(args, keywords)[2] + ([wrt] if isinstance(wrt, VarCollection) else [])
+        )
 
         def pure(values: dict[str, Any]) -> Any:
             inside = {chosen[name]: value for name, value in values.items()}
             with Frame({**values_of(boxes), **inside}) as frame:
                 out = function(*args, **keywords)
             if has_aux and not (isinstance(out, tuple | list) and len(out) == 2):
-                raise TypeError(f"has_aux=True wants a pair of a scalar and anything, and got {type(out).__name__}")
+                raise TypeError(
+                    f"has_aux=True wants a pair of a scalar and anything, and got "
+                    f"{type(out).__name__}"
+                )
             value, aux = out if has_aux else (out, None)
             return value, (aux, frame.changes())
 
@@ -102,18 +127,34 @@ def _of_changes(transform: Callable[..., Any], pure: Callable[..., Any], values:
 
 @overload
 def grad(
-    function: Callable[P, Any], *, wrt: Filter | None = None, has_aux: Literal[False] = False, vars: Any = None
+    function: Callable[P, Any],
+    *,
+    wrt: Filter | None = None,
+    has_aux: Literal[False] = False,
+    vars: Any = None,
 ) -> Callable[P, Gradients]: ...
 @overload
 def grad(
-    function: Callable[P, tuple[Any, A]], *, wrt: Filter | None = None, has_aux: Literal[True], vars: Any = None
+    function: Callable[P, tuple[Any, A]],
+    *,
+    wrt: Filter | None = None,
+    has_aux: Literal[True],
+    vars: Any = None,
 ) -> Callable[P, tuple[Gradients, A]]: ...
 @overload
 def grad(
-    function: Callable[P, tuple[Any, Any]], *, wrt: Filter | None = None, has_aux: bool, vars: Any = None
+    function: Callable[P, tuple[Any, Any]],
+    *,
+    wrt: Filter | None = None,
+    has_aux: bool,
+    vars: Any = None,
 ) -> Callable[P, Any]: ...
 def grad(
-    function: Callable[..., Any], *, wrt: Filter | None = None, has_aux: bool = False, vars: Any = None
+    function: Callable[..., Any],
+    *,
+    wrt: Filter | None = None,
+    has_aux: bool = False,
+    vars: Any = None,
 ) -> Callable[..., Any]:
     """`value_and_grad` without the value: a function that returns `gradients`, or `(gradients, aux)`.
 
@@ -151,9 +192,18 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
             if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact)):
                 continue
             if name in found:
-                raise ValueError(f"two models have a variable {name!r}: say which with wrt=model.vars()")
+                raise ValueError(
+                    f"two models have a variable {name!r}: say which with wrt=model.vars()"
+                )
             found[name], names[box] = box, name
     if not found:
-        why = "that wrt= lets through" if wrt is not None else "(is the model built, by model.build(...)?)"
-        raise ValueError(f"there is nothing to differentiate: arguments and vars= hold no trainable variable {why}")
+        why = (
+            "that wrt= lets through"
+            if wrt is not None
+            else "(is the model built, by model.build(...)?)"
+        )
+        raise ValueError(
+            f"there is nothing to differentiate: arguments and vars= hold no trainable variable "
+            f"{why}"
+        )
     return found

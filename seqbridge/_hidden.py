@@ -1,11 +1,12 @@
 """Parameters inside a function: found and lifted, or refused, but never silently made constants of a program.
 
-A function can hold arrays in its closure, its defaults, the arguments of a `partial`, the object of a bound method or
-the attributes of a callable object. Each of these can be made again with other arrays in place. What can't be opened
-and made again, such as a compiled function, is searched all the same, and refused if it holds arrays.
+A function can hold arrays in its closure, its defaults, the arguments of a `partial`, the object of
+a bound method or the attributes of a callable object. Each of these can be made again with other
+arrays in place. What can't be opened and made again, such as a compiled function, is searched all
+the same, and refused if it holds arrays.
 
-A NumPy array or a Python number is a constant, and so is an array that a function finds among the globals of its
-module.
+A NumPy array or a Python number is a constant, and so is an array that a function finds among the
+globals of its module.
 """
 
 from __future__ import annotations
@@ -51,11 +52,18 @@ def lift(function: Callable[..., Any]) -> tuple[Arrays, Rebuild | None]:
 
 
 def _walk(
-    obj: Any, path: Path, arrays: Arrays, name: str, seen: set[int], read: Collection[Use] | None = None
+    obj: Any,
+    path: Path,
+    arrays: Arrays,
+    name: str,
+    seen: set[int],
+    read: Collection[Use] | None = None,
 ) -> Rebuild | None:
     if _is_parameter(obj):
         if path in arrays:
-            raise TypeError(f"{name} holds two arrays of one name, {'.'.join(path)}: call them otherwise")
+            raise TypeError(
+                f"{name} holds two arrays of one name, {'.'.join(path)}: call them otherwise"
+            )
         arrays[path] = obj
         return lambda values: values[path]
     if is_constant(obj) or id(obj) in seen:
@@ -69,7 +77,9 @@ def _walk(
         return _lift_module(obj, pure, path, arrays)
     if inspect.isfunction(obj):
         _refuse_globals(obj, name)
-    if read is not None and not all(attribute in getattr(obj, "__dict__", {}) for attribute, *_ in read):
+    if read is not None and not all(
+        attribute in getattr(obj, "__dict__", {}) for attribute, *_ in read
+    ):
         read = None  # of its class, whose methods may use all of it
     found = opened(obj, read)
     if found is None:
@@ -78,7 +88,14 @@ def _walk(
     children, make = found
     _refuse_methods(obj, name, seen)
     rebuilds = [
-        _walk(child, (*path, label), arrays, name, seen, read_of(obj, label) if read is None else _rest(read, label))
+        _walk(
+            child,
+            (*path, label),
+            arrays,
+            name,
+            seen,
+            read_of(obj, label) if read is None else _rest(read, label),
+        )
         for label, child in children
     ]
     if not any(rebuilds):
@@ -89,7 +106,11 @@ def _walk(
 
 def _refuse_methods(obj: Any, name: str, seen: set[int]) -> None:
     """Refuses an object whose methods use a module, or close over arrays: they can't be made again."""
-    if inspect.isfunction(obj) or isinstance(obj, FunctionLike | functools.partial) or not callable(obj):
+    if (
+        inspect.isfunction(obj)
+        or isinstance(obj, FunctionLike | functools.partial)
+        or not callable(obj)
+    ):
         return
     for member in methods_of(obj)[0]:
         if not inspect.isfunction(member):
@@ -115,9 +136,16 @@ def _module(obj: Any, place: str, name: str, *, liftable: bool = True) -> PureLa
     Raises:
         TypeError: A module that can't be lifted, or a model.
     """
-    where = f"{name} uses the class {obj.__name__}" if isinstance(obj, type) else f"{name} holds {place}"
+    where = (
+        f"{name} uses the class {obj.__name__}"
+        if isinstance(obj, type)
+        else f"{name} holds {place}"
+    )
     if isinstance(obj, Stateful):
-        raise TypeError(f"{where}, a {type(obj).__name__}: its variables would be lost. Put it into the list itself.")
+        raise TypeError(
+            f"{where}, a {type(obj).__name__}: its variables would be lost. Put it into the list "
+            f"itself."
+        )
     cure = ""
     try:
         pure = ask(obj, obj if isinstance(obj, type) else type(obj))
@@ -127,15 +155,20 @@ def _module(obj: Any, place: str, name: str, *, liftable: bool = True) -> PureLa
         if pure is None or (liftable and pure.remake is not None and _only_parameters(pure)):
             return pure
     raise TypeError(
-        f"{where}: the parameters, mode and keys of that module would be lost. Put the module into the list "
+        f"{where}: the parameters, mode and keys of that module would be lost. Put the module into "
+        f"the list "
         f"itself{cure}, or make {name} a module or a transform of that library."
     )
 
 
 def _only_parameters(pure: PureLayer) -> bool:
     """Whether a module is its parameters and nothing else: no state, and no mode that the function couldn't set."""
-    flags = MODE_FLAGS.keys() & set(pure.signature.parameters if pure.signature else ()) - pure.decided
-    return not flags and all(pure.kinds.get(collection) == "params" for collection in pure.ready or ())
+    flags = (
+        MODE_FLAGS.keys() & set(pure.signature.parameters if pure.signature else ()) - pure.decided
+    )
+    return not flags and all(
+        pure.kinds.get(collection) == "params" for collection in pure.ready or ()
+    )
 
 
 def _lift_module(module: Any, pure: PureLayer, path: Path, arrays: Arrays) -> Rebuild | None:
@@ -151,14 +184,21 @@ def _lift_module(module: Any, pure: PureLayer, path: Path, arrays: Arrays) -> Re
 def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | None = None) -> None:
     """Refuses a function that builds modules, or uses one that is a global of its own module.
 
-    Also where it stands in a container, in a class of that module, or in a function of it that this one calls.
+    Also where it stands in a container, in a class of that module, or in a function of it that this
+    one calls.
     """
     seen = seen or set()
     seen.add(id(function))
     names = dict.fromkeys(_names(function.__code__))
-    packages = {n: cell for n, cell in cells_of(function).items() if isinstance(cell, types.ModuleType)}
+    packages = {
+        n: cell for n, cell in cells_of(function).items() if isinstance(cell, types.ModuleType)
+    }
     for label, *attributes in uses(function.__code__):
-        value = packages.get(label) if label in function.__code__.co_freevars else function.__globals__.get(label)
+        value = (
+            packages.get(label)
+            if label in function.__code__.co_freevars
+            else function.__globals__.get(label)
+        )
         for used in _reached(value, attributes, names, function.__module__):
             called = _called(used)
             if inspect.isfunction(called):
@@ -168,7 +208,8 @@ def _refuse_globals(function: types.FunctionType, name: str, seen: set[int] | No
                 _module(used, label, name, liftable=False)
             if callable(used) and (held := next(_modules(used, with_globals=False), None)):
                 raise TypeError(
-                    f"{name} uses {label}, which holds a {held.label} ({held.ecosystem}): its parameters would be "
+                    f"{name} uses {label}, which holds a {held.label} ({held.ecosystem}): its "
+                    f"parameters would be "
                     f"constants. Put {label} into the list itself."
                 )
 
@@ -183,7 +224,9 @@ def _called(used: Any) -> Any:
     return used
 
 
-def _reached(value: Any, attributes: Iterable[str], names: Iterable[str], module: str) -> Iterator[Any]:
+def _reached(
+    value: Any, attributes: Iterable[str], names: Iterable[str], module: str
+) -> Iterator[Any]:
     """What a function of a module may use by a global: the value, what is in a container, in a class, in a package."""
     if isinstance(value, types.ModuleType):
         for name in attributes:
@@ -228,17 +271,26 @@ def _refuse_closed(obj: Any, path: Path, name: str, seen: set[int]) -> None:
     if isinstance(obj, jax.Array | type):
         return
     if isinstance(obj, jax.stages.Compiled):
-        raise TypeError(f"{name} is compiled ahead of time: what it holds can't be seen. Give the function itself.")
+        raise TypeError(
+            f"{name} is compiled ahead of time: what it holds can't be seen. Give the function "
+            f"itself."
+        )
     inside = Arrays()
-    parts = parts_of(obj) if not inspect.isfunction(obj) else [child for _, child in (opened(obj) or ([], None))[0]]
+    parts = (
+        parts_of(obj)
+        if not inspect.isfunction(obj)
+        else [child for _, child in (opened(obj) or ([], None))[0]]
+    )
     for i, child in enumerate(parts):
         if isinstance(child, jax.Array) and jnp.issubdtype(child.dtype, jax.dtypes.prng_key):
             inside[(*path, str(i))] = child
         _walk(child, (*path, str(i)), inside, name, seen)
     if inside:
         raise TypeError(
-            f"{name} hides {len(inside)} arrays inside a {type(obj).__module__}.{type(obj).__name__}, from which they "
-            "can't be lifted; they would be constants. Give the function that it wraps, or put the module itself into "
+            f"{name} hides {len(inside)} arrays inside a "
+            f"{type(obj).__module__}.{type(obj).__name__}, from which they "
+            "can't be lifted; they would be constants. Give the function that it wraps, or put the "
+            "module itself into "
             "the list."
         )
 
@@ -254,8 +306,10 @@ def check_held(pure: PureLayer) -> None:
     for held in pure.held:
         if module := next(_modules(held, with_globals=True), None):
             raise TypeError(
-                f"{pure.label} ({pure.ecosystem}) holds a {module.label} ({module.ecosystem}) in a function: its "
-                "parameters would be constants. Put it into the list itself, as an entry of its own."
+                f"{pure.label} ({pure.ecosystem}) holds a {module.label} ({module.ecosystem}) in a "
+                f"function: its "
+                "parameters would be constants. Put it into the list itself, as an entry of its "
+                "own."
             )
 
 
@@ -264,7 +318,11 @@ def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
     waiting, seen = [held], dict[int, Any]()
     while waiting:
         obj = waiting.pop()
-        if id(obj) in seen or isinstance(obj, type) or not (callable(obj) or type(obj) in (list, tuple, dict)):
+        if (
+            id(obj) in seen
+            or isinstance(obj, type)
+            or not (callable(obj) or type(obj) in (list, tuple, dict))
+        ):
             continue
         seen[id(obj)] = obj
         try:
@@ -277,7 +335,9 @@ def _modules(held: Any, *, with_globals: bool) -> Iterator[PureLayer]:
             names = [use for use in uses(obj.__code__) if use[0] not in obj.__code__.co_freevars]
             found = [(obj.__globals__.get(name), attributes) for name, *attributes in names]
             used = [
-                used_of(value, attributes) for value, attributes in found if not isinstance(value, types.ModuleType)
+                used_of(value, attributes)
+                for value, attributes in found
+                if not isinstance(value, types.ModuleType)
             ]
             waiting += [value for value in used if not inspect.isroutine(value)]
         found = opened(obj)

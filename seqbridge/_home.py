@@ -21,7 +21,9 @@ from seqbridge._trace import commit
 from seqbridge._variable import Variable, cast
 
 Model = TypeVar("Model", bound="Structure | Layer")
-_VALUES = "seqbridge_variables"  # the method by which an exported object that holds values says them
+_VALUES = (
+    "seqbridge_variables"  # the method by which an exported object that holds values says them
+)
 
 
 def from_native(model: Model, native: Any, /) -> Model:
@@ -29,10 +31,10 @@ def from_native(model: Model, native: Any, /) -> Model:
 
     Args:
         model: What was exported, or one like it: a `Sequential` or a `Layer`, built.
-        native: What the library trained: an object that a `to_...` made, or its values as the library has them, by
-            name in nested dicts, lists and tuples, or a list of all arrays in the library's order; or what `to_pure`
-            returns. A tree of a bigger model, in which they stand further inside, will do, and so will the parameters
-            without the state.
+        native: What the library trained: an object that a `to_...` made, or its values as the
+            library has them, by name in nested dicts, lists and tuples, or a list of all arrays in
+            the library's order; or what `to_pure` returns. A tree of a bigger model, in which they
+            stand further inside, will do, and so will the parameters without the state.
 
     Returns:
         The model.
@@ -66,29 +68,47 @@ def from_native(model: Model, native: Any, /) -> Model:
     in_order = sorted(kinds, key=lambda v: (kinds[v] == "state") + (not v.trainable))
     found = _found(native, table, in_order)
     given = {kinds[variable] for variable in found}
-    check_names("from_native", (v.name for v in found), (v.name for v in kinds if kinds[v] in given or not given))
+    check_names(
+        "from_native",
+        (v.name for v in found),
+        (v.name for v in kinds if kinds[v] in given or not given),
+    )
     with Locks(found):
         commit({v: cast(v.name, _whole(owned(new), v.value), v.value) for v, new in found.items()})
     return model
 
 
-def _found(native: Any, table: dict[Path, Variable], in_order: list[Variable]) -> dict[Variable, Any]:
+def _found(
+    native: Any, table: dict[Path, Variable], in_order: list[Variable]
+) -> dict[Variable, Any]:
     """The arrays of a tree of another library, by the variables that they are values of.
 
-    An array belongs to the variable whose name its path ends with, so that it doesn't matter what a library puts before
-    the name, and in how many parts it writes it. A tree that has them all is the model's, and what stands beside it
-    somebody else's.
+    An array belongs to the variable whose name its path ends with, so that it doesn't matter what a
+    library puts before the name, and in how many parts it writes it. A tree that has them all is
+    the model's, and what stands beside it somebody else's.
     """
     native = _said(native)
-    if type(native) is list and native and all(hasattr(leaf, "shape") for leaf in native):  # which has no names
-        trained = [variable for variable in in_order if variable.kind == "params" and variable.trainable]
+    if (
+        type(native) is list and native and all(hasattr(leaf, "shape") for leaf in native)
+    ):  # which has no names
+        trained = [
+            variable for variable in in_order if variable.kind == "params" and variable.trainable
+        ]
         if len(native) not in (len(in_order), len(trained)):
-            raise ValueError(f"from_native: got a list of {len(native)} arrays for {len(in_order)} variables")
+            raise ValueError(
+                f"from_native: got a list of {len(native)} arrays for {len(in_order)} variables"
+            )
         return dict(zip(in_order, native, strict=False))
-    homes: dict[Path, dict[Variable, Any]] = {}  # of each tree in which names of the model stand, what it has
+    homes: dict[
+        Path, dict[Variable, Any]
+    ] = {}  # of each tree in which names of the model stand, what it has
     unknown: list[Path] = []
     for path, leaf in _leaves(native):
-        parts = path[-1:] if path[-1:] in table else tuple(part for p in path for part in re.split("[/.]", p))
+        parts = (
+            path[-1:]
+            if path[-1:] in table
+            else tuple(part for p in path for part in re.split("[/.]", p))
+        )
         n = next((n for n in range(len(parts)) if parts[n:] in table), None)
         if n is None:
             unknown.append(parts)
@@ -104,15 +124,22 @@ def _found(native: Any, table: dict[Path, Variable], in_order: list[Variable]) -
                 if variable in homes[home]:
                     if variable in found:
                         raise ValueError(
-                            f"from_native: two arrays for {variable.name}, the second in {'/'.join(home)}: give the "
+                            f"from_native: two arrays for {variable.name}, the second in "
+                            f"{'/'.join(home)}: give the "
                             "tree of the one model alone"
                         )
                     found[variable] = homes[home][variable]
                     chosen.add(home)
-    unknown = [parts for parts in unknown if not chosen or any(parts[: len(home)] == home for home in chosen)]
+    unknown = [
+        parts
+        for parts in unknown
+        if not chosen or any(parts[: len(home)] == home for home in chosen)
+    ]
     if unknown:
         names = ["/".join(parts) for parts in table]
-        lines = [f"unknown: {'/'.join(parts)}{nearest('/'.join(parts), names)}" for parts in unknown]
+        lines = [
+            f"unknown: {'/'.join(parts)}{nearest('/'.join(parts), names)}" for parts in unknown
+        ]
         raise KeyError("from_native: " + "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else ""))
     return found
 
@@ -130,7 +157,8 @@ def _said(native: Any) -> Any:
     holders = [leaf for leaf in jax.tree.leaves(native, is_leaf=_says) if _says(leaf)]
     if len(holders) != 1:
         raise TypeError(
-            f"from_native takes what one exported object holds, and finds {len(holders)} of them in this "
+            f"from_native takes what one exported object holds, and finds {len(holders)} of them "
+            f"in this "
             f"{type(native).__name__}: give that object, or the library's tree of its values"
         )
     return getattr(holders[0], _VALUES)()
@@ -142,8 +170,15 @@ def _says(node: Any) -> bool:
 
 def _whole(new: Any, old: Any) -> Any:
     """Integers that a library without any has kept as floats."""
-    is_float, is_whole = jnp.issubdtype(new.dtype, jnp.floating), not jnp.issubdtype(old.dtype, jnp.inexact)
-    return new.astype(old.dtype) if is_float and is_whole and bool((new == jnp.round(new)).all()) else new
+    is_float, is_whole = (
+        jnp.issubdtype(new.dtype, jnp.floating),
+        not jnp.issubdtype(old.dtype, jnp.inexact),
+    )
+    return (
+        new.astype(old.dtype)
+        if is_float and is_whole and bool((new == jnp.round(new)).all())
+        else new
+    )
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -151,7 +186,10 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         yield from _leaves(getattr(tree, _VALUES)(), path)
     elif isinstance(tree, Mapping):
         # What stands beside a PRNG key is a stream of keys, and no variable.
-        if not any(hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jax.dtypes.prng_key) for v in tree.values()):
+        if not any(
+            hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
+            for v in tree.values()
+        ):
             for name, inner in tree.items():
                 yield from _leaves(inner, (*path, str(name)))
     elif isinstance(tree, list | tuple):

@@ -37,7 +37,9 @@ class Spreading(Jitted[P, R]):
         """The program for these arguments, as they are spread over the mesh."""
         return self._placed(super().lower, args, keywords)
 
-    def _placed(self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def _placed(
+        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
         assert self._spread is not None
         if tracing():  # the program around this one has its arrays in place
             self._now.batch = 0
@@ -46,7 +48,9 @@ class Spreading(Jitted[P, R]):
             args, keywords, self._now.batch = self._spread.inputs(args, keywords)
             return call(*args, **keywords)
 
-    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
+    def _prepare(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Program, Bound, list[Any]]:
         program, bound, arrays = super()._prepare(args, keywords)
         if self._spread is not None and not tracing():
             if self._check:
@@ -60,7 +64,9 @@ class Spreading(Jitted[P, R]):
 
     def _agree(self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound) -> None:
         """Raises in every process if they don't call the same."""
-        leaves, treedef = jax.tree.flatten((args, keywords), is_leaf=lambda leaf: isinstance(leaf, Stateful))
+        leaves, treedef = jax.tree.flatten(
+            (args, keywords), is_leaf=lambda leaf: isinstance(leaf, Stateful)
+        )
         leaves = [leaf for leaf in leaves if not isinstance(leaf, Stateful)]
         arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
         keys = [box._value for box in bound.boxes if box.kind == "rng"]
@@ -95,7 +101,9 @@ def _check_known(function: Callable[..., Any], places: Iterable[str | int]) -> N
     for name in places:
         if isinstance(name, str) and name not in signature.parameters:
             near = nearest(name, signature.parameters)
-            raise TypeError(f"sb.jit was told of an argument {name!r}, but the function takes no {name!r}{near}")
+            raise TypeError(
+                f"sb.jit was told of an argument {name!r}, but the function takes no {name!r}{near}"
+            )
 
 
 @overload
@@ -119,37 +127,47 @@ def jit(
 ) -> Any:
     """Compiles a function of models, layers, collections, optimizers and arrays.
 
-    What the function does to their variables comes back out. Arrays, floats and ints are traced; bools, strings,
-    None, enums and callables are static, so a new value of them is a new program, as is an edit of a model.
+    What the function does to their variables comes back out. Arrays, floats and ints are traced;
+    bools, strings, None, enums and callables are static, so a new value of them is a new program,
+    as is an edit of a model.
 
-    With a mesh the program runs on all of its devices and means the same: arrays whose first dimension is the batch,
-    that of the first array given, are split over `batch_axis`, others are replicated, and variables lie as
-    `model.shard` laid them. Statistics and gradients are those of the whole batch.
+    With a mesh the program runs on all of its devices and means the same: arrays whose first
+    dimension is the batch, that of the first array given, are split over `batch_axis`, others are
+    replicated, and variables lie as `model.shard` laid them. Statistics and gradients are those of
+    the whole batch.
 
     Args:
         function: The function, or a model itself.
         vars: What the function closes over: `model.vars()`, a model, or a list of them.
         static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
-        donate: Whether the arrays of the variables that change are given to the program, which saves memory and
-            time. Whoever else holds such an array loses it. If the program fails while it runs, for want of memory,
-            say, they are lost, and the error names them.
-        pack: Whether small variables are kept in a few arrays, which makes calls of a model with many of them faster;
-            they are read, assigned and saved as before. See docs/speed.md for when it pays.
+        donate: Whether the arrays of the variables that change are given to the program, which
+            saves memory and time. Whoever else holds such an array loses it. If the program fails
+            while it runs, for want of memory, say, they are lost, and the error names them.
+        pack: Whether small variables are kept in a few arrays, which makes calls of a model with
+            many of them faster; they are read, assigned and saved as before. See docs/speed.md for
+            when it pays.
         mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((8,), ("data",))`.
         batch_axis: The axis of the mesh, or axes, over which the batch is split.
-        batch_kwargs: Arguments whose arrays are split though they are shorter or longer than the batch.
-        replicated_kwargs: Arguments whose arrays are replicated though they are as long as the batch.
-        uneven: A batch that the devices can't divide is computed all the same, `"auto"`, or an `"error"`.
-        check_processes: Whether several processes make sure, at each call, that they call the same. They hang, or
-            compute garbage, where they don't; so it is worth its milliseconds while a program is new.
+        batch_kwargs: Arguments whose arrays are split though they are shorter or longer than the
+            batch.
+        replicated_kwargs: Arguments whose arrays are replicated though they are as long as the
+            batch.
+        uneven: A batch that the devices can't divide is computed all the same, `"auto"`, or an
+            `"error"`.
+        check_processes: Whether several processes make sure, at each call, that they call the same.
+            They hang, or compute garbage, where they don't; so it is worth its milliseconds while a
+            program is new.
 
     Returns:
         A callable with the signature of `function`, and `lower` as `jax.jit` has it.
 
     Raises:
-        TypeError: A static argument that can't be hashed; an option names what the function doesn't take.
-        ValueError: The mesh has no such axis; a variable lies on another mesh; an uneven batch is an error.
-        RuntimeError: The function reads a variable that is neither an argument nor in `vars`; processes disagree.
+        TypeError: A static argument that can't be hashed; an option names what the function doesn't
+            take.
+        ValueError: The mesh has no such axis; a variable lies on another mesh; an uneven batch is
+            an error.
+        RuntimeError: The function reads a variable that is neither an argument nor in `vars`;
+            processes disagree.
         Exception: What the function raises; then every variable has the value from before.
 
     Examples:

@@ -25,7 +25,9 @@ class Keys:
         path: The positions that the key was folded with.
     """
 
-    def __init__(self, make: Callable[[], jax.Array], initial: Keys | None = None, path: tuple[int, ...] = ()):
+    def __init__(
+        self, make: Callable[[], jax.Array], initial: Keys | None = None, path: tuple[int, ...] = ()
+    ):
         self._make = make
         self.initial = initial
         self.path = path

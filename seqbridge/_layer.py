@@ -35,10 +35,13 @@ class Layer(Trainable):
 
     Args:
         entry: A module, a transform, a `partial` of a module class, or a callable.
-        name: What the layer is called in a model: `model["conv"]`, `model.conv`, and in the names of its variables.
-        method: The method of the module to call in place of `__call__`: its name, or a function of the module.
-        per_example: Whether the entry takes one example, so that it is mapped over the leading axis of its inputs
-            (and gets a key of its own for each). By default the adapter knows. Keywords aren't mapped.
+        name: What the layer is called in a model: `model["conv"]`, `model.conv`, and in the names
+            of its variables.
+        method: The method of the module to call in place of `__call__`: its name, or a function of
+            the module.
+        per_example: Whether the entry takes one example, so that it is mapped over the leading axis
+            of its inputs (and gets a key of its own for each). By default the adapter knows.
+            Keywords aren't mapped.
         trainable: False: no gradients, no updates.
 
     Attributes:
@@ -70,7 +73,10 @@ class Layer(Trainable):
         trainable: bool = True,
     ):
         if isinstance(entry, Stateful):
-            raise TypeError(f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list itself")
+            raise TypeError(
+                f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list "
+                f"itself"
+            )
         check_flags(trainable=trainable, per_example=per_example is not None and per_example)
         pure = as_pure(entry)
         if method is not None:
@@ -87,7 +93,9 @@ class Layer(Trainable):
         self._variables: tuple[Variable, ...] = ()
         self._homes: list[weakref.ref[Any]] = []  # the models that it stands in; see `namer`
         self._copy = 0
-        self._origin: tuple[int, ...] | None = None  # the positions that its initial values were folded with
+        self._origin: tuple[int, ...] | None = (
+            None  # the positions that its initial values were folded with
+        )
         self._options = (method, per_example, trainable)
         self._outputs: dict[Hashable, Any] = {}
         self._draws: dict[Hashable, Draws] = {}
@@ -126,21 +134,27 @@ class Layer(Trainable):
         if self._layout is None:
             return {}
         pairs = zip(self._layout.slots, self._variables, strict=True)
-        return {slot.shown: box for slot, box in sorted(pairs, key=lambda pair: pair[0].kind)}  # params, then state
+        return {
+            slot.shown: box for slot, box in sorted(pairs, key=lambda pair: pair[0].kind)
+        }  # params, then state
 
     def _tree(self) -> Variables:
         """The arrays now, as the neutral form wants them."""
         return self._layout.tree([box.value for box in self._variables]) if self._layout else {}
 
     def _fill(
-        self, layout: Layout, lock: threading.RLock | None = None, known: Mapping[Hashable, Variable] | None = None
+        self,
+        layout: Layout,
+        lock: threading.RLock | None = None,
+        known: Mapping[Hashable, Variable] | None = None,
     ) -> None:
         """Takes initial values; from now on the layer is built.
 
         Args:
             layout: The structure, with the values.
             lock: What guards the variables.
-            known: Variables that the entry has already, in a layer of another method, by what ties them.
+            known: Variables that the entry has already, in a layer of another method, by what ties
+                them.
         """
         made = []
         for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
@@ -158,7 +172,11 @@ class Layer(Trainable):
                 metadata=slot.note,
                 axes=slot.axes,
             )
-            box._namer, box._lock, box._lent = namer(self._homes), lock or box._lock, self.pure.ready is not None
+            box._namer, box._lock, box._lent = (
+                namer(self._homes),
+                lock or box._lock,
+                self.pure.ready is not None,
+            )
             made.append(box)
         self._variables = tuple(made)
         layout.arrays = []
@@ -171,7 +189,11 @@ class Layer(Trainable):
         return layout.ties(self.pure.sources, owner_of(self.entry), self._copy, arrays)
 
     def _tied_variables(self) -> list[tuple[Hashable, Variable]]:
-        return list(zip(self._ties(self._layout), self._variables, strict=True)) if self._layout else []
+        return (
+            list(zip(self._ties(self._layout), self._variables, strict=True))
+            if self._layout
+            else []
+        )
 
     def _join(self, model: Any, lock: threading.RLock) -> None:
         """Notes a model that the layer stands in now. The lock of the first one guards the variables, for good."""
@@ -180,7 +202,9 @@ class Layer(Trainable):
             for box in [] if living else [box for box in self._variables if box._lock is not lock]:
                 box._lock = lock
                 edits.note()  # programs know the old one
-            self._homes[:] = living if any(home() is model for home in living) else [*living, weakref.ref(model)]
+            self._homes[:] = (
+                living if any(home() is model for home in living) else [*living, weakref.ref(model)]
+            )
 
     def _changes(self, variables: Variables) -> dict[Variable, Any]:
         """Which variables `variables`, the tree after a call, changes.
@@ -195,7 +219,10 @@ class Layer(Trainable):
             if new is (old := box.value):
                 continue
             if hasattr(new, "dtype") and new.dtype != old.dtype:
-                raise TypeError(f"{box.name} was {old.dtype} and would become {new.dtype}: a state keeps its dtype")
+                raise TypeError(
+                    f"{box.name} was {old.dtype} and would become {new.dtype}: a state keeps its "
+                    f"dtype"
+                )
             changed[box] = cast(box.name, new, old)
         return changed
 
@@ -203,14 +230,17 @@ class Layer(Trainable):
     def native(self) -> Any:
         """The variables in the structure that the entry's own library uses; the arrays are the model's own."""
         if not self._layout:
-            raise AttributeError(f"{self!r} isn't built: call model.build(...) first, or the model itself")
+            raise AttributeError(
+                f"{self!r} isn't built: call model.build(...) first, or the model itself"
+            )
         return self.pure.to_native(self._layout.annotated([box.value for box in self._variables]))
 
     def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
         """Takes the values of a native tree, all of them, or raises and takes none.
 
         Args:
-            tree: What `native` returns, from this model or another or the library, or the path of the library's file.
+            tree: What `native` returns, from this model or another or the library, or the path of
+                the library's file.
             allow_pickle: See `read`.
 
         Raises:
@@ -221,7 +251,12 @@ class Layer(Trainable):
         assert self._layout is not None
         arrays = self._layout.flatten("load_native", self.pure.from_native(native))
         with Locks(self._variables):
-            commit({v: cast(v.name, new, v.value) for v, new in zip(self._variables, arrays, strict=True)})
+            commit(
+                {
+                    v: cast(v.name, new, v.value)
+                    for v, new in zip(self._variables, arrays, strict=True)
+                }
+            )
 
     def __call__(self, /, *args: Any, **keywords: Any) -> Any:
         """Runs the layer alone; takes what a model takes."""
@@ -243,13 +278,21 @@ class Layer(Trainable):
     @property
     def _random(self) -> bool:
         """Whether a call draws random numbers, or may."""
-        return any(d.used for d in list(self._draws.values())) if self._draws else self.pure.takes_key and self.built
+        return (
+            any(d.used for d in list(self._draws.values()))
+            if self._draws
+            else self.pure.takes_key and self.built
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("entry", "name", "pure") and hasattr(self, "_solo"):
-            raise AttributeError(f"{name} stays as it is: put another in its place, sb.Layer(entry, name=...)")
+            raise AttributeError(
+                f"{name} stays as it is: put another in its place, sb.Layer(entry, name=...)"
+            )
         if name not in Layer.__slots__ and name in self._by_name():
-            raise AttributeError(f"{name} is a variable: write .{name}.assign(...), or .{name}.value = ...")
+            raise AttributeError(
+                f"{name} is a variable: write .{name}.assign(...), or .{name}.value = ..."
+            )
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -261,7 +304,9 @@ class Layer(Trainable):
         named = self._by_name()
         native = {".".join(box.path): box for box in self._variables}
         shown = name in named or any(n.startswith(f"{name}.") for n in named)
-        return lookup(repr(self), named if shown else native | named, name, KeyError, built=self.built)
+        return lookup(
+            repr(self), named if shown else native | named, name, KeyError, built=self.built
+        )
 
     def __dir__(self) -> list[str]:
         return [*object.__dir__(self), *(name.partition(".")[0] for name in self._by_name())]
@@ -283,15 +328,25 @@ class Layer(Trainable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         layout = self._layout
-        notes = layout and (layout.described(list(range(len(self._variables)))), portable(layout.inputs))
+        notes = layout and (
+            layout.described(list(range(len(self._variables)))),
+            portable(layout.inputs),
+        )
         rest = self._variables, self._draws, self._origin
         return _remake, (type(self), portable(self.entry), self.name, self._options, notes, *rest)
 
 
-def _remake(cls: type[Layer], entry: Any, name: str | None, options: Any, layout: Any, *rest: Any) -> Layer:
+def _remake(
+    cls: type[Layer], entry: Any, name: str | None, options: Any, layout: Any, *rest: Any
+) -> Layer:
     """A layer with the variables of another. Its layout, or a tree of notes from which to make it."""
     layer = cls.__new__(cls)
-    Layer.__init__(layer, entry, name=name, **dict(zip(("method", "per_example", "trainable"), options, strict=True)))
+    Layer.__init__(
+        layer,
+        entry,
+        name=name,
+        **dict(zip(("method", "per_example", "trainable"), options, strict=True)),
+    )
     layer._variables, layer._draws, layer._origin = rest
     layer._layout = Layout(layer.pure, *layout) if isinstance(layout, tuple) else layout
     for box in layer._variables:

@@ -34,23 +34,36 @@ class Layout:
     Args:
         pure: The layer.
         variables: The tree.
-        inputs: The shapes of the inputs that the variables were made for, and the keywords; None: they came with the
-            entry.
+        inputs: The shapes of the inputs that the variables were made for, and the keywords; None:
+            they came with the entry.
     """
 
-    def __init__(self, pure: PureLayer, variables: Variables, inputs: tuple[Any, Mapping[str, Any]] | None = None):
+    def __init__(
+        self,
+        pure: PureLayer,
+        variables: Variables,
+        inputs: tuple[Any, Mapping[str, Any]] | None = None,
+    ):
         self.inputs = inputs
-        leaves, self.treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
+        leaves, self.treedef = jax.tree_util.tree_flatten_with_path(
+            variables, is_leaf=_is_annotated
+        )
         paths = [path_text(path) for path, _ in leaves]
         if any(len(path) < 2 for path in paths):
             raise TypeError(
-                f"the adapter of {pure.ecosystem} gives variables that stand in no collection; they are nested dicts, "
-                f'{{"params": {{"kernel": array}}}}, not {jax.tree.map(lambda a: "array", variables)}'
+                f"the adapter of {pure.ecosystem} gives variables that stand in no collection; "
+                f"they are nested dicts, "
+                f'{{"params": {{"kernel": array}}}}, not '
+                f"{jax.tree.map(lambda a: 'array', variables)}"
             )
         short = [".".join(pure.shorten(path[1:])) for path in paths]
         often = Counter(short)
-        # Where two paths would look the same they are shown in full, and if they still do, with their collections.
-        shown = [name if often[name] == 1 else ".".join(path[1:]) for name, path in zip(short, paths, strict=True)]
+        # Where two paths would look the same they are shown in full, and if they still do, with
+        # their collections.
+        shown = [
+            name if often[name] == 1 else ".".join(path[1:])
+            for name, path in zip(short, paths, strict=True)
+        ]
         often = Counter(shown)
         self.slots = tuple(
             Slot(
@@ -66,13 +79,19 @@ class Layout:
         )
         self.arrays = [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
 
-    def ties(self, sources: Mapping[Path, Any], entry: Any, copy: int, arrays: Sequence[Any]) -> list[Hashable]:
+    def ties(
+        self, sources: Mapping[Path, Any], entry: Any, copy: int, arrays: Sequence[Any]
+    ) -> list[Hashable]:
         """What each variable is tied by."""
         found: list[Hashable] = []
         for slot, array in zip(self.slots, arrays, strict=True):
             place = slot.collection, *slot.path
             source = sources.get(place, Origin(entry, place))
-            owner, *rest = (source.owner, source.place, array.shape) if isinstance(source, Origin) else (source,)
+            owner, *rest = (
+                (source.owner, source.place, array.shape)
+                if isinstance(source, Origin)
+                else (source,)
+            )
             found.append((id(owner), copy, *rest))
         return found
 
@@ -81,7 +100,12 @@ class Layout:
 
     def annotated(self, arrays: list[Any]) -> Variables:
         pairs = zip(self.slots, arrays, strict=True)
-        return self.tree([a if s.trainable and s.note is None else Annotated(a, s.note, s.trainable) for s, a in pairs])
+        return self.tree(
+            [
+                a if s.trainable and s.note is None else Annotated(a, s.note, s.trainable)
+                for s, a in pairs
+            ]
+        )
 
     def described(self, arrays: list[Any]) -> Variables:
         """The tree with all that was said of the arrays, from which a layout can be made again."""
@@ -141,7 +165,12 @@ class Branch:
 
 
 def lookup(
-    owner: str, variables: Mapping[str, Variable], name: str, error: type[Exception], *, built: bool = True
+    owner: str,
+    variables: Mapping[str, Variable],
+    name: str,
+    error: type[Exception],
+    *,
+    built: bool = True,
 ) -> Any:
     """The variable called `name`, or the branch of those below it."""
     if name in variables:
@@ -150,17 +179,22 @@ def lookup(
     if below:
         return Branch(below, name)
     if not built:
-        raise error(f"{owner} has no {name!r}: it isn't built, and has variables after model.build(...)")
+        raise error(
+            f"{owner} has no {name!r}: it isn't built, and has variables after model.build(...)"
+        )
     first = sorted({n.partition(".")[0] for n in variables})
-    raise error(f"{owner} has no {name!r}{nearest(name, first)}; its variables: {', '.join(first) or 'none'}")
+    raise error(
+        f"{owner} has no {name!r}{nearest(name, first)}; its variables: "
+        f"{', '.join(first) or 'none'}"
+    )
 
 
 def namer(homes: list[weakref.ref[Any]]) -> Callable[[Any], str | None]:
     """How a variable is called in the models that its layer stands in.
 
     Args:
-        homes: These, in a list that changes. A layer itself, which holds its variables, would make a cycle, and their
-            arrays would live on until it is collected.
+        homes: These, in a list that changes. A layer itself, which holds its variables, would make
+            a cycle, and their arrays would live on until it is collected.
     """
 
     def name_of(box: Any) -> str | None:

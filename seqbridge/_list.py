@@ -65,7 +65,9 @@ class LayerList(Structure, MutableSequence[Any]):
                 try:
                     item = known[key] = Layer(entry)
                 except TypeError as error:
-                    error.add_note(f"in entry {i if name is None else repr(name)} of the {len(entries)} given")
+                    error.add_note(
+                        f"in entry {i if name is None else repr(name)} of the {len(entries)} given"
+                    )
                     raise
             items.append(item)
         own = [item.name if isinstance(item, Layer) else None for item in items]
@@ -102,12 +104,18 @@ class LayerList(Structure, MutableSequence[Any]):
             if name is None:
                 continue
             if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-                raise ValueError(f"{name!r} can't be the name of a layer: it must be a Python identifier")
+                raise ValueError(
+                    f"{name!r} can't be the name of a layer: it must be a Python identifier"
+                )
             if hasattr(type(self), name) or name in vars(self):
-                raise ValueError(f"{name!r} can't be the name of a layer: it is an attribute of {type(self).__name__}")
+                raise ValueError(
+                    f"{name!r} can't be the name of a layer: it is an attribute of "
+                    f"{type(self).__name__}"
+                )
             if name in names[:i]:
                 raise ValueError(
-                    f"two layers are called {name!r}, [{names.index(name)}] and [{i}]: give one of them another name"
+                    f"two layers are called {name!r}, [{names.index(name)}] and [{i}]: give one of "
+                    f"them another name"
                 )
 
     # The list
@@ -119,8 +127,8 @@ class LayerList(Structure, MutableSequence[Any]):
     def __getitem__(self, index: int | str | slice) -> Any:
         """A layer, by position or name; or, by a slice, a model that shares these layers.
 
-        What stands at a place, a `Layer` or a nested model, is known when the program runs; a type checker is told by
-        an annotation: `block: sb.Sequential = model["block"]`.
+        What stands at a place, a `Layer` or a nested model, is known when the program runs; a type
+        checker is told by an annotation: `block: sb.Sequential = model["block"]`.
         """
         layers, names = self._items()
         if isinstance(index, slice):
@@ -264,7 +272,9 @@ def _position(names: list[str | None], index: Any) -> Any:
         return index
     if index not in names:
         near = nearest(index, filter(None, names))
-        raise KeyError(f"no layer is called {index!r}{near}; a new one comes by extend({{{index!r}: ...}})")
+        raise KeyError(
+            f"no layer is called {index!r}{near}; a new one comes by extend({{{index!r}: ...}})"
+        )
     return names.index(index)
 
 
@@ -283,7 +293,10 @@ def entries_of(values: Any) -> Entries:
     if isinstance(values, Mapping):
         return list(values.items())
     if is_entry(values) or not isinstance(values, Iterable):
-        raise TypeError(f"this {type(values).__name__} is one entry, or none: give [entry], or model.append(entry)")
+        raise TypeError(
+            f"this {type(values).__name__} is one entry, or none: give [entry], or "
+            f"model.append(entry)"
+        )
     return [(None, value) for value in values]
 
 

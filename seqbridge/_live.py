@@ -15,13 +15,16 @@ class Draws(NamedTuple):
     used: bool  # whether its results depend on it
 
 
-def needed(equations: Iterable[Any], results: Iterable[Any], *, effects: bool) -> tuple[list[Any], set[int]]:
+def needed(
+    equations: Iterable[Any], results: Iterable[Any], *, effects: bool
+) -> tuple[list[Any], set[int]]:
     """The equations that are needed for `results`, and the ids of the variables that these read.
 
     Args:
         equations: Those of a jaxpr, in order.
         results: Variables of the jaxpr.
-        effects: Whether an equation that does something, such as printing, is needed for its own sake.
+        effects: Whether an equation that does something, such as printing, is needed for its own
+            sake.
     """
     read = set(map(id, results))
     kept = []
@@ -34,6 +37,8 @@ def needed(equations: Iterable[Any], results: Iterable[Any], *, effects: bool) -
 
 def inner(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an equation: the body of a loop, a function that is called."""
-    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+    for value in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+    ):
         if hasattr(found := getattr(value, "jaxpr", value), "eqns"):
             yield found

@@ -18,7 +18,9 @@ from seqbridge._summary import Summary, summarize
 class Looks(LayerList):
     """A list of layers that can be looked at."""
 
-    _in_order: ClassVar[Callable[..., Any]]  # the call that runs the layers in order, and does no more
+    _in_order: ClassVar[
+        Callable[..., Any]
+    ]  # the call that runs the layers in order, and does no more
 
     def __init__(self, seed: Any = 0) -> None:
         super().__init__(seed)
@@ -41,7 +43,8 @@ class Looks(LayerList):
 
         Args:
             *inputs: As for `build`. Without any, those that the model was built for.
-            **keywords: As for a call. Where they say no mode, the call that is looked at is one in evaluation.
+            **keywords: As for a call. Where they say no mode, the call that is looked at is one in
+                evaluation.
 
         Raises:
             TypeError, ValueError: What a layer raises for these shapes.
@@ -60,12 +63,20 @@ class Looks(LayerList):
         """
         return self._summary(inputs, keywords)
 
-    def _summary(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, count: bool = True) -> Summary:
-        call = call_of({name: value for name, value in keywords.items() if name != "rng"})  # nothing is drawn
+    def _summary(
+        self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, count: bool = True
+    ) -> Summary:
+        call = call_of(
+            {name: value for name, value in keywords.items() if name != "rng"}
+        )  # nothing is drawn
         if not inputs:
             check_keywords(self, (), call)
             inputs, built_for = self._inputs or ((), call)
-            call = Call(call.training, {**built_for.keywords, **call.keywords}, call.per_layer or built_for.per_layer)
+            call = Call(
+                call.training,
+                {**built_for.keywords, **call.keywords},
+                call.per_layer or built_for.per_layer,
+            )
             return summarize(self, inputs, call, given=False, count=count)
         check_inputs(inputs)
         return summarize(self, inputs, call, given=True, count=count)

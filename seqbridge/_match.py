@@ -24,7 +24,8 @@ class Matches(NamedTuple):
     """What was found.
 
     Attributes:
-        pairs: A piece of the source, one of the target, and what the first is in terms of the second.
+        pairs: A piece of the source, one of the target, and what the first is in terms of the
+            second.
         ambiguous: Pieces of the target for which there are several, with these.
         missing: Pieces of the target for which there is none.
         unused: Pieces of the source that nothing takes.
@@ -48,17 +49,24 @@ def as_part(source: Piece, target: Piece) -> Part | None:
         return part
     both = shapes.keys() & theirs[1].keys()
     only_one = shapes.keys() ^ theirs[1].keys()
-    fit = both and all(shapes[name] == theirs[1][name] for name in both) and all(name in DEFAULTS for name in only_one)
+    fit = (
+        both
+        and all(shapes[name] == theirs[1][name] for name in both)
+        and all(name in DEFAULTS for name in only_one)
+    )
     return part if fit else None
 
 
-def match(sources: Sequence[Piece], targets: Sequence[Piece], mapping: Mapping[str, str | None] = {}) -> Matches:
+def match(
+    sources: Sequence[Piece], targets: Sequence[Piece], mapping: Mapping[str, str | None] = {}
+) -> Matches:
     """Finds the pairs.
 
     Args:
         sources: The pieces of the source.
         targets: The pieces of the target.
-        mapping: What a person says: from names of the source to names of the target; None: this isn't carried.
+        mapping: What a person says: from names of the source to names of the target; None: this
+            isn't carried.
 
     Raises:
         WeightsError: A name in `mapping` is of nothing, or what it names can't be paired.
@@ -73,10 +81,14 @@ def match(sources: Sequence[Piece], targets: Sequence[Piece], mapping: Mapping[s
         target = find(new, right, "the target")
         part = as_part(source, target)
         if part is None:
-            raise WeightsError(f"port: {source.name} can't be {target.name}: {difference(source, target)}")
+            raise WeightsError(
+                f"port: {source.name} can't be {target.name}: {difference(source, target)}"
+            )
         right.remove(target)
         pairs[id(target)] = source, target, part
-    fits = {(id(s), id(t)): part for s in left for t in right if (part := as_part(s, t)) is not None}
+    fits = {
+        (id(s), id(t)): part for s in left for t in right if (part := as_part(s, t)) is not None
+    }
     for source, target in _settled(left, right, fits):
         pairs[id(target)] = source, target, fits[id(source), id(target)]
     while True:
@@ -85,7 +97,9 @@ def match(sources: Sequence[Piece], targets: Sequence[Piece], mapping: Mapping[s
         waiting = [t for t in right if id(t) not in pairs]
         choices = {id(t): [s for s in open_ if (id(s), id(t)) in fits] for t in waiting}
         wanted = Counter(id(s) for some in choices.values() for s in some)
-        sure = [(c[0], t) for t in waiting if len(c := choices[id(t)]) == 1 and wanted[id(c[0])] == 1]
+        sure = [
+            (c[0], t) for t in waiting if len(c := choices[id(t)]) == 1 and wanted[id(c[0])] == 1
+        ]
         if not sure:
             break
         for source, target in sure:
@@ -103,24 +117,33 @@ def _settled(
 ) -> Iterator[tuple[Piece, Piece]]:
     """The pairs that names or the order settle.
 
-    Pieces that are alike are paired by their names if those are the same on both sides, or else in order if all of
-    their kinds come in the same order on both sides. A file says no order but by numbers in its names.
+    Pieces that are alike are paired by their names if those are the same on both sides, or else in
+    order if all of their kinds come in the same order on both sides. A file says no order but by
+    numbers in its names.
     """
-    of_file = any(isinstance(source.part, Untyped) for source in left)  # which may have them in any order
+    of_file = any(
+        isinstance(source.part, Untyped) for source in left
+    )  # which may have them in any order
     in_order: list[tuple[Piece, Piece]] = []
     if not of_file and len(left) == len(right):
         both = list(zip(left, right, strict=True))
         in_order = both if all((id(s), id(t)) in fits for s, t in both) else []
     groups = list(_alike(left, right, fits))
     number = {id(piece): i for i, group in enumerate(groups) for side in group for piece in side}
-    orders = [[number[id(piece)] for piece in side if id(piece) in number] for side in (left, right)]
+    orders = [
+        [number[id(piece)] for piece in side if id(piece) in number] for side in (left, right)
+    ]
     by_name: set[int] = set()
     for sources, targets in groups:
-        ours, theirs = ({within(piece.name): piece for piece in side} for side in (sources, targets))
+        ours, theirs = (
+            {within(piece.name): piece for piece in side} for side in (sources, targets)
+        )
         if ours.keys() == theirs.keys() and len(ours) == len(sources):
             by_name.update(map(id, targets))
             yield from ((ours[name], theirs[name]) for name in theirs)
-        elif of_file and len({re.sub(r"\d+", "", name) for name in ours}) == 1:  # the numbers in them say the order
+        elif (
+            of_file and len({re.sub(r"\d+", "", name) for name in ours}) == 1
+        ):  # the numbers in them say the order
             yield from zip(sorted(sources, key=_numbers), targets, strict=True)
         elif not of_file and not in_order and orders[0] == orders[1]:
             yield from zip(sources, targets, strict=True)
@@ -138,9 +161,9 @@ def _alike(
         sources = [s for s in left if (id(s), id(target)) in fits]
         targets = [t for t in right if sources and (id(sources[0]), id(t)) in fits]
         seen.update(map(id, targets))
-        closed = all(((id(s), id(t)) in fits) == (s in sources) for s in left for t in targets) and all(
-            ((id(s), id(t)) in fits) == (t in targets) for s in sources for t in right
-        )
+        closed = all(
+            ((id(s), id(t)) in fits) == (s in sources) for s in left for t in targets
+        ) and all(((id(s), id(t)) in fits) == (t in targets) for s in sources for t in right)
         if sources and len(sources) == len(targets) and closed:
             yield sources, targets
 
@@ -165,9 +188,13 @@ def find(name: str, pieces: Sequence[Piece], where: str) -> Piece:
         if len(same) == 1:
             return same[0]
         if len(same) > 1:
-            raise WeightsError(f"port: mapping: {name!r} may be any of {', '.join(p.name for p in same)} of {where}")
+            raise WeightsError(
+                f"port: mapping: {name!r} may be any of {', '.join(p.name for p in same)} of "
+                f"{where}"
+            )
     raise WeightsError(
-        f"port: mapping: {where} has no {name!r}{nearest(name, [*(p.name for p in pieces), *short.values()])}; it has "
+        f"port: mapping: {where} has no "
+        f"{name!r}{nearest(name, [*(p.name for p in pieces), *short.values()])}; it has "
         f"{', '.join(p.name for p in pieces[:12]) or 'nothing left'}"
     )
 
@@ -176,6 +203,14 @@ def difference(source: Piece, target: Piece) -> str:
     """Why two pieces can't be a pair."""
     assert isinstance(target.part, Part)
     of_source = source.part.kind if isinstance(source.part, Part) else "of no kind that is known"
-    shapes = [f"{name} {piece.arrays[path].shape}" for piece in (source, target) for path, name in piece.names.items()]
-    kinds = "" if of_source == target.part.kind else f"one is {of_source}, the other {target.part.kind}; "
+    shapes = [
+        f"{name} {piece.arrays[path].shape}"
+        for piece in (source, target)
+        for path, name in piece.names.items()
+    ]
+    kinds = (
+        ""
+        if of_source == target.part.kind
+        else f"one is {of_source}, the other {target.part.kind}; "
+    )
     return f"{kinds}{', '.join(shapes)}"

@@ -18,7 +18,10 @@ from seqbridge._variable import Variable
 def as_auto(mesh: Mesh) -> Mesh:
     """The mesh with axes along which the compiler decides, as code that knows of no mesh needs them."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f'mesh= takes a jax.sharding.Mesh, jax.make_mesh((8,), ("data",)), not {type(mesh).__name__}')
+        raise TypeError(
+            f'mesh= takes a jax.sharding.Mesh, jax.make_mesh((8,), ("data",)), not '
+            f"{type(mesh).__name__}"
+        )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
@@ -27,10 +30,11 @@ class Placement:
 
     Args:
         mesh: The mesh.
-        rules: From a regular expression over names to a `PartitionSpec`. The first that is found in a name holds;
-            without any, the variable is laid out as its own library says, or else replicated.
-        logical: From the names that libraries give to dimensions to axes of the mesh. What is no axis and isn't named
-            here is replicated.
+        rules: From a regular expression over names to a `PartitionSpec`. The first that is found in
+            a name holds; without any, the variable is laid out as its own library says, or else
+            replicated.
+        logical: From the names that libraries give to dimensions to axes of the mesh. What is no
+            axis and isn't named here is replicated.
 
     Raises:
         TypeError: A rule is no pair of a regular expression and a `PartitionSpec`.
@@ -48,11 +52,18 @@ class Placement:
         for name, axes in self.logical.items():
             for axis in axes_of([axes]):
                 if axis not in self.mesh.axis_names:
-                    raise ValueError(f"logical={{{name!r}: {axes!r}}}: the mesh has {', '.join(self.mesh.axis_names)}")
+                    raise ValueError(
+                        f"logical={{{name!r}: {axes!r}}}: the mesh has "
+                        f"{', '.join(self.mesh.axis_names)}"
+                    )
         self.rules: list[tuple[str, PartitionSpec]] = []
         for rule in rules.items() if isinstance(rules, Mapping) else rules:
-            if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)):
-                raise TypeError(f"a rule is a regular expression and a PartitionSpec, got {rule!r:.80}")
+            if not (
+                isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)
+            ):
+                raise TypeError(
+                    f"a rule is a regular expression and a PartitionSpec, got {rule!r:.80}"
+                )
             pattern, spec = rule
             re.compile(pattern)
             for axis in axes_of(spec):
@@ -63,15 +74,19 @@ class Placement:
                     )
             self.rules.append((pattern, spec))
 
-    def shardings(self, table: Mapping[str, Variable], *, new: bool = False) -> dict[Variable, NamedSharding]:
+    def shardings(
+        self, table: Mapping[str, Variable], *, new: bool = False
+    ) -> dict[Variable, NamedSharding]:
         """How the variables of a model are laid out, by its rules.
 
         Args:
             table: The variables by name; one with several names has the rule of any.
-            new: Whether these came to a model that is placed already, so that a rule needn't match any of them.
+            new: Whether these came to a model that is placed already, so that a rule needn't match
+                any of them.
 
         Raises:
-            ValueError: A rule matches no variable, doesn't fit one, or two rules hold for two names of one.
+            ValueError: A rule matches no variable, doesn't fit one, or two rules hold for two names
+                of one.
         """
         found: dict[Variable, tuple[str, PartitionSpec]] = {}
         unused = dict.fromkeys(pattern for pattern, _ in self.rules)
@@ -84,12 +99,17 @@ class Placement:
             if rule is None:
                 continue
             if variable in found and found[variable][1] != rule[1]:
-                raise ValueError(f"{name} is shared, and two rules hold for it: {found[variable]} and {rule}")
+                raise ValueError(
+                    f"{name} is shared, and two rules hold for it: {found[variable]} and {rule}"
+                )
             self._check(rule, name, variable)
             found[variable] = rule
         if unused and not new:
             pattern = next(iter(unused))
-            raise ValueError(f"the rule {pattern!r} matches no variable{nearest(pattern, table)}; see model.vars()")
+            raise ValueError(
+                f"the rule {pattern!r} matches no variable{nearest(pattern, table)}; see "
+                f"model.vars()"
+            )
         specs = {v: found[v][1] if v in found else PartitionSpec() for v in table.values()}
         return {variable: NamedSharding(self.mesh, spec) for variable, spec in specs.items()}
 
@@ -113,7 +133,8 @@ class Placement:
             n = int(np.prod([self.mesh.shape[axis] for axis in axes_of([part])]))
             if shape[dimension] % n:
                 raise ValueError(
-                    f"{says} splits dimension {dimension} of {name} into {n}, which doesn't divide its shape {shape}"
+                    f"{says} splits dimension {dimension} of {name} into {n}, which doesn't divide "
+                    f"its shape {shape}"
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Placement:
@@ -142,8 +163,12 @@ def batch_sharding(mesh: Mesh, batch_axis: str | tuple[str, ...]) -> tuple[Named
     axes = (batch_axis,) if isinstance(batch_axis, str) else tuple(batch_axis)
     for axis in axes:
         if axis not in mesh.axis_names:
-            raise ValueError(f"batch_axis={axis!r}: the mesh has {', '.join(map(repr, mesh.axis_names))}")
-    return NamedSharding(mesh, PartitionSpec(axes)), int(np.prod([mesh.shape[axis] for axis in axes]))
+            raise ValueError(
+                f"batch_axis={axis!r}: the mesh has {', '.join(map(repr, mesh.axis_names))}"
+            )
+    return NamedSharding(mesh, PartitionSpec(axes)), int(
+        np.prod([mesh.shape[axis] for axis in axes])
+    )
 
 
 def put(value: Any, sharding: NamedSharding) -> Any:
@@ -155,6 +180,8 @@ def put(value: Any, sharding: NamedSharding) -> Any:
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return jax.jit(lambda x: x, out_shardings=sharding)(value)
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(put(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
+        return jax.random.wrap_key_data(
+            put(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value)
+        )
     host = np.asarray(value)  # `device_put` would compare it among the processes, which takes long
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -13,12 +13,18 @@ import numpy as np
 _HABITS = {  # what people know by another name
     name: cure
     for names, cure in (
-        ("params parameters named_parameters weights state_dict", "model.vars() and model.variables have the weights"),
+        (
+            "params parameters named_parameters weights state_dict",
+            "model.vars() and model.variables have the weights",
+        ),
         ("train eval training", "a call says the mode, model(x, training=True)"),
         ("seed rng key", "Sequential(..., seed=0) and model.build(..., seed=0) say it"),
         ("to cuda cpu", "arrays are on JAX' default device, or where model.shard(mesh) puts them"),
         ("dtype half float bfloat16", "each layer has its own dtype"),
-        ("load_state_dict set_weights", "model.assign(variables), model.load(path) and sb.port take weights"),
+        (
+            "load_state_dict set_weights",
+            "model.assign(variables), model.load(path) and sb.port take weights",
+        ),
         ("save_weights load_weights", "model.save(path), model.load(path)"),
         ("layers children modules", "the model is the list of its layers"),
         ("forward predict", "call it, model(x, training=False)"),
@@ -54,7 +60,9 @@ def check_names(what: str, got: Iterable[str], wanted: Iterable[str]) -> None:
     missing = [n for n in wanted if n not in set(got)]
     unknown = [n for n in got if n not in set(wanted)]
     if missing or unknown:
-        lines = [f"missing: {n}" for n in missing] + [f"unknown: {n}{nearest(n, wanted)}" for n in unknown]
+        lines = [f"missing: {n}" for n in missing] + [
+            f"unknown: {n}{nearest(n, wanted)}" for n in unknown
+        ]
         more = f"; and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise KeyError(f"{what}: the names don't match: " + "; ".join(lines[:12]) + more)
 

@@ -79,7 +79,13 @@ class Snapshot:
         inputs: What the model is for, if it isn't built.
     """
 
-    def __init__(self, model: Structure, naming: Naming, training: bool | None = None, inputs: tuple[Any, ...] = ()):
+    def __init__(
+        self,
+        model: Structure,
+        naming: Naming,
+        training: bool | None = None,
+        inputs: tuple[Any, ...] = (),
+    ):
         check_plain(model)
         with held(lambda: [model]):
             self._take(model)
@@ -95,9 +101,11 @@ class Snapshot:
     def _take(self, model: Structure) -> None:
         kept = [layer for layer in leaves(model) if layer.built]
         streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
-        # The same layers in lists of their own; those that aren't built are copies, which nobody builds.
+        # The same layers in lists of their own; those that aren't built are copies, which nobody
+        # builds.
         self.model: Structure = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
-        # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the other keeps its own.
+        # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the
+        # other keeps its own.
         self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
 
     def init(self, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Parts:
@@ -112,7 +120,9 @@ class Snapshot:
         build = Build(abstract=key is None)
         call = self._call(keywords).map(keyword_specs, training=True)
         traverse(self.model, specs(args), call, build, Keys(maker(0 if key is None else key)))
-        arrays = values | {layer: layout.arrays for layer, layout in reversed(build.layouts.items())}
+        arrays = values | {
+            layer: layout.arrays for layer, layout in reversed(build.layouts.items())
+        }
         layouts = built_layouts(self.model) | build.layouts
         for layout in build.layouts.values():  # so that nothing of a trace stays
             layout.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout.arrays]
@@ -121,7 +131,11 @@ class Snapshot:
         return form.parts(arrays)
 
     def apply(
-        self, variables: Mapping[str, Mapping[str, Any]], key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
+        self,
+        variables: Mapping[str, Mapping[str, Any]],
+        key: Any,
+        args: tuple[Any, ...],
+        keywords: Mapping[str, Any],
     ) -> tuple[Any, Parts, bool]:
         """Outputs, the variables after the call, and whether it has changed any."""
         call = self._call(keywords)
@@ -138,7 +152,9 @@ class Snapshot:
         return self._form[1] if self._form else frozenset()
 
     def _form_of(self, args: tuple[Any, ...], call: Call) -> tuple[Form, frozenset[str]]:
-        if self._form is None:  # of a model that isn't built, the first call says what reaches the layers
+        if (
+            self._form is None
+        ):  # of a model that isn't built, the first call says what reaches the layers
             form = Form(self.model, layouts_of(self.model, args, call), self._naming)
             self._form = form, _frozen(form)
         return self._form
@@ -161,9 +177,9 @@ def neutral(
 ) -> PureLayer:
     """A model as it is now, as one layer.
 
-    Its variables are `{"params": ..., "state": ...}`, nested by readable names. `init` hands over the values of layers
-    that have some, and draws the others; without a key it says their shapes. A key may also be a function that makes
-    one, which is called if and only if a layer draws.
+    Its variables are `{"params": ..., "state": ...}`, nested by readable names. `init` hands over
+    the values of layers that have some, and draws the others; without a key it says their shapes. A
+    key may also be a function that makes one, which is called if and only if a layer draws.
 
     Args:
         model: The model.
@@ -177,8 +193,13 @@ def neutral(
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
         return _nested(shot.init(key, args, keywords))
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
-        given = {kind: {"/".join(path): a for path, a in unnest(tree).items()} for kind, tree in variables.items()}
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
+        given = {
+            kind: {"/".join(path): a for path, a in unnest(tree).items()}
+            for kind, tree in variables.items()
+        }
         out, after, changed = shot.apply(given, key, args, keywords)
         return out, {"state": _nested(after)["state"]} if changed else {}
 
@@ -190,7 +211,9 @@ def neutral(
         ecosystem=first.pure.ecosystem if first else "seqbridge",
         text=" ".join(repr(first).split()) if first else _text(model),
         traceable=all(layer.built or layer.pure.traceable for layer in leaves(model)),
-        takes_key=any(layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)),
+        takes_key=any(
+            layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)
+        ),
         ready=init(None) if model.built else None,
         reduce=(_again, (shot.model, single, training, shot.inputs)),
         inputs=shot.inputs,
@@ -205,27 +228,40 @@ def _text(model: Structure) -> str:
     return f"{type(model).__name__}({', '.join(labels)})"
 
 
-def _again(model: Structure, single: bool, training: bool | None, inputs: tuple[Any, ...]) -> PureLayer:
+def _again(
+    model: Structure, single: bool, training: bool | None, inputs: tuple[Any, ...]
+) -> PureLayer:
     return neutral(model, single=single, training=training, inputs=inputs)
 
 
 def _copy(value: Any) -> Any:
     if isinstance(value, Tracer):
         return value
-    with jax.ensure_compile_time_eval():  # so that nothing of a trace stays in what is made inside it
+    with (
+        jax.ensure_compile_time_eval()
+    ):  # so that nothing of a trace stays in what is made inside it
         return jnp.copy(value)
 
 
 def _nested(parts: Variables) -> Variables:
-    return {kind: nest({tuple(name.split("/")): a for name, a in arrays.items()}) for kind, arrays in parts.items()}
+    return {
+        kind: nest({tuple(name.split("/")): a for name, a in arrays.items()})
+        for kind, arrays in parts.items()
+    }
 
 
 def _frozen(form: Form) -> frozenset[str]:
     found: set[str] = set()
     for layer, own in form.names.items():
-        flags = [v.trainable for v in layer._variables] or [s.trainable for s in form.layouts[layer].slots]
+        flags = [v.trainable for v in layer._variables] or [
+            s.trainable for s in form.layouts[layer].slots
+        ]
         trained = (flag and (layer.built or layer._options[2]) for flag in flags)
-        found |= {name for (name, kind), flag in zip(own, trained, strict=True) if kind == "params" and not flag}
+        found |= {
+            name
+            for (name, kind), flag in zip(own, trained, strict=True)
+            if kind == "params" and not flag
+        }
     return frozenset(found)
 
 
@@ -236,16 +272,25 @@ def _signature(model: Structure, training: bool | None) -> inspect.Signature:
     for layer in layers:
         parameters = dict(layer.pure.signature.parameters) if layer.pure.signature else {}
         for name, p in list(parameters.items())[1:]:
-            lifted = isinstance(p.default, jax.Array)  # a variable, and no value to repeat at every call
-            if name in layer._parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name} and not lifted:
-                default = None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
+            lifted = isinstance(
+                p.default, jax.Array
+            )  # a variable, and no value to repeat at every call
+            if (
+                name in layer._parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}
+                and not lifted
+            ):
+                default = (
+                    None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
+                )
                 found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
     modes = {layer._parameters.default_mode for layer in layers if layer._parameters.flags}
     undecided = None in modes or len(modes) > 1
     if undecided or not model.built or any(v.kind == "state" for v in model._boxes()):
         # Where no layer knows a mode, it still says whether state may change.
         default = training if undecided or training is not None else False not in modes
-        found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)
+        found["training"] = inspect.Parameter(
+            "training", inspect.Parameter.KEYWORD_ONLY, default=default
+        )
     if any(layer._parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))
@@ -258,6 +303,7 @@ def _inputs(pure: PureLayer) -> list[inspect.Parameter]:
     rest = (*MODE_FLAGS, pure.key_name)
     return list(
         itertools.takewhile(
-            lambda p: p.kind <= p.VAR_POSITIONAL and p.name not in rest, pure.signature.parameters.values()
+            lambda p: p.kind <= p.VAR_POSITIONAL and p.name not in rest,
+            pure.signature.parameters.values(),
         )
     )

@@ -24,27 +24,48 @@ def opened(obj: Any, read: Collection[Use] | None = None) -> Opened | None:
 
     Args:
         obj: A function, a container, an object.
-        read: The attributes of it that are used, each with what is read of it; None: all of it may be.
+        read: The attributes of it that are used, each with what is read of it; None: all of it may
+            be.
     """
     if isinstance(obj, functools.partial):
         n = 1 + len(obj.args)
-        children = [("func", obj.func), *((str(i), a) for i, a in enumerate(obj.args)), *obj.keywords.items()]
-        return children, lambda c: functools.partial(*c[:n], **dict(zip(obj.keywords, c[n:], strict=True)))
+        children = [
+            ("func", obj.func),
+            *((str(i), a) for i, a in enumerate(obj.args)),
+            *obj.keywords.items(),
+        ]
+        return children, lambda c: functools.partial(
+            *c[:n], **dict(zip(obj.keywords, c[n:], strict=True))
+        )
     if inspect.ismethod(obj):
-        return [("self", obj.__self__), ("func", obj.__func__)], lambda c: types.MethodType(c[1], c[0])
+        return [("self", obj.__self__), ("func", obj.__func__)], lambda c: types.MethodType(
+            c[1], c[0]
+        )
     if inspect.isfunction(obj):
         return _open_function(obj)
     if isinstance(obj, FunctionLike):  # inside a model that is compiled it makes no difference
-        return [("func", obj._function), *((str(i), holder) for i, holder in enumerate(obj._closed))], lambda c: c[0]
+        return [
+            ("func", obj._function),
+            *((str(i), holder) for i, holder in enumerate(obj._closed)),
+        ], lambda c: c[0]
     if type(obj) in (dict, types.MappingProxyType):
         return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))
     if isinstance(obj, tuple) and hasattr(obj, "_fields"):
         return [(f, getattr(obj, f)) for f in obj._fields], lambda c: type(obj)(*c)  # pyright: ignore
     if type(obj) in (list, tuple):
         return [(str(i), v) for i, v in enumerate(obj)], type(obj)
-    # A pytree is a module of a library that no adapter is here for; how its parts belong together isn't known.
-    plain = hasattr(obj, "__dict__") and not isinstance(obj, type | types.ModuleType | _Items) and not _from_jax(obj)
-    if plain and (callable(obj) or read is not None) and all(leaf is obj for leaf in jax.tree.leaves(obj)):
+    # A pytree is a module of a library that no adapter is here for; how its parts belong together
+    # isn't known.
+    plain = (
+        hasattr(obj, "__dict__")
+        and not isinstance(obj, type | types.ModuleType | _Items)
+        and not _from_jax(obj)
+    )
+    if (
+        plain
+        and (callable(obj) or read is not None)
+        and all(leaf is obj for leaf in jax.tree.leaves(obj))
+    ):
         if read is None and _slots(obj):
             return None
         held = vars(obj) if read is None else {name: vars(obj)[name] for name, *_ in read}
@@ -66,13 +87,18 @@ def methods_of(obj: Any) -> tuple[list[Any], list[Use] | None]:
     """The function of a bound method, or `__call__` of an object, with what else of its class that uses.
 
     Returns:
-        The functions and what else is in the class, and what these functions read of their object; None: it may be all.
+        The functions and what else is in the class, and what these functions read of their object;
+        None: it may be all.
     """
-    first, owner = (obj.__func__, obj.__self__) if inspect.ismethod(obj) else (type(obj).__call__, obj)
+    first, owner = (
+        (obj.__func__, obj.__self__) if inspect.ismethod(obj) else (type(obj).__call__, obj)
+    )
     found: dict[int, types.FunctionType] = {}
     others: list[Any] = []
     read: list[Use] = []
-    whole = not inspect.isfunction(first) or not hasattr(owner, "__dict__") or isinstance(owner, type)
+    whole = (
+        not inspect.isfunction(first) or not hasattr(owner, "__dict__") or isinstance(owner, type)
+    )
     waiting = [first]
     while waiting:
         here = waiting.pop()
@@ -83,7 +109,9 @@ def methods_of(obj: Any) -> tuple[list[Any], list[Use] | None]:
         for name, *attributes in uses(here.__code__, own):
             if name != own:
                 continue
-            member = inspect.getattr_static(type(owner), attributes[0], None) if attributes else None
+            member = (
+                inspect.getattr_static(type(owner), attributes[0], None) if attributes else None
+            )
             if isinstance(member, property):  # which comes before what the object has of that name
                 waiting.append(member.fget or first)
             elif attributes and attributes[0] in getattr(owner, "__dict__", {}):
@@ -104,7 +132,9 @@ def cells_of(function: types.FunctionType) -> dict[str, Any]:
     """What a function closes over."""
     return {
         name: cell.cell_contents
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        )
         if cell != types.CellType()  # an empty cell, of a name that isn't bound yet
     }
 
@@ -121,10 +151,16 @@ def _open_function(function: types.FunctionType) -> Opened:
         values = children[len(cells) :]
         closure = tuple(
             types.CellType(inside[name]) if name in inside else cell
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            for name, cell in zip(
+                function.__code__.co_freevars, function.__closure__ or (), strict=True
+            )
         )
         made = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, tuple(values[: len(named)]) or None, closure
+            function.__code__,
+            function.__globals__,
+            function.__name__,
+            tuple(values[: len(named)]) or None,
+            closure,
         )
         made.__kwdefaults__ = dict(zip(only, values[len(named) :], strict=True)) or None
         made.__dict__.update(function.__dict__)
@@ -151,8 +187,18 @@ def parts_of(obj: Any) -> list[Any]:
     wrapped = wrapped_by(obj)
     if wrapped is not None:
         return [wrapped]
-    items = list(obj.values()) if isinstance(obj, dict) else list(obj) if isinstance(obj, _Items) else []
-    bound = obj.__self__ if inspect.isbuiltin(obj) and not isinstance(obj.__self__, types.ModuleType) else None
+    items = (
+        list(obj.values())
+        if isinstance(obj, dict)
+        else list(obj)
+        if isinstance(obj, _Items)
+        else []
+    )
+    bound = (
+        obj.__self__
+        if inspect.isbuiltin(obj) and not isinstance(obj.__self__, types.ModuleType)
+        else None
+    )
     leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
     return [*getattr(obj, "__dict__", {}).values(), *_slots(obj), *items, bound, *leaves]
 
@@ -171,5 +217,11 @@ def _slots(obj: Any) -> list[Any]:
         names = vars(base).get("__slots__", ())
         for name in [names] if isinstance(names, str) else names:
             private = name.startswith("__") and not name.endswith("__")
-            found.append(getattr(obj, f"_{base.__name__.lstrip('_')}{name}" if private else name, None))
-    return [value for value in found if value is not None and value is not getattr(obj, "__dict__", None)]
+            found.append(
+                getattr(obj, f"_{base.__name__.lstrip('_')}{name}" if private else name, None)
+            )
+    return [
+        value
+        for value in found
+        if value is not None and value is not getattr(obj, "__dict__", None)
+    ]

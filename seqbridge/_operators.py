@@ -96,13 +96,17 @@ class Operators:
         return abs(self.value)
 
     def __setitem__(self, index: Any, new: Any) -> None:
-        raise TypeError("a part is replaced by `v.value = v.value.at[index].set(x)`, and all of it by `v.value = x`")
+        raise TypeError(
+            "a part is replaced by `v.value = v.value.at[index].set(x)`, and all of it by `v.value "
+            "= x`"
+        )
 
 
 def _refusal(sign: str) -> Any:
     def refuse(self: Operators, other: Any) -> Any:
         raise TypeError(
-            f"`v {sign}= x` would give the name v to a new array and leave the variable as it is: write "
+            f"`v {sign}= x` would give the name v to a new array and leave the variable as it is: "
+            f"write "
             f"`v.value {sign}= x`, which changes it"
         )
 

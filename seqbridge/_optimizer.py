@@ -45,8 +45,9 @@ class _Fitted(NamedTuple):
 class Optimizer(Saved):
     """Any optax transformation, with its state kept in variables.
 
-    The state follows the model: after an edit, the layers that stayed keep their moments and new layers get fresh
-    ones. A deep copy has a copy of the model, too: `copy.deepcopy((model, optimizer))` copies a pair.
+    The state follows the model: after an edit, the layers that stayed keep their moments and new
+    layers get fresh ones. A deep copy has a copy of the model, too: `copy.deepcopy((model,
+    optimizer))` copies a pair.
 
     Args:
         model: A model, a layer or a collection.
@@ -62,12 +63,17 @@ class Optimizer(Saved):
         Array([0., 1.], dtype=float32)
     """
 
-    def __init__(self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None):
+    def __init__(
+        self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None
+    ):
         if not isinstance(model, Stateful):
-            raise TypeError(f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}")
+            raise TypeError(
+                f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}"
+            )
         if not all(callable(getattr(transformation, part, None)) for part in ("init", "update")):
             raise TypeError(
-                "an Optimizer takes a gradient transformation that was made, such as adam(1e-3), not "
+                "an Optimizer takes a gradient transformation that was made, such as adam(1e-3), "
+                "not "
                 f"{transformation!r:.60}"
             )
         self._serial = 0
@@ -76,8 +82,14 @@ class Optimizer(Saved):
         self._model, self._wrt = model, wrt
         self._source = self._trained()
         self._fitted = _Fitted()
-        if wrt is not None and getattr(model, "built", True) and not VarCollection(model._by_name).subset(wrt):
-            raise ValueError(f"there is nothing to update: wrt={wrt!r:.60} lets no variable through")
+        if (
+            wrt is not None
+            and getattr(model, "built", True)
+            and not VarCollection(model._by_name).subset(wrt)
+        ):
+            raise ValueError(
+                f"there is nothing to update: wrt={wrt!r:.60} lets no variable through"
+            )
         self._follow()
 
     @property
@@ -93,7 +105,8 @@ class Optimizer(Saved):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("lr", "learning_rate", "weight_decay", "momentum", "param_groups", "tx"):
             raise AttributeError(
-                f"an Optimizer has no {name!r}: set optimizer.transformation, or give the transformation a schedule"
+                f"an Optimizer has no {name!r}: set optimizer.transformation, or give the "
+                f"transformation a schedule"
             )
         object.__setattr__(self, name, value)
 
@@ -115,20 +128,32 @@ class Optimizer(Saved):
         if more or isinstance(gradients, Stateful) or not isinstance(gradients, Mapping):
             got = ", ".join(type(given).__name__ for given in (gradients, *more))
             raise TypeError(
-                f"an Optimizer knows its variables: write optimizer.update(gradients), arrays by name; got {got}"
+                f"an Optimizer knows its variables: write optimizer.update(gradients), arrays by "
+                f"name; got {got}"
             )
         with held(lambda: [self]):
             fitted = self._follow()
-            check_names("the gradients don't belong to the optimizer's variables", gradients, fitted.params)
+            check_names(
+                "the gradients don't belong to the optimizer's variables", gradients, fitted.params
+            )
             params = {name: box.value for name, box in fitted.params.items()}
             for name, param in params.items():
                 if (shape := np.shape(gradients[name])) != param.shape:
-                    raise ValueError(f"{name} has shape {param.shape}: its gradient can't have shape {shape}")
+                    raise ValueError(
+                        f"{name} has shape {param.shape}: its gradient can't have shape {shape}"
+                    )
             state = jax.tree.unflatten(fitted.treedef, [box.value for box in fitted.state])
-            steps, state = self.transformation.update({n: gradients[n] for n in params}, state, params, **extra)
-            new = {box: params[n] + jnp.asarray(steps[n], params[n].dtype) for n, box in fitted.params.items()}
+            steps, state = self.transformation.update(
+                {n: gradients[n] for n in params}, state, params, **extra
+            )
+            new = {
+                box: params[n] + jnp.asarray(steps[n], params[n].dtype)
+                for n, box in fitted.params.items()
+            }
             leaves = fitted.treedef.flatten_up_to(state)
-            new |= {v: cast(v.name, leaf, v.value) for v, leaf in zip(fitted.state, leaves, strict=True)}
+            new |= {
+                v: cast(v.name, leaf, v.value) for v, leaf in zip(fitted.state, leaves, strict=True)
+            }
             commit(new)
 
     def vars(self) -> VarCollection:
@@ -154,7 +179,9 @@ class Optimizer(Saved):
     def _follow(self) -> _Fitted:
         """Makes the state fit the variables that the model has now."""
         if self._fitted.edit != edits.count:
-            with self._guard:  # or each of two threads would make new state, and one would train what is forgotten
+            with (
+                self._guard
+            ):  # or each of two threads would make new state, and one would train what is forgotten
                 self._fitted = self._fit(self._fitted, edits.count)
         return self._fitted
 
@@ -168,24 +195,33 @@ class Optimizer(Saved):
             kept = dict(zip(old.names, old.state, strict=True))
             names, state = [], []
             for path, leaf in leaves:
-                keys = [str(next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a))) for k in path]
+                keys = [
+                    str(next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a)))
+                    for k in path
+                ]
                 before = [old_names.get(params[k], k) if k in params else k for k in keys]
                 name, was = (f"(Optimizer).{'.'.join(parts)}" for parts in (keys, before))
                 box = kept.get(was)
                 if box is None or box.shape != jnp.shape(leaf):
-                    box = Variable(leaf, kind="state", collection="optimizer", path=tuple(keys), name=name)
+                    box = Variable(
+                        leaf, kind="state", collection="optimizer", path=tuple(keys), name=name
+                    )
                 box._label = name
                 names.append(name)
                 state.append(box)
             new = _Fitted(edit, params, tuple(state), tuple(names), treedef)
         lock = next((box._lock for box in new.params.values()), self._guard)
         for box in new.state:
-            box._lock = lock  # one for all: `sb.jit` takes the locks of all of its variables at each call
+            box._lock = (
+                lock  # one for all: `sb.jit` takes the locks of all of its variables at each call
+            )
         token = Token((self._serial, self._source._token(), tuple(v._serial for v in new.state)))
         return new._replace(edit=edit, token=token)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_guard", "_serial", "_source")}
+        state = {
+            k: v for k, v in self.__dict__.items() if k not in ("_guard", "_serial", "_source")
+        }
         return state | {"_fitted": self._fitted._replace(edit=-1, token=None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -200,4 +236,6 @@ class Optimizer(Saved):
         return made
 
     def __repr__(self) -> str:
-        return f"Optimizer({len(self._fitted.params)} variables, {len(self._fitted.state)} of state)"
+        return (
+            f"Optimizer({len(self._fitted.params)} variables, {len(self._fitted.state)} of state)"
+        )

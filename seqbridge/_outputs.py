@@ -19,8 +19,9 @@ from seqbridge._structure import Structure
 class Outputs(OrderedDict[str, Any]):
     """What every layer returned, by name, in order.
 
-    The names are those in which the variables' names start, `"(Sequential)[0](Conv)"`. The names of classes may be
-    left out: `outputs["[0]"]`, `outputs["conv"]`, `outputs["encoder[2]"]`; a nested model returns what its last layer
+    The names are those in which the variables' names start, `"(Sequential)[0](Conv)"`. The names of
+    classes may be left out: `outputs["[0]"]`, `outputs["conv"]`, `outputs["encoder[2]"]`; a nested
+    model returns what its last layer
     does: `outputs["encoder"]`. To JAX it is a pytree.
     """
 
@@ -28,7 +29,9 @@ class Outputs(OrderedDict[str, Any]):
         if (found := self._full(name)) is not None:
             return self[found]
         short = self._short()
-        raise KeyError(f"no layer is called {name!r}{nearest(name, short) or '.'} There are {', '.join(short)}")
+        raise KeyError(
+            f"no layer is called {name!r}{nearest(name, short) or '.'} There are {', '.join(short)}"
+        )
 
     def __contains__(self, name: object) -> bool:
         return self._full(name) is not None
@@ -46,7 +49,9 @@ class Outputs(OrderedDict[str, Any]):
         if not isinstance(name, str) or super().__contains__(name):
             return name if isinstance(name, str) else None
         short = self._short()
-        inside = [full for place, full in short.items() if place.startswith((f"{name}[", f"{name}."))]
+        inside = [
+            full for place, full in short.items() if place.startswith((f"{name}[", f"{name}."))
+        ]
         return short.get(name, inside[-1] if inside else None)
 
     def __repr__(self) -> str:
@@ -73,7 +78,13 @@ class Watched:
         self._outputs = outputs
 
     def __call__(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+        self,
+        layer: Layer,
+        keys: Keys,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        mode: bool | None,
+        /,
     ) -> Any:
         out = self._visitor(layer, keys, args, keywords, mode)
         self._outputs.append(out)

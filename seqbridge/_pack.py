@@ -22,7 +22,9 @@ from seqbridge._stateful import Stateful, edits, held, serial
 from seqbridge._variable import Variable
 from seqbridge._within import Within
 
-_MOST_BYTES = 2**16  # of a variable that is packed: to copy a larger one takes longer than to pass it by itself
+_MOST_BYTES = (
+    2**16
+)  # of a variable that is packed: to copy a larger one takes longer than to pass it by itself
 
 
 class Pack:
@@ -75,7 +77,8 @@ class Pack:
         return [box for ref in self._boxes if (box := ref()) is not None]
 
     def get(self, i: int) -> jax.Array:
-        # A thread may read while another calls a program: `seen` is the newer array's only if `_joined` is, too.
+        # A thread may read while another calls a program: `seen` is the newer array's only if
+        # `_joined` is, too.
         seen = self._seen
         if (own := self._own.get(i)) is not None:
             return own
@@ -85,7 +88,8 @@ class Pack:
             if not self._joined.is_deleted():
                 seen[i] = known = self._taken(i)
                 return known
-        # Another thread has donated the array, and has a new one before it gives the lock back; or it is gone.
+        # Another thread has donated the array, and has a new one before it gives the lock back; or
+        # it is gone.
         box = self._boxes[i]()
         with contextlib.nullcontext() if box is None else box._lock:
             return self._taken(i) if i not in self._own else self._own[i]
@@ -103,7 +107,8 @@ class Pack:
             self.dissolve()
             return False
         self._own[i] = value
-        # Another dict, as a thread may be about to note in this one what it has read of the old array.
+        # Another dict, as a thread may be about to note in this one what it has read of the old
+        # array.
         self._seen = {n: array for n, array in self._seen.items() if n != i}
         return True
 
@@ -151,7 +156,9 @@ def _join(values: list[jax.Array]) -> jax.Array:
 
 
 def _start(place: int) -> jax.Array:
-    return jax.device_put(np.int32(place))  # said to be a transfer, which `jax.transfer_guard("disallow")` asks for
+    return jax.device_put(
+        np.int32(place)
+    )  # said to be a transfer, which `jax.transfer_guard("disallow")` asks for
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -180,8 +187,8 @@ def _pack(holders: Iterable[Stateful]) -> None:
         for boxes in groups.values():
             packs = dict.fromkeys(p for box in boxes if (p := pack_of(box)) is not None)
             if len(boxes) > 1 and not (len(packs) == 1 and all(map(pack_of, boxes))):
-                # Whoever was in a pack stays with its neighbours, or two models that share layers would part them for
-                # ever.
+                # Whoever was in a pack stays with its neighbours, or two models that share layers
+                # would part them for ever.
                 together = dict.fromkeys([*boxes, *(box for p in packs for box in p.living())])
                 for p in packs:
                     p.dissolve()
@@ -191,7 +198,11 @@ def _pack(holders: Iterable[Stateful]) -> None:
 def _group(box: Variable) -> Hashable:
     """What the variables of a pack have in common; None: the variable has an array of its own."""
     value = box._value
-    small = value.nbytes <= _MOST_BYTES and value.size and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    small = (
+        value.nbytes <= _MOST_BYTES
+        and value.size
+        and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    )
     if not small or not value.is_fully_addressable or not value.is_fully_replicated:
         return None
     return id(box._lock), box.kind, box.trainable, value.dtype, value.sharding

@@ -26,8 +26,8 @@ class Weight:
     Args:
         paths: Where these arrays stand: `(("params", "kernel"),)`.
         read: From the arrays, as NumPy has them, to the canonical one.
-        write: `write(canonical, *shapes)` returns the arrays again, as a tuple if there are several. The shapes are
-            those that the arrays must have.
+        write: `write(canonical, *shapes)` returns the arrays again, as a tuple if there are
+            several. The shapes are those that the arrays must have.
         text: What is done to get the one from the others, as it stands in a plan. Empty: nothing.
 
     Examples:
@@ -85,7 +85,8 @@ class Part:
     Args:
         kind: `"linear"`, `"conv"`, `"batch_norm"`, ...
         weights: By canonical name: `"kernel"`, `"bias"`, ... What a layer does without is left out.
-        options: What changes the results beside the weights, such as `epsilon`. What isn't known is left out.
+        options: What changes the results beside the weights, such as `epsilon`. What isn't known is
+            left out.
         channels_first: Whether the features of what the layer takes come before its axes of space.
         assumed: Whether the options are only what its library takes if nobody says.
         refused: Why these weights can't be carried into another layer.
@@ -109,8 +110,8 @@ class Untyped(NamedTuple):
     Attributes:
         name: The name of the layer.
         paths: All of its arrays.
-        as_kind: `as_kind(kind, options)` is the part that they are if the layer is of that kind and has the options
-            of the layer that wants them; None: they can't be.
+        as_kind: `as_kind(kind, options)` is the part that they are if the layer is of that kind and
+            has the options of the layer that wants them; None: they can't be.
     """
 
     name: str
@@ -129,12 +130,15 @@ def explicit(
     """The padding of a convolution as pairs of numbers, so that two libraries' words for one thing are equal.
 
     Args:
-        padding: `"VALID"`, `"SAME"`, `"SAME_LOWER"`, `"CAUSAL"`, a number, a number for each axis, or pairs of numbers.
+        padding: `"VALID"`, `"SAME"`, `"SAME_LOWER"`, `"CAUSAL"`, a number, a number for each axis,
+            or pairs of numbers.
         window: The sizes of the kernel.
-        strides: The strides. With others than 1, `"SAME"` depends on the size of the input and stays a word.
+        strides: The strides. With others than 1, `"SAME"` depends on the size of the input and
+            stays a word.
         dilation: The dilation of the kernel.
-        transposed: Whether it is that of a transposed convolution, where the words mean what they mean to
-            `jax.lax.conv_transpose` and the numbers are those that `jax.lax.conv_general_dilated` takes.
+        transposed: Whether it is that of a transposed convolution, where the words mean what they
+            mean to `jax.lax.conv_transpose` and the numbers are those that
+            `jax.lax.conv_general_dilated` takes.
 
     Examples:
         >>> explicit("valid", (3, 3), (2, 2)), explicit("SAME", (3, 4), (1, 1)), explicit(1, (3,), (1,))
@@ -161,7 +165,9 @@ def explicit(
         return padding
     if isinstance(padding, int):
         padding = [padding] * len(window)
-    return tuple((int(p), int(p)) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding)
+    return tuple(
+        (int(p), int(p)) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding
+    )
 
 
 def _words(padding: str, size: int, stride: int) -> tuple[int, int]:

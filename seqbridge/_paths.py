@@ -46,4 +46,6 @@ def path_text(keys: Sequence[Any]) -> Path:
         >>> [path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path({"w": 1, "rest": [2, 3]})]
         [('rest', '0'), ('rest', '1'), ('w',)]
     """
-    return tuple(str(next(getattr(k, n) for n in ("key", "idx", "name") if hasattr(k, n))) for k in keys)
+    return tuple(
+        str(next(getattr(k, n) for n in ("key", "idx", "name") if hasattr(k, n))) for k in keys
+    )

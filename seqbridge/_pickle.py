@@ -28,13 +28,21 @@ class _Call:
 def portable(obj: Any) -> Any:
     """`obj`, or something that unpickles as it.
 
-    JAX functions don't pickle in every version, though all can be imported, and modules tend to hold local functions.
-    The class of a shape has stood in several modules of JAX.
+    JAX functions don't pickle in every version, though all can be imported, and modules tend to
+    hold local functions. The class of a shape has stood in several modules of JAX.
     """
     if isinstance(obj, jax.ShapeDtypeStruct):
         return _Call(_shape, (obj.shape, obj.dtype))
-    module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", getattr(obj, "__name__", None))
-    if callable(obj) and isinstance(module, str) and isinstance(name, str) and _find(module, name) is obj:
+    module, name = (
+        getattr(obj, "__module__", None),
+        getattr(obj, "__qualname__", getattr(obj, "__name__", None)),
+    )
+    if (
+        callable(obj)
+        and isinstance(module, str)
+        and isinstance(name, str)
+        and _find(module, name) is obj
+    ):
         return _Call(_load, (module, name))
     if isinstance(obj, functools.partial):
         return _Call(_partial, (portable(obj.func), portable(obj.args), portable(obj.keywords)))
@@ -56,7 +64,9 @@ def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 def _find(module: str, name: str) -> Any:
-    return functools.reduce(lambda o, n: getattr(o, n, None), name.split("."), sys.modules.get(module))
+    return functools.reduce(
+        lambda o, n: getattr(o, n, None), name.split("."), sys.modules.get(module)
+    )
 
 
 def _load(module: str, name: str) -> Any:

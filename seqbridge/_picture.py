@@ -13,8 +13,8 @@ from seqbridge._safetensors import file_path, replacing
 from seqbridge._sequential import Sequential
 from seqbridge._table import colour
 
-# In pixels: the heights of a layer, of an arrow and of the head of a nested model, how far that is indented, and the
-# width of a letter.
+# In pixels: the heights of a layer, of an arrow and of the head of a nested model, how far that is
+# indented, and the width of a letter.
 _BOX, _ARROW, _HEAD, _INDENT, _LETTER = 46, 34, 26, 14, 7.3
 _MOST = 60  # letters of an entry
 _BOLD = "font-weight='bold'"
@@ -34,7 +34,8 @@ class Picture:
         """Writes the picture to a file.
 
         Args:
-            path: A name that ends in `.svg`, or in `.png`, for which the extra `plot` must be installed.
+            path: A name that ends in `.svg`, or in `.png`, for which the extra `plot` must be
+                installed.
 
         Raises:
             ValueError: Another ending.
@@ -59,7 +60,9 @@ def _png(svg: str) -> bytes:
     try:
         import resvg_py  # late: only PNG files need it
     except ImportError as error:
-        error.add_note('PNG files need a renderer: pip install "seqbridge[plot]". SVG files need none')
+        error.add_note(
+            'PNG files need a renderer: pip install "seqbridge[plot]". SVG files need none'
+        )
         raise
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2))
 
@@ -90,8 +93,13 @@ def plot(model: Any, /, *inputs: Any, **keywords: Any) -> Picture:
 
 
 def _drawn(title: str, rows: Sequence[Row]) -> str:
-    width = 80 + max([_LETTER * len(text) + 2 * _INDENT * row.depth for row in rows for text in _texts(row)], default=0)
-    longest = _LETTER * max([len(text) for row in rows for text in (row.inputs, row.outputs)], default=0)
+    width = 80 + max(
+        [_LETTER * len(text) + 2 * _INDENT * row.depth for row in rows for text in _texts(row)],
+        default=0,
+    )
+    longest = _LETTER * max(
+        [len(text) for row in rows for text in (row.inputs, row.outputs)], default=0
+    )
     width = max(width, longest + 80)
     behind: list[tuple[int, str]] = []
     shapes: list[str] = []
@@ -103,7 +111,9 @@ def _drawn(title: str, rows: Sequence[Row]) -> str:
             y = _close(nested, behind, width, y)
         x = 12 + _INDENT * row.depth
         inner = i + 1 < len(rows) and rows[i + 1].depth > row.depth
-        if i == 0 or rows[i - 1].depth >= row.depth:  # else it is the first in its frame, which has the arrow
+        if (
+            i == 0 or rows[i - 1].depth >= row.depth
+        ):  # else it is the first in its frame, which has the arrow
             y = _arrow(shapes, at, y, row.inputs or before)
         if inner:
             nested.append((row.depth, y))
@@ -119,7 +129,8 @@ def _drawn(title: str, rows: Sequence[Row]) -> str:
     frames = "".join(shape for _, shape in sorted(behind))
     layers = sum(bool(row.ecosystem) for row in rows)
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{y + 12:.0f}' role='img' "
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{y + 12:.0f}' "
+        f"role='img' "
         "font-family='DejaVu Sans Mono, Menlo, Consolas, monospace' font-size='12'>"
         f"<title>{html.escape(title)}: {layers} layers</title>"
         f"<rect width='100%' height='100%' rx='8' fill='white'/>{frames}{''.join(shapes)}</svg>"
@@ -144,8 +155,10 @@ def _box(x: float, y: float, width: float, row: Row) -> str:
     first, second = _texts(row)
     own = colour(row.ecosystem)
     return (
-        f"<g><title>{html.escape(row.entry)}</title><rect x='{x:.0f}' y='{y:.0f}' width='{width:.0f}' height='{_BOX}' "
-        f"rx='6' fill='{colour(row.ecosystem, 0.94)}' stroke='{own}'/><rect x='{x:.0f}' y='{y:.0f}' width='6' "
+        f"<g><title>{html.escape(row.entry)}</title><rect x='{x:.0f}' y='{y:.0f}' "
+        f"width='{width:.0f}' height='{_BOX}' "
+        f"rx='6' fill='{colour(row.ecosystem, 0.94)}' stroke='{own}'/><rect x='{x:.0f}' "
+        f"y='{y:.0f}' width='6' "
         f"height='{_BOX}' rx='3' fill='{own}'/>{_text(x + 16, y + 19, first, _BOLD)}"
         f"{_text(x + 16, y + 37, second).replace('#222', own)}</g>"
     )
@@ -154,19 +167,23 @@ def _box(x: float, y: float, width: float, row: Row) -> str:
 def _arrow(shapes: list[str], x: float, y: float, text: str) -> float:
     end = y + _ARROW
     shapes.append(
-        f"<path d='M{x:.0f} {y + 3:.0f}V{end - 8:.0f}' stroke='#777'/><path d='M{x - 4:.0f} {end - 9:.0f}h8l-4 7z' "
+        f"<path d='M{x:.0f} {y + 3:.0f}V{end - 8:.0f}' stroke='#777'/><path d='M{x - 4:.0f} "
+        f"{end - 9:.0f}h8l-4 7z' "
         f"fill='#777'/>{_text(x + 10, y + 20, text)}"
     )
     return end
 
 
-def _close(nested: list[tuple[int, float]], behind: list[tuple[int, str]], width: float, y: float) -> float:
+def _close(
+    nested: list[tuple[int, float]], behind: list[tuple[int, str]], width: float, y: float
+) -> float:
     """Draws the frame of a nested model that ends here."""
     depth, top = nested.pop()
     x = 12 + _INDENT * depth
     behind.append((
         depth,
-        f"<rect x='{x}' y='{top:.0f}' width='{width - 2 * x:.0f}' height='{y + 8 - top:.0f}' rx='8' fill='#f6f6f6' "
+        f"<rect x='{x}' y='{top:.0f}' width='{width - 2 * x:.0f}' height='{y + 8 - top:.0f}' "
+        f"rx='8' fill='#f6f6f6' "
         "stroke='#999' stroke-dasharray='4 3'/>",
     ))  # fmt: skip
     return y + 8

@@ -63,8 +63,14 @@ class Piece:
             part = self.part.as_kind(kind, options) if isinstance(self.part, Untyped) else self.part
             self._seen[asked] = None
             if part is not None and part.kind == kind:
-                with contextlib.suppress(ValueError, IndexError, TypeError):  # arrays of another rank
-                    shapes = {} if part.refused else {n: a.shape for n, a in self.canonical(part).items()}
+                with contextlib.suppress(
+                    ValueError, IndexError, TypeError
+                ):  # arrays of another rank
+                    shapes = (
+                        {}
+                        if part.refused
+                        else {n: a.shape for n, a in self.canonical(part).items()}
+                    )
                     self._seen[asked] = part, shapes
         return self._seen[asked]
 
@@ -93,11 +99,17 @@ def side_of(x: Any) -> tuple[Side, Structure | None]:
     """
     if isinstance(x, str | os.PathLike):
         x = read(x)
-    if isinstance(x, Mapping) and x and not any(callable(v) or isinstance(v, Structure | Layer) for v in x.values()):
+    if (
+        isinstance(x, Mapping)
+        and x
+        and not any(callable(v) or isinstance(v, Structure | Layer) for v in x.values())
+    ):
         return _of_arrays(x), None
     model, _ = as_model(x)
     if not model.built:
-        raise RuntimeError("port: a model has no weights before it is built: call model.build(...) first")
+        raise RuntimeError(
+            "port: a model has no weights before it is built: call model.build(...) first"
+        )
     return _of_model(model), model
 
 
@@ -110,7 +122,8 @@ def _of_arrays(tree: Mapping[str, Any]) -> Side:
     else:
         some = ", ".join(list(arrays)[:3])
         raise WeightsError(
-            f"port: nothing says what layers these arrays belong to ({some}, ...): put them into a model of their own "
+            f"port: nothing says what layers these arrays belong to ({some}, ...): put them into a "
+            f"model of their own "
             "library, model[i].load_native(tree), and give that model"
         )
     taken = {path for untyped in found for path in untyped.paths}
@@ -169,7 +182,9 @@ def _run(layer: Layer) -> None:
     """Calls a layer on the shapes that it was built for."""
     assert layer._layout is not None
     if layer._layout.inputs is None:
-        raise RuntimeError(f"{layer!r} came with its values, so it isn't known what inputs it is for")
+        raise RuntimeError(
+            f"{layer!r} came with its values, so it isn't known what inputs it is for"
+        )
     args, keywords = layer._layout.inputs
     evaluate(layer, layer._tree(), args, keywords, None)
 

@@ -37,7 +37,8 @@ class Plan:
         problems: What would make the results differ, or can't be done.
         accepted: Differences that somebody has accepted.
         notes: What is worth a look.
-        difference: The largest difference between the outputs of the two sides; None: nobody has looked.
+        difference: The largest difference between the outputs of the two sides; None: nobody has
+            looked.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class Plan:
         """Writes all weights at once.
 
         Raises:
-            WeightsError: There are problems; then nothing is written. The message is the whole plan.
+            WeightsError: There are problems; then nothing is written. The message is the whole
+                plan.
             RuntimeError: The target was edited since, and has other variables now.
         """
         refuse_in_trace("porting weights")
@@ -69,8 +71,13 @@ class Plan:
             raise WeightsError(f"port: nothing was carried, since the results would differ\n{self}")
         with held(lambda: [self._target]):
             if not self._new.keys() <= set(self._target._boxes()):
-                raise RuntimeError("port: the target was edited since this plan was made, and has other variables now")
-            commit({box: cast(box.name, owned(array), box.value) for box, array in self._new.items()})
+                raise RuntimeError(
+                    "port: the target was edited since this plan was made, and has other variables "
+                    "now"
+                )
+            commit(
+                {box: cast(box.name, owned(array), box.value) for box, array in self._new.items()}
+            )
 
     def __str__(self) -> str:
         return "\n".join([*([table(_COLUMNS, self.rows)] if self.rows else []), *self._below()])
@@ -106,9 +113,12 @@ def activations(source: Structure, target: Structure) -> Problem | None:
     if ours == theirs:
         return None
     texts = ["source", ours - theirs], ["target", theirs - ours]
-    said = " and ".join(f"the {side} alone computes {', '.join(sorted(some))}" for side, some in texts if some)
+    said = " and ".join(
+        f"the {side} alone computes {', '.join(sorted(some))}" for side, some in texts if some
+    )
     return Problem(
-        "activation", f"the two have other activations: {said} (an exact gelu has erf, the approximate tanh)"
+        "activation",
+        f"the two have other activations: {said} (an exact gelu has erf, the approximate tanh)",
     )
 
 
@@ -116,16 +126,23 @@ def difference(source: Any, target: Any, check: Any, expected: Any) -> float:
     """The largest difference of the outputs."""
     args = check if type(check) is tuple else (check,)
     if expected is None and source is None:
-        raise TypeError("port: check= runs both sides, and a file can't be run: give expected=, what it makes of check")
+        raise TypeError(
+            "port: check= runs both sides, and a file can't be run: give expected=, what it makes "
+            "of check"
+        )
     out = source(*args, training=False) if source is not None and expected is None else expected
     ours, theirs = (jax.tree.leaves(out) for out in (out, target(*args, training=False)))
     if [jnp.shape(a) for a in ours] != [jnp.shape(a) for a in theirs]:
         raise WeightsError(
-            f"port: the outputs can't be compared: they have shapes {[jnp.shape(a) for a in ours]} and "
+            f"port: the outputs can't be compared: they have shapes {[jnp.shape(a) for a in ours]} "
+            f"and "
             f"{[jnp.shape(a) for a in theirs]}. The weights have been carried"
         )
     return max(
-        (float(np.abs(np.asarray(a) - np.asarray(b)).max(initial=0)) for a, b in zip(ours, theirs, strict=True)),
+        (
+            float(np.abs(np.asarray(a) - np.asarray(b)).max(initial=0))
+            for a, b in zip(ours, theirs, strict=True)
+        ),
         default=0.0,
     )
 
@@ -133,13 +150,18 @@ def difference(source: Any, target: Any, check: Any, expected: Any) -> float:
 def _nonlinear(model: Any, args: Any, keywords: Mapping[str, Any]) -> frozenset[str]:
     """Which of the operations that activations are made of a model computes.
 
-    They tell apart approximations that the names of functions don't: an exact `gelu` has `erf`, another one `tanh`.
+    They tell apart approximations that the names of functions don't: an exact `gelu` has `erf`,
+    another one `tanh`.
     """
     found: set[str] = set()
 
     def look(jaxpr: Any) -> None:
         for equation in jaxpr.eqns:
-            found.add("erf" if equation.primitive.name in ("erf", "erfc", "erf_inv") else equation.primitive.name)
+            found.add(
+                "erf"
+                if equation.primitive.name in ("erf", "erfc", "erf_inv")
+                else equation.primitive.name
+            )
             for body in inner(equation):
                 look(body)
 

@@ -38,22 +38,27 @@ def port(
 ) -> Plan:
     """Carries the weights of one library's layers into another library's layers.
 
-    Layers are matched by what they are and by their shapes, those that are alike by their names or their order. Each
-    weight is laid out as the target has it. All weights are written at once, or none is.
+    Layers are matched by what they are and by their shapes, those that are alike by their names or
+    their order. Each weight is laid out as the target has it. All weights are written at once, or
+    none is.
 
     Args:
-        source: A `Sequential`, a `Layer`, or an entry that has its values; or a flat dict of arrays by the
-            names of an adapter that knows what they mean (a `state_dict`), or the path of a file of them.
+        source: A `Sequential`, a `Layer`, or an entry that has its values; or a flat dict of arrays
+            by the names of an adapter that knows what they mean (a `state_dict`), or the path of a
+            file of them.
         target: A `Sequential` or a `Layer`, built.
-        mapping: From names of the source's layers to names of the target's, where it can't be seen what belongs
-            together; the names are those in the plan, or their ends. None as a value: this isn't carried. Names of
-            variables carry single arrays that belong to no known kind of layer, as they are.
-        flatten: For a linear layer, or a norm, of the target that takes a flattened image, where one side has its
-            channels first and the other last: `(channels, height, width)`. None: the order is right already.
-        accept: Differences that may be: `"epsilon"`, `"momentum"`, `"padding"`, ..., by the names in the plan.
+        mapping: From names of the source's layers to names of the target's, where it can't be seen
+            what belongs together; the names are those in the plan, or their ends. None as a value:
+            this isn't carried. Names of variables carry single arrays that belong to no known kind
+            of layer, as they are.
+        flatten: For a linear layer, or a norm, of the target that takes a flattened image, where
+            one side has its channels first and the other last: `(channels, height, width)`. None:
+            the order is right already.
+        accept: Differences that may be: `"epsilon"`, `"momentum"`, `"padding"`, ..., by the names
+            in the plan.
         strict: Whether everything of both sides must be carried. False: what matches is.
-        check: An input on which both sides are run afterwards, in evaluation mode; the largest difference of their
-            outputs is printed. A tuple: several inputs.
+        check: An input on which both sides are run afterwards, in evaluation mode; the largest
+            difference of their outputs is printed. A tuple: several inputs.
         expected: What the source makes of `check`, for a source that can't be run; it isn't, then.
         dry_run: Whether to make the plan only; `plan.apply()` carries it out.
 
@@ -61,7 +66,8 @@ def port(
         The plan.
 
     Raises:
-        WeightsError: Something can't be carried so that the results are the same; the message says all of it.
+        WeightsError: Something can't be carried so that the results are the same; the message says
+            all of it.
         RuntimeError: A side isn't built.
         TypeError: The target is no model.
 
@@ -94,11 +100,14 @@ def port(
     check_flags(strict=strict, dry_run=dry_run)
     if not isinstance(target, Structure | Layer):
         raise TypeError(
-            f"port carries weights into a Sequential or a Layer, not into a {type(target).__name__}: put the entry "
+            f"port carries weights into a Sequential or a Layer, not into a "
+            f"{type(target).__name__}: put the entry "
             "into a Sequential, and build it"
         )
     if (dry_run and check is not None) or (expected is not None and check is None):
-        raise TypeError("port: check= runs both sides once the weights are there: give it without dry_run=")
+        raise TypeError(
+            "port: check= runs both sides once the weights are there: give it without dry_run="
+        )
     left, runs = side_of(source)
     right, model = side_of(target)
     assert model is not None
@@ -106,7 +115,9 @@ def port(
     accept = {accept} if isinstance(accept, str) else set(accept)
     options = {"activation", "dtype"}.union(*(_part(piece).options for piece in right.pieces))
     for name in accept - options:
-        raise WeightsError(f"port: accept={name!r} names no option of these layers{nearest(name, options)}")
+        raise WeightsError(
+            f"port: accept={name!r} names no option of these layers{nearest(name, options)}"
+        )
     rows, new, problems = _arrays(left, right, mapping, strict=strict)
     found = match(left.pieces, right.pieces, mapping)
     sizes = _sizes(flatten or {}, right.pieces)
@@ -120,7 +131,9 @@ def port(
             channels = _features(theirs)
         elif part.kind not in _NORMS:  # what comes out of it is no image
             channels = 0
-        own_rows, own_new, own_problems = carry(ours, theirs, part, sizes.get(theirs.name), from_first=from_first)
+        own_rows, own_new, own_problems = carry(
+            ours, theirs, part, sizes.get(theirs.name), from_first=from_first
+        )
         rows, problems = [*rows, *own_rows], [*problems, *own_problems]
         new |= own_new
     problems += _unmatched(found.ambiguous, found.missing, found.unused, strict=strict)
@@ -128,7 +141,11 @@ def port(
         problems.append(text)
     plan = Plan(
         rows,
-        [p.text + (f" [accept={p.about!r}]" if p.about else "") for p in problems if p.about not in accept],
+        [
+            p.text + (f" [accept={p.about!r}]" if p.about else "")
+            for p in problems
+            if p.about not in accept
+        ],
         [p.text for p in problems if p.about in accept],
         list(_by_order(found.pairs)),
         new,
@@ -161,18 +178,27 @@ def _arrays(
             raise WeightsError(f"port: mapping: {other!r} is no single variable of the target")
         own = theirs.pop(other)
         if own.shape != array.shape:
-            problems.append(Problem(None, f"{old} has shape {array.shape}, and {other} {own.shape}"))
+            problems.append(
+                Problem(None, f"{old} has shape {array.shape}, and {other} {own.shape}")
+            )
             continue
         new[right.boxes[other]] = array
         rows.append(Row(old, other, "array", str(array.shape), "as it is"))
     if strict:
         for name in ours:
             problems.append(
-                Problem(None, f"{name} isn't carried: nobody says what it is. mapping={{{name!r}: ...}} does")
+                Problem(
+                    None,
+                    f"{name} isn't carried: nobody says what it is. mapping={{{name!r}: ...}} does",
+                )
             )
         for name in theirs:
             problems.append(
-                Problem(None, f"{name} gets nothing: nobody says what it is. mapping={{...: {name!r}}} or strict=False")
+                Problem(
+                    None,
+                    f"{name} gets nothing: nobody says what it is. mapping={{...: {name!r}}} or "
+                    f"strict=False",
+                )
             )
     return rows, new, problems
 
@@ -181,10 +207,14 @@ def _by_order(pairs: Sequence[tuple[Piece, Piece, Part]]) -> Iterator[str]:
     """Which layers could have been each other, and had no names to tell them apart."""
     groups: dict[Any, list[tuple[Piece, Piece]]] = {}
     for ours, theirs, part in pairs:
-        shapes = tuple(sorted((name, a.shape) for name, a in theirs.canonical(_part(theirs)).items()))
+        shapes = tuple(
+            sorted((name, a.shape) for name, a in theirs.canonical(_part(theirs)).items())
+        )
         groups.setdefault((part.kind, shapes), []).append((ours, theirs))
     for (kind, _), group in groups.items():
-        if len(group) > 1 and any(within(ours.name) != within(theirs.name) for ours, theirs in group):
+        if len(group) > 1 and any(
+            within(ours.name) != within(theirs.name) for ours, theirs in group
+        ):
             some = ", ".join(f"{ours.name} to {theirs.name}" for ours, theirs in group[:3])
             more = f" and {len(group) - 3} more" if len(group) > 3 else ""
             what = kind.replace("_", " ")
@@ -192,10 +222,17 @@ def _by_order(pairs: Sequence[tuple[Piece, Piece, Part]]) -> Iterator[str]:
 
 
 def _unmatched(
-    ambiguous: list[tuple[Piece, list[Piece]]], missing: list[Piece], unused: list[Piece], *, strict: bool
+    ambiguous: list[tuple[Piece, list[Piece]]],
+    missing: list[Piece],
+    unused: list[Piece],
+    *,
+    strict: bool,
 ) -> list[Problem]:
     problems = [
-        Problem(None, f"{piece.name} may be any of {', '.join(s.name for s in some)}: say which by mapping=")
+        Problem(
+            None,
+            f"{piece.name} may be any of {', '.join(s.name for s in some)}: say which by mapping=",
+        )
         for piece, some in ambiguous
     ]
     if strict:
@@ -209,13 +246,16 @@ def _shown(piece: Piece) -> str:
     return f"{piece.name}{kind} ({', '.join(f'{piece.names[p]} {a.shape}' for p, a in piece.arrays.items())})"
 
 
-def _sizes(flatten: Mapping[str, Sequence[int] | None], pieces: Sequence[Piece]) -> dict[str, Sequence[int] | None]:
+def _sizes(
+    flatten: Mapping[str, Sequence[int] | None], pieces: Sequence[Piece]
+) -> dict[str, Sequence[int] | None]:
     found = {}
     for name, sizes in flatten.items():
         piece = find(name, pieces, "the target")
         if sizes is not None and int(np.prod(sizes)) != _features(piece):
             raise WeightsError(
-                f"port: flatten={{{name!r}: {tuple(sizes)}}}: {piece.name} takes {_features(piece)} features"
+                f"port: flatten={{{name!r}: {tuple(sizes)}}}: {piece.name} takes "
+                f"{_features(piece)} features"
             )
         found[piece.name] = sizes
     return found
@@ -237,7 +277,9 @@ def _features(piece: Piece) -> int:
 def _channels_first(pairs: Sequence[tuple[Piece, Piece, Part]]) -> tuple[bool, bool]:
     """Whether one side has its channels first and the other last, and whether it is the source."""
     spatial = [
-        (part.channels_first, _part(theirs).channels_first) for _, theirs, part in pairs if part.kind in _SPATIAL
+        (part.channels_first, _part(theirs).channels_first)
+        for _, theirs, part in pairs
+        if part.kind in _SPATIAL
     ]
     return any(ours != theirs for ours, theirs in spatial), any(ours for ours, _ in spatial)
 
@@ -252,8 +294,6 @@ def _is_flattened(piece: Piece, channels: int) -> bool:
 
 def _question(piece: Piece, channels: int) -> Problem:
     n = _features(piece)
-    text = (
-        f"{piece.name} takes {n} features, which look like a flattened image of {channels} channels, and one side has "
-    )
+    text = f"{piece.name} takes {n} features, which look like a flattened image of {channels} channels, and one side has "
     cure = f"say flatten={{{piece.name!r}: ({channels}, height, width)}}, or None if it is none"
     return Problem(None, f"{text}its channels first: {cure}")

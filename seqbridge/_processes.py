@@ -29,19 +29,26 @@ def check_agreement(said: Mapping[str, Any]) -> None:
     texts = [re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for value in said.values()]
     digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
     given = of_all_processes(np.frombuffer(b"".join(digests), "uint32").reshape(len(said), 2))
-    if differing := [name for name, same in zip(said, (given == given[:1]).all((0, 2)), strict=True) if not same]:
+    if differing := [
+        name for name, same in zip(said, (given == given[:1]).all((0, 2)), strict=True) if not same
+    ]:
         shown = "; ".join(f"{name} here: {said[name]!r:.200}" for name in differing)
-        raise RuntimeError(f"the processes disagree on the {', '.join(differing)} of this call. {shown}")
+        raise RuntimeError(
+            f"the processes disagree on the {', '.join(differing)} of this call. {shown}"
+        )
 
 
-def feed(batch: Any, mesh: Mesh | None = None, *, batch_axis: str | tuple[str, ...] = "data") -> Any:
+def feed(
+    batch: Any, mesh: Mesh | None = None, *, batch_axis: str | tuple[str, ...] = "data"
+) -> Any:
     """The global batch, of which each process gives its own rows.
 
-    What a process gives to `sb.jit(mesh=...)` is the same in all processes; this is how they give different rows.
+    What a process gives to `sb.jit(mesh=...)` is the same in all processes; this is how they give
+    different rows.
 
     Args:
-        batch: A tree of arrays, of this process' rows: an equal number in each process. Where the batch isn't split
-            over processes, each gives all rows.
+        batch: A tree of arrays, of this process' rows: an equal number in each process. Where the
+            batch isn't split over processes, each gives all rows.
         mesh: The mesh; by default all devices in one axis, `"data"`.
         batch_axis: The axis of the mesh, or axes, over which the batch is split.
 
@@ -49,8 +56,8 @@ def feed(batch: Any, mesh: Mesh | None = None, *, batch_axis: str | tuple[str, .
         The tree with global arrays, (rows of all processes, ...).
 
     Raises:
-        ValueError: The processes give different numbers of rows, or their number can't be split evenly; something has
-            no rows; the mesh has no such axis.
+        ValueError: The processes give different numbers of rows, or their number can't be split
+            evenly; something has no rows; the mesh has no such axis.
 
     Examples:
         >>> import jax, numpy as np
@@ -63,13 +70,17 @@ def feed(batch: Any, mesh: Mesh | None = None, *, batch_axis: str | tuple[str, .
     mine = len({(index[0].start, index[0].stop) for index in places if index})
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if () in shapes:
-        raise ValueError("feed takes arrays of rows, and got a number: give numbers to the call itself")
+        raise ValueError(
+            "feed takes arrays of rows, and got a number: give numbers to the call itself"
+        )
     rows = [shape[0] for shape in shapes]
     given = of_all_processes(np.array(rows))
     if (given != given[:1]).any():
         raise ValueError(f"the processes give different numbers of rows: {given.tolist()}")
     if bad := [n for n in rows if n % mine]:
-        raise ValueError(f"this process gives {bad[0]} rows, which can't be split evenly over its {mine} devices")
+        raise ValueError(
+            f"this process gives {bad[0]} rows, which can't be split evenly over its {mine} devices"
+        )
 
     def spread(leaf: Any) -> Any:
         local = np.asarray(leaf)

@@ -1,7 +1,7 @@
 """One compiled program for a function of stateful arguments.
 
-A call reads the values of a flat list of variables, makes one call of one function that `jax.jit` compiled, and
-writes back what changed. What changes is found while the function is traced.
+A call reads the values of a flat list of variables, makes one call of one function that `jax.jit`
+compiled, and writes back what changed. What changes is found while the function is traced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 
-from seqbridge._arguments import boxes_of, holders_of, is_array, is_hashable, places_of, rebuild, sort, weakly
+from seqbridge._arguments import (
+    boxes_of,
+    holders_of,
+    is_array,
+    is_hashable,
+    places_of,
+    rebuild,
+    sort,
+    weakly,
+)
 from seqbridge._callable import FunctionLike
 from seqbridge._cells import Cell, Cells, lost, store, values
 from seqbridge._pack import pack
@@ -52,7 +61,12 @@ class Program:
     """A compiled function of `(values of donated cells, values of the others, arrays)`."""
 
     def __init__(
-        self, function: Callable[..., Any], signature: Hashable, n_closed: int, now: _Now, spread: Spread | None
+        self,
+        function: Callable[..., Any],
+        signature: Hashable,
+        n_closed: int,
+        now: _Now,
+        spread: Spread | None,
     ):
         self._function = function
         self._spread = spread if spread is not None and spread.many else None
@@ -64,7 +78,9 @@ class Program:
         self.compiled = jax.jit(weakly(self._traced, self._function))
         self.bound: Bound | None = None
         self.packed = False  # whether it was made sure that its variables are, if they are to be
-        self.like: tuple[Bound, tuple[int | None, ...]] | None = None  # the call it is bound for; see `_remember`
+        self.like: tuple[Bound, tuple[int | None, ...]] | None = (
+            None  # the call it is bound for; see `_remember`
+        )
 
     def bind(self, holders: list[Stateful], edit: int) -> Bound:
         """Finds the variables, and keeps them for as long as their holders live."""
@@ -87,7 +103,9 @@ class Program:
         out, changes = self._run(dict(zip(boxes, values, strict=True)), arrays)
         return out, {i: changes[box] for i, box in enumerate(boxes) if box in changes}
 
-    def _run(self, start: dict[Variable, Any], arrays: list[Any]) -> tuple[Any, dict[Variable, Any]]:
+    def _run(
+        self, start: dict[Variable, Any], arrays: list[Any]
+    ) -> tuple[Any, dict[Variable, Any]]:
         spread, batch = self._spread, self._now.batch
         if spread is not None:
             start = {box: spread.used(box, value) for box, value in start.items()}
@@ -98,11 +116,14 @@ class Program:
             out = self._function(*args, **keywords)
             if held := next((x for x in jax.tree.leaves(out) if isinstance(x, Stateful)), None):
                 raise TypeError(
-                    f"the function returns {type(held).__name__}, whose variables are changed in place: return arrays"
+                    f"the function returns {type(held).__name__}, whose variables are changed in "
+                    f"place: return arrays"
                 )
         return out if spread is None else spread.split(out, batch, outputs=True), frame.changes()
 
-    def _traced(self, donated: list[Any], kept: list[Any], arrays: list[Any]) -> tuple[Any, dict[int, Any]]:
+    def _traced(
+        self, donated: list[Any], kept: list[Any], arrays: list[Any]
+    ) -> tuple[Any, dict[int, Any]]:
         assert self._now.call is not None
         cells, rest = self._now.call[1].cells, iter(kept)
         given = dict(zip(self.donated or (), donated, strict=True))
@@ -138,7 +159,14 @@ class Jitted(FunctionLike[P, R]):
     _spread: Spread | None = None
     __wrapped__: Callable[P, R]
 
-    def __init__(self, function: Callable[P, R], vars: Any, static_argnames: Iterable[str], donate: bool, pack: bool):
+    def __init__(
+        self,
+        function: Callable[P, R],
+        vars: Any,
+        static_argnames: Iterable[str],
+        donate: bool,
+        pack: bool,
+    ):
         functools.update_wrapper(self, function, updated=())
         self._function = function
         self._closed = holders_of(function, vars)
@@ -158,7 +186,9 @@ class Jitted(FunctionLike[P, R]):
                 if in_frame():
                     return self._inside(program, boxes, arrays)
                 with lock:
-                    if edit != edits.count:  # another thread was faster, and the variables may lie elsewhere now
+                    if (
+                        edit != edits.count
+                    ):  # another thread was faster, and the variables may lie elsewhere now
                         continue
                     if self._donate:
                         return self._donating(program, boxes, cells, arrays)
@@ -169,18 +199,24 @@ class Jitted(FunctionLike[P, R]):
                 return out
         except BaseException as error:  # Ctrl-C, too
             if gone := lost(cells):
-                error.add_note(f"the arrays of {gone} were donated and are gone: assign them, or load the model")
+                error.add_note(
+                    f"the arrays of {gone} were donated and are gone: assign them, or load the "
+                    f"model"
+                )
             raise
         finally:
             self._now.call = None
 
     @writer
-    def _donating(self, program: Program, boxes: tuple[Variable, ...], cells: Cells, arrays: list[Any]) -> Any:
+    def _donating(
+        self, program: Program, boxes: tuple[Variable, ...], cells: Cells, arrays: list[Any]
+    ) -> Any:
         inside, out, changed = tracing(), None, {}
         program.donate(cells, arrays)
         given = (*values(cells, program.donated, program.kept, arrays), arrays)
         try:
-            # As a loop, since Ctrl-C can't come between a result and its name there. What was donated would be lost.
+            # As a loop, since Ctrl-C can't come between a result and its name there. What was
+            # donated would be lost.
             for out, changed in map(program.compiled, *zip(given)):  # noqa: B007
                 pass
             if changed and inside:
@@ -205,9 +241,13 @@ class Jitted(FunctionLike[P, R]):
                 if bound.edit == edits.count:
                     if self._donate:
                         program.donate(bound.cells, arrays)
-                    return program.compiled.lower(*values(bound.cells, program.donated, program.kept, arrays), arrays)
+                    return program.compiled.lower(
+                        *values(bound.cells, program.donated, program.kept, arrays), arrays
+                    )
 
-    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Bound, list[Any]]:
+    def _prepare(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Program, Bound, list[Any]]:
         if not keywords and (found := self._again(args)) is not None:
             return found
         edit = edits.count
@@ -220,15 +260,21 @@ class Jitted(FunctionLike[P, R]):
             program = self._programs.get(key)
         except TypeError as error:
             named = {**dict(enumerate(args)), **keywords}
-            bad = next((n for n, value in named.items() if n in self._static and not is_hashable(value)), None)
+            bad = next(
+                (n for n, value in named.items() if n in self._static and not is_hashable(value)),
+                None,
+            )
             if bad is None:
                 raise
             raise TypeError(
-                f"argument {bad!r} is static, and a static argument must be hashable: {error}. Give a tuple, say"
+                f"argument {bad!r} is static, and a static argument must be hashable: {error}. "
+                f"Give a tuple, say"
             ) from error
         if program is None:
             program = Program(self._function, signature, len(self._closed), self._now, self._spread)
-            for other in list(self._programs.values()):  # a model that was edited: what it has no more may go
+            for other in list(
+                self._programs.values()
+            ):  # a model that was edited: what it has no more may go
                 if other.bound and not set(other.bound.holders).isdisjoint(map(id, holders)):
                     other.bound = other.like = None
             self._programs[key] = program
@@ -237,7 +283,9 @@ class Jitted(FunctionLike[P, R]):
                 self._warn()
         if self._pack and not program.packed and not tracing():
             pack(holders)
-            if edits.count != edit:  # the variables lie in other arrays now, for which there is another program
+            if (
+                edits.count != edit
+            ):  # the variables lie in other arrays now, for which there is another program
                 return self._prepare(args, keywords)
             program.packed = True
         bound = program.bound
@@ -251,8 +299,10 @@ class Jitted(FunctionLike[P, R]):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self!r} was compiled {_MOST_PROGRAMS + 1} times. Each value of what is static (a bool, a string, a "
-                "function, what static_argnames names) is another program, and so is each edit of a model: give as an "
+                f"{self!r} was compiled {_MOST_PROGRAMS + 1} times. Each value of what is static "
+                f"(a bool, a string, a "
+                "function, what static_argnames names) is another program, and so is each edit of "
+                "a model: give as an "
                 "array what changes often, and the same function object each time",
                 stacklevel=4,
             )
@@ -278,12 +328,24 @@ class Jitted(FunctionLike[P, R]):
         return program, bound, arrays
 
     def _remember(
-        self, args: tuple[Any, ...], keywords: Any, program: Program, bound: Bound, holders: list[Stateful]
+        self,
+        args: tuple[Any, ...],
+        keywords: Any,
+        program: Program,
+        bound: Bound,
+        holders: list[Stateful],
     ) -> None:
         """Notes ids: those of the same objects for as long as the program is bound, since all of them live then."""
         self._latest, program.like = program, None
-        if keywords or self._static or self._pack > program.packed or bound.holders != tuple(map(id, holders)):
+        if (
+            keywords
+            or self._static
+            or self._pack > program.packed
+            or bound.holders != tuple(map(id, holders))
+        ):
             return
-        if all(isinstance(arg, Stateful) or is_array(arg) for arg in args) and all(h._steady for h in holders):
+        if all(isinstance(arg, Stateful) or is_array(arg) for arg in args) and all(
+            h._steady for h in holders
+        ):
             kinds = tuple(id(arg) if isinstance(arg, Stateful) else None for arg in args)
             program.like = bound, kinds

@@ -44,15 +44,15 @@ class Origin(NamedTuple):
 class Annotated:
     """An array and what its own library says of it, such as the names of its axes, or that it is frozen.
 
-    An adapter's `init` may return it in place of an array. seqbridge keeps the note as `Variable.metadata` and puts
-    it back when the adapter's `to_native` asks for the native tree.
+    An adapter's `init` may return it in place of an array. seqbridge keeps the note as
+    `Variable.metadata` and puts it back when the adapter's `to_native` asks for the native tree.
 
     Args:
         value: The array.
         note: Anything that can be compared and hashed.
         trainable: False: a parameter that its library has frozen.
-        axes: For each dimension the axis, or axes, of a mesh along which it is to be split, or a name that stands for
-            them; None: it isn't. Empty: nothing is said.
+        axes: For each dimension the axis, or axes, of a mesh along which it is to be split, or a
+            name that stands for them; None: it isn't. Empty: nothing is said.
     """
 
     value: Any
@@ -68,7 +68,11 @@ def training_of(keywords: Mapping[str, Any]) -> bool | None:
         >>> training_of({"deterministic": True}), training_of({"scale": 2.0})
         (False, None)
     """
-    flags = (bool(value) is MODE_FLAGS[n] for n, value in keywords.items() if n in MODE_FLAGS and value is not None)
+    flags = (
+        bool(value) is MODE_FLAGS[n]
+        for n, value in keywords.items()
+        if n in MODE_FLAGS and value is not None
+    )
     return next(flags, None)
 
 
@@ -76,49 +80,60 @@ def training_of(keywords: Mapping[str, Any]) -> bool | None:
 class PureLayer:
     """A pair of pure functions, and what the core must know to call them.
 
-    An adapter makes one from an entry of its ecosystem. Variables are plain arrays in plain nested dicts, at the top
-    one dict a collection: `{"params": {"kernel": ..., "bias": ...}, "batch_stats": {...}}`.
+    An adapter makes one from an entry of its ecosystem. Variables are plain arrays in plain nested
+    dicts, at the top one dict a collection: `{"params": {"kernel": ..., "bias": ...},
+    "batch_stats": {...}}`.
 
     Args:
-        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and dtypes may matter. None:
-            the entry came with its variables, `ready`, and new ones can't be drawn.
-        apply: `apply(variables, key, /, *inputs, **keywords) -> (outputs, new_state)`, where `new_state` holds the
-            collections that are no parameters, as they are after the call; the core drops it in evaluation mode.
-            `key` is None where the layer draws nothing.
+        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and
+            dtypes may matter. None: the entry came with its variables, `ready`, and new ones can't
+            be drawn.
+        apply: `apply(variables, key, /, *inputs, **keywords) -> (outputs, new_state)`, where
+            `new_state` holds the collections that are no parameters, as they are after the call;
+            the core drops it in evaluation mode. `key` is None where the layer draws nothing.
         signature: What the entry takes at a call, inputs first. None: inputs only, no keywords.
         label: The name of the entry's class or function, as it stands in names: `(Conv)`.
         ecosystem: The name of the library, as it stands in `repr` and in errors.
         text: How the entry is shown: `Conv(features=20, kernel_size=(5, 5))`. By default the label.
-        decided: The mode flags (see `MODE_FLAGS`) that the entry has set for itself, so that no call may.
+        decided: The mode flags (see `MODE_FLAGS`) that the entry has set for itself, so that no
+            call may.
         key_name: The keyword by which the entry takes its PRNG key, beside `apply`'s own `key`.
         takes_key: Whether the entry can draw random numbers at all.
-        per_example: Whether the entry takes one example at a time and has to be mapped over the batch.
-        axis_name: What the entry calls the axis that it is mapped over, if it computes anything across the batch.
+        per_example: Whether the entry takes one example at a time and has to be mapped over the
+            batch.
+        axis_name: What the entry calls the axis that it is mapped over, if it computes anything
+            across the batch.
         traceable: Whether `init` may be traced. False: it is called outside of every trace, on
             `jax.ShapeDtypeStruct`s.
         kinds: The kind of each collection; those that aren't named are `"state"`.
         shorten: From a variable's native path to the path that is shown and looked up.
-        to_native: From variables (with `Annotated` leaves where there are notes) to the tree that the entry's own
-            library uses.
+        to_native: From variables (with `Annotated` leaves where there are notes) to the tree that
+            the entry's own library uses.
         from_native: The inverse of `to_native`; the result needs no notes.
-        method: From the name of a method, or a function of the module, to the neutral form that calls it in place of
-            `__call__`. None: the entry has no methods.
+        method: From the name of a method, or a function of the module, to the neutral form that
+            calls it in place of `__call__`. None: the entry has no methods.
         ready: Variables that the entry holds already, so that no shape need be known to have them.
-        sources: The objects of the entry's library behind the variables in `ready`, by collection and path.
-            Entries that have one in common share that variable.
-        remake: From variables to the entry with these in place of its own, so that a function which holds the entry
-            can be made again. None: such a function is refused.
-        held: Functions that the entry calls and its library takes for constants, so that no module may hide there.
-        reduce: The entry as a function and its arguments that make it again, for pickle. None: pickle the entry.
-        inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as they are known.
+        sources: The objects of the entry's library behind the variables in `ready`, by collection
+            and path. Entries that have one in common share that variable.
+        remake: From variables to the entry with these in place of its own, so that a function which
+            holds the entry can be made again. None: such a function is refused.
+        held: Functions that the entry calls and its library takes for constants, so that no module
+            may hide there.
+        reduce: The entry as a function and its arguments that make it again, for pickle. None:
+            pickle the entry.
+        inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as
+            they are known.
         seed: On the way out, what initial values start from where nobody says.
-        frozen: On the way out, the parameters that get no gradients, by collection and path, once `init` was called.
-        inside: Where the layer runs a model, that model and how many copies of it, for whoever wants to look inside.
-        parts: `parts(run)` tells what the weights inside are, each `Part` once, in the order in which they are used
-            as far as that can be known. `run()` calls the layer on shapes, for whoever has to look on.
-        read: `read(path, native)`, from a file in which the entry's own library has stored its values to the native
-            tree, where the file can't be read without the tree as it is now. By default what `read` of seqbridge
-            makes of the file.
+        frozen: On the way out, the parameters that get no gradients, by collection and path, once
+            `init` was called.
+        inside: Where the layer runs a model, that model and how many copies of it, for whoever
+            wants to look inside.
+        parts: `parts(run)` tells what the weights inside are, each `Part` once, in the order in
+            which they are used as far as that can be known. `run()` calls the layer on shapes, for
+            whoever has to look on.
+        read: `read(path, native)`, from a file in which the entry's own library has stored its
+            values to the native tree, where the file can't be read without the tree as it is now.
+            By default what `read` of seqbridge makes of the file.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -198,7 +213,9 @@ def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) ->
         assert pure.init is not None
         return pure.init(key, *args, *more, **{**keywords, **others})
 
-    def apply(variables: Variables, key: Any, /, *more: Any, **others: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *more: Any, **others: Any
+    ) -> tuple[Any, Variables]:
         return pure.apply(variables, key, *args, *more, **{**keywords, **others})
 
     return dataclasses.replace(
@@ -223,5 +240,7 @@ def bound_signature(
 
     function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        keywords = {k: v for k, v in keywords.items() if k in signature.parameters}  # others are the adapter's
+        keywords = {
+            k: v for k, v in keywords.items() if k in signature.parameters
+        }  # others are the adapter's
     return inspect.signature(functools.partial(function, *args, **keywords))

@@ -23,9 +23,11 @@ def register(name: str | type, adapt: Adapter) -> None:
     """Makes an adapter known for this process; an installed package does it by an entry point instead.
 
     Args:
-        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`; or one class.
-        adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry, and what to write
-            instead. It is asked for instances, for classes and for `partial(Class, ...)`.
+        name: The module whose classes the adapter takes, such as `"mylibrary.layers"`; or one
+            class.
+        adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry,
+            and what to write instead. It is asked for instances, for classes and for
+            `partial(Class, ...)`.
 
     Raises:
         TypeError: Something else.
@@ -50,7 +52,10 @@ def register(name: str | type, adapt: Adapter) -> None:
     if isinstance(name, type):
         name = f"{name.__module__}.{name.__qualname__}"
     if not isinstance(name, str) or not callable(adapt):
-        raise TypeError(f"register takes the name of a module, or a class, and a function; got {name!r}, {adapt!r:.60}")
+        raise TypeError(
+            f"register takes the name of a module, or a class, and a function; got {name!r}, "
+            f"{adapt!r:.60}"
+        )
     _registered[name] = adapt
     _adapter.cache_clear()
 
@@ -62,7 +67,9 @@ def _installed() -> dict[str, EntryPoint]:
         other = found.setdefault(point.name, point)
         if _owner(other) != _owner(point):
             owners = " and ".join(_owner(p) for p in (other, point))
-            raise RuntimeError(f"two adapters claim {point.name!r}: {owners}. Uninstall one of them.")
+            raise RuntimeError(
+                f"two adapters claim {point.name!r}: {owners}. Uninstall one of them."
+            )
     return found
 
 
@@ -87,7 +94,8 @@ def _names(cls: type) -> tuple[str, ...]:
 
 @functools.cache
 def _adapter(name: str) -> Adapter | None:
-    # Only names are compared, so that no library is imported that the entry's own class didn't import.
+    # Only names are compared, so that no library is imported that the entry's own class didn't
+    # import.
     if name in _registered:
         return _registered[name]
     return _installed()[name].load() if name in _installed() else None
@@ -108,7 +116,8 @@ def register_export(name: str, export: Export) -> None:
 
     Args:
         name: The name of the library, as in `to_<name>`.
-        export: From a `PureLayer` to an object of the library. Its docstring becomes that of `to_<name>`.
+        export: From a `PureLayer` to an object of the library. Its docstring becomes that of
+            `to_<name>`.
 
     Raises:
         TypeError: Something else.
@@ -120,7 +129,10 @@ def register_export(name: str, export: Export) -> None:
         9.0
     """
     if not isinstance(name, str) or not name.isidentifier() or not callable(export):
-        raise TypeError(f"register_export takes a name, as in to_<name>, and a function; got {name!r}, {export!r:.60}")
+        raise TypeError(
+            f"register_export takes a name, as in to_<name>, and a function; got {name!r}, "
+            f"{export!r:.60}"
+        )
     _exports[name] = export
 
 
@@ -154,6 +166,11 @@ def exporter(name: str) -> Export:
 
 def known() -> list[str]:
     """What all adapters take, or, of those that aren't asked by a library's name, what they are called."""
-    packages = {name: point.value.partition(":")[0].removeprefix("seqbridge_") for name, point in _installed().items()}
+    packages = {
+        name: point.value.partition(":")[0].removeprefix("seqbridge_")
+        for name, point in _installed().items()
+    }
     names = {*packages, *_registered}
-    return sorted(packages.get(name, name) if name.startswith("builtins.") else name for name in names)
+    return sorted(
+        packages.get(name, name) if name.startswith("builtins.") else name for name in names
+    )

@@ -22,19 +22,20 @@ from seqbridge._pure import MODE_FLAGS, Annotated, PureLayer, Variables
 class Repeat(Layer):
     """n copies of a layer, each of which takes what the one before returns, as one loop of the compiled program.
 
-    It does what a list of n such layers does, with the same initial values and the same random numbers. Each of its
-    variables holds those of all copies, stacked along a new first axis; so the time to trace and to compile doesn't
-    grow with n, nor does the number of arrays. `repeat[17]` shows one copy.
+    It does what a list of n such layers does, with the same initial values and the same random
+    numbers. Each of its variables holds those of all copies, stacked along a new first axis; so the
+    time to trace and to compile doesn't grow with n, nor does the number of arrays. `repeat[17]`
+    shows one copy.
 
     Args:
-        layer: An entry of any library, a `Layer`, a `Sequential` or a list of entries. One that has values already
-            gives them to each copy.
+        layer: An entry of any library, a `Layer`, a `Sequential` or a list of entries. One that has
+            values already gives them to each copy.
         n: How many copies.
         name: As for a `Layer`.
-        per_copy: The names of keywords that hold a value for each copy, stacked along a first axis of size `n`. Any
-            other keyword is the same for all.
-        unroll: How many copies stand in the program one after the other, as `jax.lax.scan` has it: more of them take
-            longer to compile and may run faster.
+        per_copy: The names of keywords that hold a value for each copy, stacked along a first axis
+            of size `n`. Any other keyword is the same for all.
+        unroll: How many copies stand in the program one after the other, as `jax.lax.scan` has it:
+            more of them take longer to compile and may run faster.
 
     Raises:
         ValueError: `n` is less than one.
@@ -65,16 +66,22 @@ class Repeat(Layer):
         unroll: int = 1,
     ):
         if isinstance(n, bool) or not hasattr(n, "__index__"):
-            raise TypeError(f"Repeat takes a layer and how often to repeat it, Repeat(layer, 12); got {n!r:.60}")
+            raise TypeError(
+                f"Repeat takes a layer and how often to repeat it, Repeat(layer, 12); got {n!r:.60}"
+            )
         n, unroll = operator.index(n), operator.index(unroll)
         if n < 1 or unroll < 1:
-            raise ValueError(f"a layer is repeated, and unrolled, once or more often: not n={n}, unroll={unroll}")
+            raise ValueError(
+                f"a layer is repeated, and unrolled, once or more often: not n={n}, unroll={unroll}"
+            )
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
         for word in per_copy:
             if not one._parameters.takes(word, 1) or word in MODE_FLAGS:
                 near = nearest(word, one._parameters.names)
-                raise TypeError(f"per_copy={word!r}: no copy takes a value of its own by that name{near}")
+                raise TypeError(
+                    f"per_copy={word!r}: no copy takes a value of its own by that name{near}"
+                )
         super().__init__(_repeated(one, n, per_copy, unroll), name=name, trainable=one._options[2])
 
     @property
@@ -97,7 +104,9 @@ class Repeat(Layer):
         if isinstance(index, str):
             return super().__getitem__(index)
         if isinstance(index, slice):
-            raise TypeError("a Repeat isn't sliced: its copies stand in one array; repeat[3] shows one of them")
+            raise TypeError(
+                "a Repeat isn't sliced: its copies stand in one array; repeat[3] shows one of them"
+            )
         index = operator.index(index)
         if index not in range(-self.n, self.n):
             raise IndexError(f"there is no copy {index}; there are {self.n}")
@@ -117,18 +126,25 @@ def _repeated(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> Pur
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
         assert inner.init is not None
         make = inner.init
-        first = {k: jax.tree.map(lambda a: a[0], v) if k in per_copy else v for k, v in keywords.items()}
+        first = {
+            k: jax.tree.map(lambda a: a[0], v) if k in per_copy else v for k, v in keywords.items()
+        }
         if not inner.traceable:
             drawn = [make(fold_in(key, i), *inputs, **first) for i in range(n)]
             return _stacked(jax.tree.map(lambda *arrays: jnp.stack(arrays), *drawn))
-        return _stacked(jax.vmap(lambda i: make(jax.random.fold_in(key, i), *inputs, **first))(jnp.arange(n)))
+        return _stacked(
+            jax.vmap(lambda i: make(jax.random.fold_in(key, i), *inputs, **first))(jnp.arange(n))
+        )
 
-    def run(variables: Variables, key: Any, /, *inputs: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def run(
+        variables: Variables, key: Any, /, *inputs: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         each = {k: keywords.pop(k) for k in per_copy if k in keywords}
         for name, value in each.items():
             if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(value)):
                 raise ValueError(
-                    f"{name!r} holds a value for each of the {n} copies: give an array whose first axis is {n}; got "
+                    f"{name!r} holds a value for each of the {n} copies: give an array whose first "
+                    f"axis is {n}; got "
                     f"{value!r:.60}"
                 )
         inputs = jax.tree.map(strong, inputs)
@@ -168,7 +184,11 @@ def _stacked(variables: Variables) -> Variables:
     """What a library says of the axes of its arrays goes for the axes behind the new one."""
 
     def said(leaf: Any) -> Any:
-        return dataclasses.replace(leaf, axes=(None, *leaf.axes)) if isinstance(leaf, Annotated) and leaf.axes else leaf
+        return (
+            dataclasses.replace(leaf, axes=(None, *leaf.axes))
+            if isinstance(leaf, Annotated) and leaf.axes
+            else leaf
+        )
 
     return jax.tree.map(said, variables, is_leaf=lambda leaf: isinstance(leaf, Annotated))
 
@@ -184,10 +204,13 @@ def _check(given: Any, out: Any) -> None:
     """Raises a `TypeError` if a copy can't take what the one before returns."""
 
     def shown(values: Any) -> str:
-        return ", ".join(f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in jax.tree.leaves(values))
+        return ", ".join(
+            f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in jax.tree.leaves(values)
+        )
 
     if jax.tree.structure(given) != jax.tree.structure(out) or shown(given) != shown(out):
         raise TypeError(
-            f"a repeated layer must return what it takes, since the next copy takes it: it took {shown(given)} and "
+            f"a repeated layer must return what it takes, since the next copy takes it: it took "
+            f"{shown(given)} and "
             f"returned {shown(out)}"
         )

@@ -38,9 +38,10 @@ class Row:
         trained: How many numbers of its parameters are trained.
         flops: Floating-point operations of one call; None: not known.
         shared: Whether all of its variables stand in a row above, too.
-        name: Where its variables' names start, `"(Sequential).conv(Conv)"`, as in `Sequential.trace`.
-        copies: Where a layer runs others in turn, as `Repeat` does, these stand below it, each with how often it does;
-            what they say is of one run. 0: the layer stands in a model itself.
+        name: Where its variables' names start, `"(Sequential).conv(Conv)"`, as in
+            `Sequential.trace`.
+        copies: Where a layer runs others in turn, as `Repeat` does, these stand below it, each with
+            how often it does; what they say is of one run. 0: the layer stands in a model itself.
     """
 
     place: str
@@ -98,7 +99,9 @@ def total_flops(rows: Iterable[Row], depth: int = 0) -> float | None:
 
 
 def known_flops(rows: Iterable[Row]) -> float:
-    return sum(row.flops for row in rows if row.ecosystem and not row.copies and row.flops is not None)
+    return sum(
+        row.flops for row in rows if row.ecosystem and not row.copies and row.flops is not None
+    )
 
 
 def arrays_of(layer: Layer, layout: Layout) -> dict[Hashable, Array]:

@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-# What the format calls the dtypes that it knows. Arrays of others are stored as bytes, and the metadata say what of.
+# What the format calls the dtypes that it knows. Arrays of others are stored as bytes, and the
+# metadata say what of.
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
 }  # fmt: skip
-_WRITTEN = frozenset(_DTYPES.values()) - {"complex64", "float8_e8m0fnu"}  # which older versions don't know
+_WRITTEN = frozenset(_DTYPES.values()) - {
+    "complex64",
+    "float8_e8m0fnu",
+}  # which older versions don't know
 _OURS = "seqbridge"
 SUFFIXES = {  # of files of weights, and their formats
     ".safetensors": "safetensors", ".npz": "npz", ".npy": "eqx", ".eqx": "eqx", ".msgpack": "msgpack",
@@ -51,7 +55,9 @@ def replacing(path: str) -> Iterator[str]:
         raise FileNotFoundError(f"{path} can't be written: there is no folder {folder}")
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, whose place the file would take
+    if os.path.exists(path) and not os.path.isfile(
+        path
+    ):  # a device or a pipe, whose place the file would take
         raise OSError(f"{path} can't be written: it is neither a file nor a folder")
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -75,7 +81,9 @@ def replacing(path: str) -> Iterator[str]:
             os.close(descriptor)
 
 
-def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+def write_safetensors(
+    path: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
     """Writes arrays and what is to be known of them.
 
     Args:
@@ -91,7 +99,8 @@ def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mappin
 
     stored, notes = {}, {}
     for name, given in arrays.items():
-        # In order, in the machine's own bytes: the format has no strides, and its writer doesn't look at them.
+        # In order, in the machine's own bytes: the format has no strides, and its writer doesn't
+        # look at them.
         array = np.asarray(given, order="C")
         note: dict[str, Any] = {"crc32": zlib.crc32(_bytes(array))}
         if array.dtype.name not in _WRITTEN:
@@ -99,7 +108,10 @@ def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], about: Mappin
         stored[name] = _bytes(array) if "dtype" in note else array
         notes[name] = note
     text = json.dumps({"about": about, "arrays": notes}, sort_keys=True)
-    metadata = {_OURS: text, "crc32": str(_sum(text, {n: (a.dtype.name, a.shape) for n, a in stored.items()}))}
+    metadata = {
+        _OURS: text,
+        "crc32": str(_sum(text, {n: (a.dtype.name, a.shape) for n, a in stored.items()})),
+    }
     with replacing(path) as temporary:
         try:
             save_file(stored, temporary, metadata)
@@ -113,14 +125,18 @@ def _bytes(array: np.ndarray) -> Any:
 
 def _sum(text: str, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
     """A checksum of all that stands before the arrays themselves."""
-    return zlib.crc32(repr((text, sorted((n, dtype, tuple(shape)) for n, (dtype, shape) in arrays.items()))).encode())
+    return zlib.crc32(
+        repr(
+            (text, sorted((n, dtype, tuple(shape)) for n, (dtype, shape) in arrays.items()))
+        ).encode()
+    )
 
 
 def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a file by name, and what `write_safetensors` was told of them.
 
-    What a model has saved is held against its checksums. Files of others have none; what they say of themselves
-    comes back under `"metadata"`.
+    What a model has saved is held against its checksums. Files of others have none; what they say
+    of themselves comes back under `"metadata"`.
 
     Raises:
         WeightsError: The file is damaged, or no safetensors file at all.
@@ -128,30 +144,46 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     from safetensors import SafetensorError, deserialize
 
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe might take forever
+    if (
+        os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    ):  # a pipe might take forever
         raise WeightsError(f"{path} is neither a file nor a folder")
     with open(path, "rb") as file:
         data = file.read()
     try:
         views = dict(deserialize(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_once)
+        header = json.loads(
+            data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_once
+        )
         arrays = {  # in the order of the file
-            name: np.frombuffer(views[name]["data"], np.dtype(_DTYPES[about["dtype"]])).reshape(about["shape"])
+            name: np.frombuffer(views[name]["data"], np.dtype(_DTYPES[about["dtype"]])).reshape(
+                about["shape"]
+            )
             for name, about in header.items()
             if name != "__metadata__"
         }
-    except (SafetensorError, ValueError, KeyError, MemoryError, OverflowError, RecursionError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        MemoryError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         kind = seen_in(path, data[:4096])
         looks = f" (it looks like {kind})" if kind not in (None, "safetensors") else ""
         raise WeightsError(
-            f"{path} is damaged, or no safetensors file{looks}: {error}. What other libraries have written, "
+            f"{path} is damaged, or no safetensors file{looks}: {error}. What other libraries have "
+            f"written, "
             "model[i].load_native(path) reads"
         ) from error
     metadata = header.get("__metadata__", {})
     if _OURS not in metadata:
         return arrays, {"metadata": metadata}
     damaged = f"{path} is damaged: its %s has another checksum than it was saved with"
-    if metadata.get("crc32") != str(_sum(metadata[_OURS], {n: (a.dtype.name, a.shape) for n, a in arrays.items()})):
+    if metadata.get("crc32") != str(
+        _sum(metadata[_OURS], {n: (a.dtype.name, a.shape) for n, a in arrays.items()})
+    ):
         raise WeightsError(damaged % "header")
     try:
         said = json.loads(metadata[_OURS])
@@ -161,7 +193,12 @@ def read_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             if zlib.crc32(_bytes(arrays[name])) != note["crc32"]:
                 raise WeightsError(damaged % f"array {name}")
         return arrays, dict(said["about"])
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:  # nor is it as `write_safetensors` makes it
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:  # nor is it as `write_safetensors` makes it
         raise WeightsError(f"{path} says of itself what can't be: {error}") from error
 
 
@@ -186,11 +223,16 @@ def seen_in(path: str, head: bytes) -> str | None:
     if text.startswith(b"version https://git-lfs"):
         raise WeightsError(no_weights + "a pointer of git-lfs to them. Get them by: git lfs pull")
     if text.startswith(b"<"):
-        raise WeightsError(no_weights + "a page of a web site. Download the file itself, by its raw or resolve address")
+        raise WeightsError(
+            no_weights
+            + "a page of a web site. Download the file itself, by its raw or resolve address"
+        )
     if head.startswith(b"{") and b"\n\x93NUMPY" in head:
         return "eqx"  # after a line of notes
     if text.startswith((b"{", b"[")):
-        raise WeightsError(no_weights + "JSON, the configuration of a model, say. Give the file beside it")
+        raise WeightsError(
+            no_weights + "JSON, the configuration of a model, say. Give the file beside it"
+        )
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
         raise WeightsError(f"{path} is compressed: unpack it first")
     return None

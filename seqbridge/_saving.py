@@ -13,7 +13,13 @@ import numpy as np
 
 from seqbridge._fit import Rename, Report, fit
 from seqbridge._names import check_flags
-from seqbridge._safetensors import SUFFIXES, WeightsError, file_path, read_safetensors, write_safetensors
+from seqbridge._safetensors import (
+    SUFFIXES,
+    WeightsError,
+    file_path,
+    read_safetensors,
+    write_safetensors,
+)
 from seqbridge._stateful import Stateful, held
 from seqbridge._trace import commit, refuse_in_trace
 from seqbridge._variable import Variable
@@ -29,14 +35,16 @@ class Saved(Stateful):
     def save(self, path: str | os.PathLike[str], /) -> None:
         """Writes all variables into one file, in the safetensors format, by name, each once.
 
-        The file is whole or what it was before, whatever happens meanwhile. It says of each variable what kind it is,
-        and has a checksum of everything. Keys of random numbers are in it; the entries themselves aren't.
+        The file is whole or what it was before, whatever happens meanwhile. It says of each
+        variable what kind it is, and has a checksum of everything. Keys of random numbers are in
+        it; the entries themselves aren't.
 
         Args:
             path: The file, `"model.safetensors"`.
 
         Raises:
-            RuntimeError: Something isn't built, is spread over several processes, or this is a JAX transform.
+            RuntimeError: Something isn't built, is spread over several processes, or this is a JAX
+                transform.
             ValueError: The name is that of a file of another format.
             OSError: The file can't be written.
 
@@ -55,10 +63,15 @@ class Saved(Stateful):
         refuse_in_trace("saving")
         path = file_path(path)
         if SUFFIXES.get(os.path.splitext(path)[1].lower(), "safetensors") != "safetensors":
-            raise ValueError(f"what is saved is a safetensors file, and {path} isn't called like one: .safetensors")
+            raise ValueError(
+                f"what is saved is a safetensors file, and {path} isn't called like one: "
+                f".safetensors"
+            )
         first: dict[Variable, str] = {}
         arrays, about = {}, {}
-        with held(lambda: [self]):  # until they are on the host: another thread may donate the arrays to a program
+        with held(
+            lambda: [self]
+        ):  # until they are on the host: another thread may donate the arrays to a program
             for name, variable in self._table("save").items():
                 if variable in first:
                     about[first[variable]].setdefault("also", []).append(name)
@@ -66,7 +79,9 @@ class Saved(Stateful):
                 first[variable] = name
                 arrays[name], about[name] = _stored(name, variable.value), described(variable)
         versions = {name: version(name) for name in ("seqbridge", "jax")}
-        write_safetensors(path, arrays, {"format": FORMAT, "versions": versions, "variables": about})
+        write_safetensors(
+            path, arrays, {"format": FORMAT, "versions": versions, "variables": about}
+        )
 
     def load(
         self,
@@ -79,24 +94,25 @@ class Saved(Stateful):
     ) -> Report:
         """Takes the values of a file that `save` has written, or of any safetensors file with the same names.
 
-        Everything is read and checked first. Then all variables change at once, or none does. The names of classes in
-        a name needn't be the same.
+        Everything is read and checked first. Then all variables change at once, or none does. The
+        names of classes in a name needn't be the same.
 
         Args:
             path: The file.
-            strict: Whether every variable must get its array, and every array must have its variable. False: what
-                fits is loaded, and the report says what didn't.
-            rename: From names in the file to names of variables: a dict, whose keys may be compiled regular
-                expressions, and whose values may be None for what is to be left out; a pair of a regular expression
-                and what replaces it, or a list of them; or a function.
-            cast: Whether an array may be of another dtype, even if that loses precision. Without it a dtype may be
-                wider than the one in the file.
+            strict: Whether every variable must get its array, and every array must have its
+                variable. False: what fits is loaded, and the report says what didn't.
+            rename: From names in the file to names of variables: a dict, whose keys may be compiled
+                regular expressions, and whose values may be None for what is to be left out; a pair
+                of a regular expression and what replaces it, or a list of them; or a function.
+            cast: Whether an array may be of another dtype, even if that loses precision. Without it
+                a dtype may be wider than the one in the file.
 
         Returns:
             What was loaded, and what wasn't.
 
         Raises:
-            WeightsError: The file is damaged; or it doesn't fit, and the message is the report; or none of it fits.
+            WeightsError: The file is damaged; or it doesn't fit, and the message is the report; or
+                none of it fits.
             OSError: The file can't be read.
             RuntimeError: Something isn't built, or this is a JAX transform.
         """
@@ -110,14 +126,17 @@ class Saved(Stateful):
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
             if (strict and not report.whole) or (not changes and table):
                 raise WeightsError(
-                    f"{path} doesn't fit, and nothing was loaded\n{report.refused}{_hint(report, strict=strict)}"
+                    f"{path} doesn't fit, and nothing was "
+                    f"loaded\n{report.refused}{_hint(report, strict=strict)}"
                 )
             commit(changes)
         return report
 
     def _table(self, what: str) -> Mapping[str, Variable]:
         if not getattr(self, "built", True):
-            raise RuntimeError(f"this isn't built, so it has no variables yet: call build(...) first, then {what}")
+            raise RuntimeError(
+                f"this isn't built, so it has no variables yet: call build(...) first, then {what}"
+            )
         return self._by_name()
 
 
@@ -161,20 +180,29 @@ def restored(array: Any, note: Mapping[str, Any]) -> Any:
     """The inverse of `bare`, by what `described` has said."""
     if "key" not in note:
         return array
-    return jax.random.wrap_key_data(array if isinstance(array, jax.Array) else jnp.array(array), impl=note["key"])
+    return jax.random.wrap_key_data(
+        array if isinstance(array, jax.Array) else jnp.array(array), impl=note["key"]
+    )
 
 
 def _stored(name: str, value: Any) -> np.ndarray:
     """The array as a file takes it."""
     if value.is_deleted():
-        raise RuntimeError(f"the array of {name} was donated and is gone: assign it, or load the model")
+        raise RuntimeError(
+            f"the array of {name} was donated and is gone: assign it, or load the model"
+        )
     if not value.is_fully_addressable:
         raise RuntimeError(
-            f"{name} is spread over several processes: save it by sb.Checkpoint, which each of them calls"
+            f"{name} is spread over several processes: save it by sb.Checkpoint, which each of "
+            f"them calls"
         )
     return np.asarray(bare(value))
 
 
 def _hint(report: Report, *, strict: bool) -> str:
     fits = strict and report.loaded
-    return "\nstrict=False loads what fits; rename= says what is called otherwise" if fits else "\nrename= may help"
+    return (
+        "\nstrict=False loads what fits; rename= says what is called otherwise"
+        if fits
+        else "\nrename= may help"
+    )

@@ -9,7 +9,16 @@ import jax
 
 from seqbridge import _functional
 from seqbridge._adapt import check_attribute
-from seqbridge._build import Build, FirstRun, check_arrays, check_inputs, explained, keyword_specs, specs, take
+from seqbridge._build import (
+    Build,
+    FirstRun,
+    check_arrays,
+    check_inputs,
+    explained,
+    keyword_specs,
+    specs,
+    take,
+)
 from seqbridge._dispatch import Call, call_of, mode_of
 from seqbridge._forward import Run, check_keywords, run_through, traverse
 from seqbridge._keys import Keys, as_key, same_key, split
@@ -27,12 +36,14 @@ from seqbridge._variable import Variable
 class Sequential(Looks):
     """A list of layers of any JAX library, and of functions, that runs them in order.
 
-    It owns the variables of all of them under one set of names and gives every layer the keyword arguments that it
-    understands. A tuple that one layer returns is spread over the inputs of the next.
+    It owns the variables of all of them under one set of names and gives every layer the keyword
+    arguments that it understands. A tuple that one layer returns is spread over the inputs of the
+    next.
 
     Args:
-        *layers: A list of entries; or the entries themselves; or a mapping from names to entries. An entry is a
-            module, a `partial` of a module class, a transform, a function, a `Layer` or another `Sequential`.
+        *layers: A list of entries; or the entries themselves; or a mapping from names to entries.
+            An entry is a module, a `partial` of a module class, a transform, a function, a `Layer`
+            or another `Sequential`.
         seed: What initial values and random draws start from.
         key: A PRNG key in place of the seed, typed or raw.
 
@@ -84,8 +95,8 @@ class Sequential(Looks):
 
         Args:
             *args: The inputs of the first layer.
-            training: Training or evaluation, for every layer that knows the difference. State such as batch
-                statistics changes in training only.
+            training: Training or evaluation, for every layer that knows the difference. State such
+                as batch statistics changes in training only.
             rng: A PRNG key for this call, in place of the next one of the model's own stream.
             per_layer: Keywords for single layers, by name or position: `{"conv": {...}, 3: {...}}`.
             **keywords: Each layer gets those that it names.
@@ -94,13 +105,16 @@ class Sequential(Looks):
             What the last layer returns.
 
         Raises:
-            TypeError: A keyword that no layer takes, an argument that a layer misses, or no mode where layers need
-                one.
-            Exception: What a layer raises, with a note that names the layer and says what reached it.
+            TypeError: A keyword that no layer takes, an argument that a layer misses, or no mode
+                where layers need one.
+            Exception: What a layer raises, with a note that names the layer and says what reached
+                it.
         """
         return self._call(args, Call(mode_of(training), keywords, per_layer or {}), rng)
 
-    def _call(self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None) -> Any:
+    def _call(
+        self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None
+    ) -> Any:
         """Runs the layers, and notes what each returns in `outputs`."""
         with held(lambda: (self,) if self.built else self._above()):
             first = None
@@ -112,7 +126,9 @@ class Sequential(Looks):
             run = first or Run(Layer._tree)
             changes: dict[Variable, Any] = {}
             visitor = run if outputs is None else Watched(run, outputs)
-            out = traverse(self, args, call, visitor, self._keys(rng, changes), plain=outputs is not None)
+            out = traverse(
+                self, args, call, visitor, self._keys(rng, changes), plain=outputs is not None
+            )
             if first is not None:
                 take(self, first)
             for layer, variables in run.states.items():
@@ -153,7 +169,9 @@ class Sequential(Looks):
 
     # Building
 
-    def build(self, *inputs: Any, seed: int | None = None, key: Any = None, **keywords: Any) -> Self:
+    def build(
+        self, *inputs: Any, seed: int | None = None, key: Any = None, **keywords: Any
+    ) -> Self:
         """Makes the variables of the layers that have none, from shapes alone.
 
         Args:
@@ -162,23 +180,25 @@ class Sequential(Looks):
                 `jax.ShapeDtypeStruct((1, 8), jnp.int32)`.
             seed: In place of the seed that the model was made with.
             key: Likewise, a PRNG key.
-            **keywords: What layers need at a call; for arrays also their shapes, as `jax.ShapeDtypeStruct`s or as
-                tuples with a None.
+            **keywords: What layers need at a call; for arrays also their shapes, as
+                `jax.ShapeDtypeStruct`s or as tuples with a None.
 
         Returns:
             The model.
 
         Raises:
             RuntimeError: Inside a JAX transform.
-            TypeError, ValueError: What a layer raises for these shapes, or a None decides the shape of a variable; then
-                nothing is built.
+            TypeError, ValueError: What a layer raises for these shapes, or a None decides the shape
+                of a variable; then nothing is built.
         """
         given = call_of(keywords)
         refuse_in_trace("building a model", jax.tree.leaves((inputs, given.keywords)))
         if seed is not None or key is not None:
             start = seed if key is None else as_key(key)
             if self.built and self._inputs is not None and not same_key(start, self._seed):
-                raise ValueError("the model is built: other values are model.assign(model.init(seed, *shapes))")
+                raise ValueError(
+                    "the model is built: other values are model.assign(model.init(seed, *shapes))"
+                )
             self._seed = start
         check_inputs(inputs)
         call = given.map(keyword_specs, training=True)
@@ -195,7 +215,9 @@ class Sequential(Looks):
         try:
             run_through(self, specs(args), call, build, self._initial_keys())
         except Exception:
-            left = any(not layer.built and layer not in build.layouts for layer in leaves(self._layers))
+            left = any(
+                not layer.built and layer not in build.layouts for layer in leaves(self._layers)
+            )
             if build.failed or (not editing and (left or build.misfit)):
                 raise
         take(self, build)

@@ -57,7 +57,10 @@ def _tie(layers: Iterable[Layer]) -> list[tuple[Layer | Variable, str, Any]]:
 
 def _untouched(layer: Layer, i: int) -> bool:
     """Whether a variable still has the value that its entry came with."""
-    return layer.pure.ready is not None and layer._variables[i]._value is jax.tree.leaves(layer.pure.ready)[i]
+    return (
+        layer.pure.ready is not None
+        and layer._variables[i]._value is jax.tree.leaves(layer.pure.ready)[i]
+    )
 
 
 def _unify(items: list[Item], held_before: set[Layer]) -> list[tuple[list[Item], list[Item]]]:
@@ -66,16 +69,23 @@ def _unify(items: list[Item], held_before: set[Layer]) -> list[tuple[list[Item],
     for layer in sorted(leaves(items), key=lambda layer: layer not in held_before):
         if layer._key not in found or (layer.built and not found[layer._key].built):
             found[layer._key] = layer
-    owners = [owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())]
+    owners = [
+        owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())
+    ]
     before = [(layers, list(layers)) for layers in (items, *(owner._layers for owner in owners))]
     for layers, held in before:
-        layers[:] = [i if isinstance(i, Structure) or _differ(i, found[i._key]) else found[i._key] for i in held]
+        layers[:] = [
+            i if isinstance(i, Structure) or _differ(i, found[i._key]) else found[i._key]
+            for i in held
+        ]
     return before
 
 
 def _differ(layer: Layer, other: Layer) -> bool:
     """Whether both are built, with values of their own."""
-    if not layer.built or (layer.pure.ready is not None and _same(layer, jax.tree.leaves(layer.pure.ready))):
+    if not layer.built or (
+        layer.pure.ready is not None and _same(layer, jax.tree.leaves(layer.pure.ready))
+    ):
         return False
     return not _same(layer, [v._value for v in other._variables])
 

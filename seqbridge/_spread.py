@@ -23,10 +23,11 @@ class Spread:
     Args:
         mesh: The mesh.
         batch_axis: The axis, or axes, over which the batch is split.
-        batched: Arguments, by name or position, whose arrays are split along their first dimension whatever it is.
+        batched: Arguments, by name or position, whose arrays are split along their first dimension
+            whatever it is.
         replicated: Those whose arrays are not, even if they are as long as the batch.
-        uneven: What happens to a batch that the devices can't divide: `"auto"`, it is computed all the same; or
-            `"error"`.
+        uneven: What happens to a batch that the devices can't divide: `"auto"`, it is computed all
+            the same; or `"error"`.
 
     Raises:
         ValueError: The mesh has no such axis.
@@ -43,11 +44,17 @@ class Spread:
         self.mesh = as_auto(mesh)
         self._rows, self._parts = batch_sharding(self.mesh, batch_axis)
         self.axes = tuple(axes_of(self._rows.spec))
-        self._batched, self._replicated, self._uneven = frozenset(batched), frozenset(replicated), uneven
+        self._batched, self._replicated, self._uneven = (
+            frozenset(batched),
+            frozenset(replicated),
+            uneven,
+        )
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self.many = self.mesh.size > 1
 
-    def inputs(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    def inputs(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
         """The arguments with their arrays in place, and the size of the batch, which is the first array's.
 
         Raises:
@@ -58,7 +65,9 @@ class Spread:
             raise ValueError(f"a batch of {batch} can't be split evenly over {self._parts} devices")
 
         def place(value: Any, name: str | int) -> Any:
-            if _is_stateful(value) or _is_array(value):  # as nearly everything is, and `jax.tree` takes its time
+            if _is_stateful(value) or _is_array(
+                value
+            ):  # as nearly everything is, and `jax.tree` takes its time
                 return self._place(value, name, batch)
             return jax.tree.map(lambda x: self._place(x, name, batch), value, is_leaf=_is_stateful)
 
@@ -69,11 +78,23 @@ class Spread:
         if not _is_array(value) or isinstance(value, Tracer):
             return value
         lies = getattr(value, "sharding", None)
-        if isinstance(lies, NamedSharding) and lies.mesh.size > 1 and lies.device_set != self._whole.device_set:
-            raise ValueError(f"input {name!r} lies on another mesh, {lies.mesh}, than mesh=, {self.mesh}")
-        split = value.ndim and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and name not in self._replicated
+        if (
+            isinstance(lies, NamedSharding)
+            and lies.mesh.size > 1
+            and lies.device_set != self._whole.device_set
+        ):
+            raise ValueError(
+                f"input {name!r} lies on another mesh, {lies.mesh}, than mesh=, {self.mesh}"
+            )
+        split = (
+            value.ndim
+            and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+            and name not in self._replicated
+        )
         split = split and (value.shape[0] == batch or name in self._batched)
-        return put(value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole)
+        return put(
+            value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole
+        )
 
     def variables(self, boxes: Iterable[Variable], cells: Iterable[Cell]) -> None:
         """Puts variables that don't lie on the mesh there: the state of an optimizer beside its parameter.
@@ -84,10 +105,18 @@ class Spread:
         moving: list[Variable] = []
         for cell in cells:
             sharding = cell._array.sharding
-            if sharding is self._whole or (isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh):
+            if sharding is self._whole or (
+                isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh
+            ):
                 continue
-            if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not _of_an_optimizer(cell):
-                raise ValueError(f"{cell.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it")
+            if (
+                isinstance(sharding, NamedSharding)
+                and sharding.mesh.size > 1
+                and not _of_an_optimizer(cell)
+            ):
+                raise ValueError(
+                    f"{cell.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it"
+                )
             if not isinstance(cell, Variable):
                 cell.dissolve()
             moving += living(cell)
@@ -96,7 +125,11 @@ class Spread:
             for box in sorted(moving, key=_of_an_optimizer):  # after the parameters
                 beside = next((named[part] for part in box.path if part in named), None)
                 lies: Any = self._whole
-                if beside is not None and beside is not box and beside._value.shape == box._value.shape:
+                if (
+                    beside is not None
+                    and beside is not box
+                    and beside._value.shape == box._value.shape
+                ):
                     lies = beside._value.sharding
                 box._value = put(box._value, lies)
 
@@ -105,8 +138,13 @@ class Spread:
         spec = self._spec(cell_of(box))
         if box.kind != "params" or not set(axes_of(spec)) & set(self.axes):
             return value
-        kept = [tuple(axis for axis in axes_of([part]) if axis not in self.axes) or None for part in spec]
-        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, PartitionSpec(*kept)))
+        kept = [
+            tuple(axis for axis in axes_of([part]) if axis not in self.axes) or None
+            for part in spec
+        ]
+        return jax.lax.with_sharding_constraint(
+            value, NamedSharding(self.mesh, PartitionSpec(*kept))
+        )
 
     def stored(self, cell: Cell, value: Any) -> Any:
         """A new value as it is kept: laid out as the old one."""
@@ -148,4 +186,6 @@ def _arrays(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.bool_)  # that is static
+    return isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(
+        value, np.bool_
+    )  # that is static

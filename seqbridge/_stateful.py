@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class _Edits:
     """Counts the edits of all models: what is cached of a model's structure holds while this stands still.
 
-    No count comes twice, so that what a thread found before an edit is never taken for what holds after it.
+    No count comes twice, so that what a thread found before an edit is never taken for what holds
+    after it.
 
     Attributes:
-        lock: Held while a structure is read, or while what must not be read by halves is written. Whoever holds it
-            waits for nothing else.
+        lock: Held while a structure is read, or while what must not be read by halves is written.
+            Whoever holds it waits for nothing else.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,9 @@ class _Edits:
 edits = _Edits()
 
 
-serial = itertools.count().__next__  # a number that no two objects of a process share, dead ones included
+serial = (
+    itertools.count().__next__
+)  # a number that no two objects of a process share, dead ones included
 
 
 class Token:
@@ -108,7 +111,12 @@ class Locks(tuple[threading.RLock, ...]):
                 lock.release()
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         for lock in reversed(self):
             lock.release()
 
@@ -117,8 +125,8 @@ class Locks(tuple[threading.RLock, ...]):
 def held(find: Callable[[], Iterable[Stateful]]) -> Iterator[None]:
     """Holds the locks of what `find` finds, which it is asked again if a model was edited before they were held.
 
-    A transform holds those of all that its function knows of. Inside of it nothing more is taken: that would be one
-    lock after another, in no order, and two threads could wait for each other.
+    A transform holds those of all that its function knows of. Inside of it nothing more is taken:
+    that would be one lock after another, in no order, and two threads could wait for each other.
     """
     while not in_frame():
         refuse_within_write()

@@ -146,19 +146,22 @@ class Structure(Trainable):
 
         Args:
             mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((4, 2), ("data", "model"))`.
-            rules: From a regular expression over names to a `jax.sharding.PartitionSpec`, in order: the first that is
-                found in a variable's name holds. Without any the variable is laid out as its own library says, or else
-                replicated, which is all that data parallelism needs. An axis of the batch may stand in a rule: the
-                variable is stored in parts, and put together where it is used.
-            logical: From the names that libraries give to dimensions to axes of the mesh: `{"embed": None, "mlp":
-                "model"}`. What is no axis of the mesh and isn't named here is replicated.
+            rules: From a regular expression over names to a `jax.sharding.PartitionSpec`, in order:
+                the first that is found in a variable's name holds. Without any the variable is laid
+                out as its own library says, or else replicated, which is all that data parallelism
+                needs. An axis of the batch may stand in a rule: the variable is stored in parts,
+                and put together where it is used.
+            logical: From the names that libraries give to dimensions to axes of the mesh:
+                `{"embed": None, "mlp": "model"}`. What is no axis of the mesh and isn't named here
+                is replicated.
 
         Returns:
             The model.
 
         Raises:
             RuntimeError: The model isn't built, or this is a JAX transform.
-            TypeError, ValueError: What is wrong with a rule, with its variable; then nothing has moved.
+            TypeError, ValueError: What is wrong with a rule, with its variable; then nothing has
+                moved.
 
         Examples:
             >>> import jax, jax.numpy as jnp
@@ -170,7 +173,9 @@ class Structure(Trainable):
         """
         refuse_in_trace("laying a model out")
         if not self.built:
-            raise RuntimeError("the model isn't built: call model.build(...) first, then model.shard(mesh, rules)")
+            raise RuntimeError(
+                "the model isn't built: call model.build(...) first, then model.shard(mesh, rules)"
+            )
         placement = Placement(mesh, rules, logical)
         with held(lambda: [self]):
             self._place(placement)
@@ -181,12 +186,19 @@ class Structure(Trainable):
         """Lays the variables out, all of them or none."""
         with held(lambda: [self]):
             shardings = placement.shardings(self._by_name(), new=new)
-            commit({variable: put(variable.value, sharding) for variable, sharding in shardings.items()})
+            commit(
+                {
+                    variable: put(variable.value, sharding)
+                    for variable, sharding in shardings.items()
+                }
+            )
 
     def _make_stream(self) -> Variable:
         with edits.lock:  # or two threads would draw from two
             if self._stream is None:
-                with jax.ensure_compile_time_eval():  # a value, even if this is asked for first inside a trace
+                with (
+                    jax.ensure_compile_time_eval()
+                ):  # a value, even if this is asked for first inside a trace
                     made = Variable(stream(self._seed), kind="rng", collection="rng", name="rng")
                 made._lock, made._namer = self._lock, stream_namer(self)
                 self._stream = made
@@ -267,7 +279,9 @@ class Structure(Trainable):
         Structure.__init__(self)
         vars(self).update(state)
         self._adopt()
-        if self._stream is not None and self._stream._namer is None:  # a copy; else it is that of a model that lives
+        if (
+            self._stream is not None and self._stream._namer is None
+        ):  # a copy; else it is that of a model that lives
             self._stream._lock = self._lock
             self._stream._namer = stream_namer(self)
 

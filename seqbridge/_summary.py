@@ -21,7 +21,17 @@ from seqbridge._keys import Keys
 from seqbridge._layer import Layer
 from seqbridge._names import shape_text, shapes_text
 from seqbridge._pure import Variables
-from seqbridge._rows import COLUMNS, Array, Row, arrays_of, cells, count_text, known_flops, sizes_of, total_flops
+from seqbridge._rows import (
+    COLUMNS,
+    Array,
+    Row,
+    arrays_of,
+    cells,
+    count_text,
+    known_flops,
+    sizes_of,
+    total_flops,
+)
 from seqbridge._structure import Structure, walk
 from seqbridge._table import Column, filled, shown, table, to_html
 
@@ -36,8 +46,8 @@ class Summary:
         trained: How many of them are trained.
         state: How many numbers the state holds.
         size: What parameters and state take, in bytes.
-        flops: Floating-point operations of one call; None: those of some layer aren't known. For what is None in a
-            shape, 1 is taken.
+        flops: Floating-point operations of one call; None: those of some layer aren't known. For
+            what is None in a shape, 1 is taken.
         remark: What stands below the table.
     """
 
@@ -98,7 +108,13 @@ class _Look:
         self.steps: list[_Step] = []
 
     def __call__(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any], mode: bool | None, /
+        self,
+        layer: Layer,
+        keys: Keys,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        mode: bool | None,
+        /,
     ) -> Any:
         layout = self._layouts[layer]
         variables: Variables = layer._tree() if layer.built else layout.tree(layout.arrays)
@@ -110,7 +126,9 @@ class _Look:
         pass
 
 
-def summarize(model: Structure, inputs: tuple[Any, ...], call: Call, *, given: bool, count: bool = True) -> Summary:
+def summarize(
+    model: Structure, inputs: tuple[Any, ...], call: Call, *, given: bool, count: bool = True
+) -> Summary:
     """The summary of a model.
 
     Args:
@@ -128,23 +146,35 @@ def summarize(model: Structure, inputs: tuple[Any, ...], call: Call, *, given: b
         try:
             with explained(inputs):
                 layouts, steps = _look(model, inputs, call, count)
-            remark = "FLOPs are those for 1 in place of None" if count and has_open_sizes(inputs) else ""
+            remark = (
+                "FLOPs are those for 1 in place of None" if count and has_open_sizes(inputs) else ""
+            )
         except Exception as error:
             if given:
                 raise
-            notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")]
+            notes = [
+                note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")
+            ]
             said = textwrap.shorten(str(error), 100, placeholder=" ...")
             remark = f"what reaches the layers isn't known: {'; '.join([said, *notes])}"
     else:
-        why = "what reaches the layers isn't known:" if model.built else "not built yet: call model.build(...), or"
+        why = (
+            "what reaches the layers isn't known:"
+            if model.built
+            else "not built yet: call model.build(...), or"
+        )
         remark = f"{why} give the shapes of the inputs, model.summary((None, 8))"
     made = _Rows(model, layouts, steps, count)
     rows, _ = made.of(model)
     size = sum(array.size * array.dtype.itemsize for _, array, _ in made.seen.values())
-    return Summary(tuple(rows), **sizes_of(made.seen), size=size, flops=total_flops(rows), remark=remark)
+    return Summary(
+        tuple(rows), **sizes_of(made.seen), size=size, flops=total_flops(rows), remark=remark
+    )
 
 
-def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) -> tuple[Layouts, list[_Step]]:
+def _look(
+    model: Structure, inputs: tuple[Any, ...], call: Call, count: bool
+) -> tuple[Layouts, list[_Step]]:
     """The structure of all layers; and of each its inputs, its outputs and its operations."""
 
     def layouts_at(size: int) -> Layouts:
@@ -160,8 +190,11 @@ def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) ->
     if has_open_sizes(inputs):
         if not model.built:
             check_sizes(model, inputs, call.map(keyword_specs, training=True))
-        with contextlib.suppress(Exception):  # there may be no other size that fits: then 1 is shown
-            # A convolution leaves nothing of an image of 1 by 1: larger ones show what depends on the size.
+        with contextlib.suppress(
+            Exception
+        ):  # there may be no other size that fits: then 1 is shown
+            # A convolution leaves nothing of an image of 1 by 1: larger ones show what depends on
+            # the size.
             first = steps if not _vanishes(steps) else steps_at(32, False)[1]
             second = steps_at(2 if first is steps else 64, False)[1]
             for i, (one, two) in enumerate(zip(first, second, strict=True)):
@@ -171,7 +204,12 @@ def _look(model: Structure, inputs: tuple[Any, ...], call: Call, count: bool) ->
 
 
 def _vanishes(steps: Sequence[_Step]) -> bool:
-    return any(0 in leaf.shape for step in steps for leaf in jax.tree.leaves(step.out) if hasattr(leaf, "shape"))
+    return any(
+        0 in leaf.shape
+        for step in steps
+        for leaf in jax.tree.leaves(step.out)
+        if hasattr(leaf, "shape")
+    )
 
 
 def _opened(one: Any, two: Any) -> Any:
@@ -210,7 +248,9 @@ class _Rows:
                 row, inside, own = self._of_layer(place, depth, item)
             else:
                 inside, own = self.of(item, depth + 1)
-                row = Row(place, depth, "", type(item).__name__, flops=total_flops(inside, depth + 1))
+                row = Row(
+                    place, depth, "", type(item).__name__, flops=total_flops(inside, depth + 1)
+                )
                 if inside:
                     direct = [below for below in inside if below.depth == depth + 1]
                     row = replace(row, inputs=inside[0].inputs, outputs=direct[-1].outputs)
@@ -220,10 +260,19 @@ class _Rows:
             arrays |= own
         return rows, arrays
 
-    def _of_layer(self, place: str, depth: int, layer: Layer) -> tuple[Row, list[Row], dict[Hashable, Array]]:
+    def _of_layer(
+        self, place: str, depth: int, layer: Layer
+    ) -> tuple[Row, list[Row], dict[Hashable, Array]]:
         step = next(self._rest, _Step())
         pure = layer.pure
-        row = Row(place, depth, pure.ecosystem, pure.text or pure.label, flops=step.flops, name=next(self._names))
+        row = Row(
+            place,
+            depth,
+            pure.ecosystem,
+            pure.text or pure.label,
+            flops=step.flops,
+            name=next(self._names),
+        )
         if self._known:
             row = replace(row, inputs=shapes_text(step.args), outputs=shape_text(step.out))
         own = arrays_of(layer, self._layouts[layer]) if layer in self._layouts else {}
@@ -231,10 +280,17 @@ class _Rows:
         if pure.inside is None:
             return row, [], own
         model, copies = pure.inside
-        found = summarize(model, step.args, call_of(step.keywords), given=False, count=self._count).rows
+        found = summarize(
+            model, step.args, call_of(step.keywords), given=False, count=self._count
+        ).rows
         frozen = own and not sizes_of(own)["trained"]
         inside = [
-            replace(r, depth=r.depth + depth + 1, copies=max(r.copies, 1) * copies, trained=0 if frozen else r.trained)
+            replace(
+                r,
+                depth=r.depth + depth + 1,
+                copies=max(r.copies, 1) * copies,
+                trained=0 if frozen else r.trained,
+            )
             for r in found
         ]
         return row, inside, own

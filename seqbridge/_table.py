@@ -17,7 +17,8 @@ class Column(NamedTuple):
 
     Attributes:
         title: Its heading.
-        least: How wide it is at least where the terminal is narrow, and it is broken into lines; 0: it isn't.
+        least: How wide it is at least where the terminal is narrow, and it is broken into lines; 0:
+            it isn't.
         right: Whether it holds numbers.
         coloured: Whether it holds the names of libraries.
         optional: Whether it may be left out where the terminal is still too narrow.
@@ -35,7 +36,9 @@ def colour(library: str, lightness: float = 0.34) -> str:
     # Of the words tried, these keep the libraries that are known furthest from each other.
     hue = zlib.crc32(f"hue of {library}".encode()) % 360 / 360
     saturation = 0.0 if library in ("", "function") else 0.65
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))
+    return "#" + "".join(
+        f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation)
+    )
 
 
 def filled(
@@ -63,7 +66,10 @@ def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequ
     if kept is None:  # a number that is cut off would be another number
         return "\n".join([table(columns, rows), *footer])
     if left := [column.title for i, column in enumerate(columns) if i not in kept]:
-        footer = [*footer, f"{', '.join(left)}: left out, as the terminal is narrow; .text() has all"]
+        footer = [
+            *footer,
+            f"{', '.join(left)}: left out, as the terminal is narrow; .text() has all",
+        ]
     with console.capture() as captured:
         console.print(_rich([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
         for line in footer:
@@ -71,7 +77,9 @@ def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequ
     return captured.get().rstrip("\n")
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+def _fitting(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
+) -> list[int] | None:
     """The columns that there is room for; None: even what may not be left out is too wide."""
     needed = []
     for i, column in enumerate(columns):
@@ -107,7 +115,12 @@ def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
         made.add_column(column.title, no_wrap=not column.least, justify=justify, overflow="fold")
     for row in rows:
         cells = zip(row, columns, strict=True)
-        made.add_row(*(Text(cell, f"bold {colour(cell, 0.6)}" if col.coloured else "") for cell, col in cells))
+        made.add_row(
+            *(
+                Text(cell, f"bold {colour(cell, 0.6)}" if col.coloured else "")
+                for cell, col in cells
+            )
+        )
     return made
 
 
@@ -124,7 +137,9 @@ def to_html(columns: Sequence[Column], rows: Iterable[Sequence[str]], footer: Se
         space = "normal" if column.least else "pre"
         return f'<td style="{cell}; text-align: {align}; white-space: {space}">{shown}</td>'
 
-    head = "".join(f'<th style="{cell}; text-align: left">{html.escape(c.title)}</th>' for c in columns)
+    head = "".join(
+        f'<th style="{cell}; text-align: left">{html.escape(c.title)}</th>' for c in columns
+    )
     body = "".join(f"<tr>{''.join(map(data, row, columns))}</tr>" for row in rows)
     below = "".join(f"<div>{html.escape(line)}</div>" for line in footer)
     return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"

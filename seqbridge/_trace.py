@@ -1,8 +1,9 @@
 """Where a variable's value comes from: its own slot, or the frame of the transform that is being traced.
 
-A transform never writes tracers into variables. It opens a `Frame`, which holds the values that its function sees
-and collects what the function assigns, for its own thread only. So an exception needs no clean-up, another thread
-sees no tracer, and a tracer that would outlive its transform has nowhere to stay: the write is refused.
+A transform never writes tracers into variables. It opens a `Frame`, which holds the values that its
+function sees and collects what the function assigns, for its own thread only. So an exception needs
+no clean-up, another thread sees no tracer, and a tracer that would outlive its transform has
+nowhere to stay: the write is refused.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ class Frame:
 
     Args:
         values: What each variable that the transform knows of reads as, at first.
-        compiled: Whether the traced program is kept and run again. A variable that the program reads without the
-            transform knowing of it would be a constant in it for ever, so that read is refused.
+        compiled: Whether the traced program is kept and run again. A variable that the program
+            reads without the transform knowing of it would be a constant in it for ever, so that
+            read is refused.
     """
 
     __slots__ = ("compiled", "start", "state", "values")
@@ -114,13 +116,15 @@ def writer(function: F) -> F:
 def refuse_within_write() -> None:
     """Raises if this thread is in a writer already: what is to happen would see half of a step, or change it.
 
-    The calls on the stack say so. A flag would cost each step a little, and Ctrl-C might leave it set.
+    The calls on the stack say so. A flag would cost each step a little, and Ctrl-C might leave it
+    set.
     """
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:
         if frame.f_code in _writers:
             raise RuntimeError(
-                "a signal handler has come into the middle of a step, whose variables are half written: let the "
+                "a signal handler has come into the middle of a step, whose variables are half "
+                "written: let the "
                 "handler set a flag, and save, load or call when the step is done"
             )
 
@@ -138,15 +142,19 @@ def read(variable: Variable) -> Any:
             return frame.values[variable]
         if frame.compiled:
             raise RuntimeError(
-                f"{variable.name} is read inside sb.jit, which doesn't know of it: its value would be a constant of "
-                "the compiled program. Pass the model as an argument, or sb.jit(fn, vars=model.vars())."
+                f"{variable.name} is read inside sb.jit, which doesn't know of it: its value would "
+                f"be a constant of "
+                "the compiled program. Pass the model as an argument, or sb.jit(fn, "
+                "vars=model.vars())."
             )
     return variable._value
 
 
 def commit(changes: Mapping[Variable, Any]) -> None:
     """Writes all of `changes`, which are checked already, or raises and writes none."""
-    traced_first = sorted(changes.items(), key=lambda item: not isinstance(item[1], Tracer))  # they say more in errors
+    traced_first = sorted(
+        changes.items(), key=lambda item: not isinstance(item[1], Tracer)
+    )  # they say more in errors
     targets = {variable: _target(variable, value) for variable, value in traced_first}
     try:
         _write(targets, changes)
@@ -173,7 +181,8 @@ def _target(variable: Variable, value: Any) -> Frame | None:
             return frame
         if frame.compiled:
             raise _leak(variable, value)
-    # A value that isn't traced, too: the next key of a stream under jax.vmap, say, would be one key for all examples.
+    # A value that isn't traced, too: the next key of a stream under jax.vmap, say, would be one key
+    # for all examples.
     if isinstance(value, Tracer) or tracing():
         raise _leak(variable, value)
     return None
@@ -182,8 +191,10 @@ def _target(variable: Variable, value: Any) -> Frame | None:
 def _leak(variable: Variable, value: Any) -> RuntimeError:
     cure = _CURES.get(type(value).__name__, "sb.jit, sb.value_and_grad, sb.vmap or sb.scan")
     return RuntimeError(
-        f"{variable.name} is assigned inside a JAX transform that doesn't know of it: the new value would be lost, or "
-        f"leak out as a tracer. Use {cure} in place of the plain JAX transform, with the model as an argument or "
+        f"{variable.name} is assigned inside a JAX transform that doesn't know of it: the new "
+        f"value would be lost, or "
+        f"leak out as a tracer. Use {cure} in place of the plain JAX transform, with the model as "
+        f"an argument or "
         "vars=model.vars(); or the pure form, model.apply(variables, ...), which assigns nothing."
     )
 
@@ -201,6 +212,7 @@ def refuse_in_trace(what: str, arguments: Iterable[Any] = ()) -> None:
     if tracing() or has_tracer(list(arguments)):
         cure = ", for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply"
         raise RuntimeError(
-            f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store tracers. "
+            f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store "
+            f"tracers. "
             f"Do it before{cure if 'build' in what else ', or after it'}."
         )

@@ -20,9 +20,13 @@ class Trainable(Saved):
     @trainable.setter
     def trainable(self, value: bool) -> None:
         if not getattr(self, "built", True):
-            raise RuntimeError("this isn't built, so nothing is there to freeze: call build(...) first")
+            raise RuntimeError(
+                "this isn't built, so nothing is there to freeze: call build(...) first"
+            )
         if isinstance(self, Mapping) and not self:
-            raise ValueError("this collection is empty: print(model.vars()) shows what variables are called")
+            raise ValueError(
+                "this collection is empty: print(model.vars()) shows what variables are called"
+            )
         for variable in self._boxes():
             if variable.kind == "params":
                 variable.trainable = value

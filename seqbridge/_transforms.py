@@ -26,7 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Y = TypeVar("Y")
 
-# Of what `remat` takes, that which is an entry to a type checker, too. Others can be called, before and after.
+# Of what `remat` takes, that which is an entry to a type checker, too. Others can be called, before
+# and after.
 _NoFunction: TypeAlias = (
     functools.partial[Any] | type[Any] | PureLayer | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 )
@@ -42,15 +43,18 @@ class _RematOptions(TypedDict, total=False):
     policy: Callable[..., bool] | None
 
 
-def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None) -> Callable[P, R]:
+def vmap(
+    function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None
+) -> Callable[P, R]:
     """Maps a function over axes of its array arguments; models and what else holds variables aren't mapped.
 
-    Each example draws its own random numbers. A state that would differ between the examples is refused.
+    Each example draws its own random numbers. A state that would differ between the examples is
+    refused.
 
     Args:
         function: What is mapped.
-        in_axes: As `jax.vmap` has it; what it says of stateful and static arguments doesn't count. Keywords that hold
-            arrays are mapped over axis 0.
+        in_axes: As `jax.vmap` has it; what it says of stateful and static arguments doesn't count.
+            Keywords that hold arrays are mapped over axis 0.
         out_axes: As `jax.vmap` has it.
         vars: What `function` closes over.
 
@@ -72,9 +76,18 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
         if len(axes) != len(args):
             raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
-        mapped = {i: (a, axis) for i, (a, axis) in enumerate(zip(args, axes, strict=True)) if _only_arrays(a)}
+        mapped = {
+            i: (a, axis)
+            for i, (a, axis) in enumerate(zip(args, axes, strict=True))
+            if _only_arrays(a)
+        }
         mapped |= {name: (a, 0) for name, a in keywords.items() if _only_arrays(a)}
-        arrays = ((leaf, axis) for a, axis in mapped.values() if isinstance(axis, int) for leaf in jax.tree.leaves(a))
+        arrays = (
+            (leaf, axis)
+            for a, axis in mapped.values()
+            if isinstance(axis, int)
+            for leaf in jax.tree.leaves(a)
+        )
         size = next((leaf.shape[axis] for leaf, axis in arrays if jax.numpy.ndim(leaf)), None)
         if size is None:
             raise ValueError("vmap: no argument is an array that could be mapped over")
@@ -100,12 +113,22 @@ def vmap(function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars:
             except ValueError as error:
                 if "out_axes" in str(error) and changed:
                     error.add_note(
-                        f"{', '.join(box.name for box in changed if box not in rngs)} would get another value for each "
+                        f"{', '.join(box.name for box in changed if box not in rngs)} would get "
+                        f"another value for each "
                         "example: run the model on the whole batch, or with training=False"
                     )
                 raise
             changes = dict(zip((box for box in changed if box not in rngs), new, strict=True))
-            commit({**changes, **{box: pair[0] for box, pair in zip(rngs, pairs, strict=True) if box in changed}})
+            commit(
+                {
+                    **changes,
+                    **{
+                        box: pair[0]
+                        for box, pair in zip(rngs, pairs, strict=True)
+                        if box in changed
+                    },
+                }
+            )
         return out
 
     return wrapped
@@ -169,7 +192,10 @@ def scan(
     """
     holders = holders_of(function, vars)
     if given := sort((init, xs), {})[2]:
-        raise TypeError(f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over it")
+        raise TypeError(
+            f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over "
+            f"it"
+        )
     changing: list[Variable] = []
 
     def step(carry: Any, x: Any) -> Any:
@@ -183,28 +209,37 @@ def scan(
     with held(lambda: holders):
         found, boxes = list[Variable](), boxes_of(holders)
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-        jax.eval_shape(step, ([], init), first)  # finds what changes, which is all that the loop must carry
+        jax.eval_shape(
+            step, ([], init), first
+        )  # finds what changes, which is all that the loop must carry
         changing.extend(found)
-        (values, carry), ys = jax.lax.scan(step, ([box.value for box in changing], init), xs, length, **options)
+        (values, carry), ys = jax.lax.scan(
+            step, ([box.value for box in changing], init), xs, length, **options
+        )
         commit(dict(zip(changing, values, strict=True)))
     return carry, ys
 
 
 @overload
-def remat(function: _NoFunction, *, vars: Any = None, **options: Unpack[_RematOptions]) -> Layer: ...
+def remat(
+    function: _NoFunction, *, vars: Any = None, **options: Unpack[_RematOptions]
+) -> Layer: ...
 @overload
-def remat(function: Callable[P, R], *, vars: Any = None, **options: Unpack[_RematOptions]) -> Callable[P, R]: ...
+def remat(
+    function: Callable[P, R], *, vars: Any = None, **options: Unpack[_RematOptions]
+) -> Callable[P, R]: ...
 def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     """`jax.checkpoint` of whatever uses variables: inner values are computed again for the gradients, to save memory.
 
     Args:
-        function: A function, or a model or a layer that is built; or what is to stand in a model: an entry that is no
-            plain function, or a `Layer` or `Sequential` that isn't built.
+        function: A function, or a model or a layer that is built; or what is to stand in a model:
+            an entry that is no plain function, or a `Layer` or `Sequential` that isn't built.
         vars: What `function` closes over.
         **options: `prevent_cse` and `policy`, as `jax.checkpoint` has them.
 
     Returns:
-        A function that does what `function` does, on its variables; or a `Layer` to put into a model, or to `Repeat`.
+        A function that does what `function` does, on its variables; or a `Layer` to put into a
+        model, or to `Repeat`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -213,20 +248,34 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
         >>> bool(jnp.allclose(grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"], jnp.cos(w.value)))
         True
     """
-    built = function.built if isinstance(function, Layer | Structure) else isinstance(function, _FUNCTIONS)
+    built = (
+        function.built
+        if isinstance(function, Layer | Structure)
+        else isinstance(function, _FUNCTIONS)
+    )
     if not built:
         return _remat_layer(function, options)
     call: Any = function
     closed = holders_of(call, vars)
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        return _pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
+        return _pure_call(
+            functools.partial(jax.checkpoint, **options), call, closed, args, keywords
+        )
 
     return functools.wraps(call, updated=())(wrapped)
 
 
-# Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to find.
-_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, type(jax.jit(len)), Jitted, Stateful
+# Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to
+# find.
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    type(jax.jit(len)),
+    Jitted,
+    Stateful,
+)
 
 
 def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
@@ -249,7 +298,9 @@ def _remat_pure(layer: Layer, options: Mapping[str, Any]) -> PureLayer:
         return jax.checkpoint(run, **options)(variables, key, arrays)
 
     text = f"remat of {pure.text or pure.label}"
-    return dataclasses.replace(pure, apply=apply, text=text, reduce=(_remat_pure, (layer, dict(options))))
+    return dataclasses.replace(
+        pure, apply=apply, text=text, reduce=(_remat_pure, (layer, dict(options)))
+    )
 
 
 def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **keywords: Any) -> Any:

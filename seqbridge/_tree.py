@@ -19,7 +19,9 @@ def unfolding(node: Stateful, path: str | None, render: Any) -> Any:
     (head, opened, closed), children, background = _content(node)
     lines = []
     for called, place, child in children:
-        if isinstance(child, Layer) and not child._by_name():  # a function that stands twice shares nothing
+        if (
+            isinstance(child, Layer) and not child._by_name()
+        ):  # a function that stands twice shares nothing
             below = rendering_parts.text(repr(child))
         else:
             below = render(child, path=None if path is None else path + place)
@@ -41,7 +43,11 @@ def _(node: Variable) -> Any:
     shown = {"value": node.value, "kind": node.kind, "trainable": node.trainable, "name": node.name}
     if node.trainable == (node.kind == "params"):
         del shown["trainable"]
-    return ("Variable", "(", ")"), [(f"{name}=", f".{name}", value) for name, value in shown.items()], None
+    return (
+        ("Variable", "(", ")"),
+        [(f"{name}=", f".{name}", value) for name, value in shown.items()],
+        None,
+    )
 
 
 @_content.register
@@ -55,5 +61,7 @@ def _(node: Layer) -> Any:
 @_content.register
 def _(node: Structure) -> Any:
     labels = (f"[{i}] {name}: " if name else f"[{i}] " for i, name in enumerate(node.names))
-    rows = [(label, place, item) for label, (place, item) in zip(labels, node._placed(), strict=False)]
+    rows = [
+        (label, place, item) for label, (place, item) in zip(labels, node._placed(), strict=False)
+    ]
     return (type(node).__name__, "([", "])"), rows, None

@@ -38,7 +38,9 @@ def uses(code: types.CodeType, own: str | None = None) -> tuple[Use, ...]:
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             found |= dict.fromkeys(uses(inner))
-    return tuple(use for use in found if use[0] == own or use[0] not in code.co_cellvars)  # which are its own
+    return tuple(
+        use for use in found if use[0] == own or use[0] not in code.co_cellvars
+    )  # which are its own
 
 
 def _uses(code: types.CodeType, own: str | None) -> Iterator[Use]:
@@ -51,8 +53,12 @@ def _uses(code: types.CodeType, own: str | None) -> Iterator[Use]:
             continue
         if chain:
             yield chain
-        names = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # some instructions load two
-        if "LOAD_FAST" in step.opname and own not in code.co_cellvars:  # else that is how a closure is made
+        names = (
+            step.argval if isinstance(step.argval, tuple) else (step.argval,)
+        )  # some instructions load two
+        if (
+            "LOAD_FAST" in step.opname and own not in code.co_cellvars
+        ):  # else that is how a closure is made
             yield from [(own,) for name in names[:-1] if own is not None and name == own]
             chain = (names[-1],) if names[-1] == own else ()
         else:
@@ -65,7 +71,18 @@ def is_constant(obj: Any) -> bool:
     """Whether a value is one that no function is asked to make a parameter of."""
     if type(obj) in (list, tuple):
         return all(map(is_constant, obj))
-    kinds = str | bytes | int | float | complex | None | types.ModuleType | np.ndarray | np.generic | np.dtype
+    kinds = (
+        str
+        | bytes
+        | int
+        | float
+        | complex
+        | None
+        | types.ModuleType
+        | np.ndarray
+        | np.generic
+        | np.dtype
+    )
     return isinstance(obj, kinds) or getattr(type(obj), "holds_constants", False)
 
 
@@ -75,8 +92,14 @@ def used_of(value: Any, attributes: Iterable[str]) -> Any:
         module = _library(value)
         if name in ("init", "apply") and isinstance(module, PureLayer) and not module.ready:
             return None  # which are given the parameters
-        inside = value._asdict() if hasattr(type(value), "_asdict") else getattr(value, "__dict__", {})
-        if isinstance(value, type) or name not in inside or (module and not is_constant(inside[name])):
+        inside = (
+            value._asdict() if hasattr(type(value), "_asdict") else getattr(value, "__dict__", {})
+        )
+        if (
+            isinstance(value, type)
+            or name not in inside
+            or (module and not is_constant(inside[name]))
+        ):
             return value
         value = inside[name]
     return None if is_constant(value) else value

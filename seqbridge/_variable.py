@@ -30,11 +30,14 @@ def cast(name: str, value: Any, like: Any) -> Any:
     if isinstance(value, Variable):
         value = value.value
     if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted():
-        raise ValueError(f"{name} can't be assigned an array that is deleted: it was donated to a program")
+        raise ValueError(
+            f"{name} can't be assigned an array that is deleted: it was donated to a program"
+        )
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         if not (isinstance(value, jax.Array) and value.dtype == like.dtype):
             raise TypeError(
-                f"{name} holds a PRNG key, {like.dtype}: can't assign {value_text(value)}; jax.random.key makes one"
+                f"{name} holds a PRNG key, {like.dtype}: can't assign {value_text(value)}; "
+                f"jax.random.key makes one"
             )
         array = value
     elif isinstance(value, jax.Array) and value.dtype == like.dtype and not value.weak_type:
@@ -45,18 +48,33 @@ def cast(name: str, value: Any, like: Any) -> Any:
         try:
             array = owned(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise TypeError(f"{name} takes an array: can't assign {value_text(value)} ({error})") from error
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or category(array.dtype) > category(like.dtype):
-            raise TypeError(f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself")
+            raise TypeError(
+                f"{name} takes an array: can't assign {value_text(value)} ({error})"
+            ) from error
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) or category(array.dtype) > category(
+            like.dtype
+        ):
+            raise TypeError(
+                f"{name} is {like.dtype}: can't assign {array.dtype} without loss; cast it yourself"
+            )
         if not isinstance(array, Tracer) and not in_range(value, like.dtype):
-            raise TypeError(f"{name} is {like.dtype}: can't assign numbers that are too large for it")
+            raise TypeError(
+                f"{name} is {like.dtype}: can't assign numbers that are too large for it"
+            )
         if array.dtype != like.dtype or array.weak_type:
             array = jax.lax.convert_element_type(array, like.dtype)
     if array.shape != like.shape:
         raise ValueError(f"{name} has shape {like.shape}: can't assign shape {array.shape}")
-    if isinstance(like, jax.Array) and not isinstance(like, Tracer) and not isinstance(array, Tracer):
-        # It stays on the mesh; and on a device that was chosen, unless the new array comes with a choice of its own.
-        stays = isinstance(like.sharding, jax.sharding.NamedSharding) or (like.committed and not array.committed)
+    if (
+        isinstance(like, jax.Array)
+        and not isinstance(like, Tracer)
+        and not isinstance(array, Tracer)
+    ):
+        # It stays on the mesh; and on a device that was chosen, unless the new array comes with a
+        # choice of its own.
+        stays = isinstance(like.sharding, jax.sharding.NamedSharding) or (
+            like.committed and not array.committed
+        )
         if stays and array.sharding != like.sharding:
             array = jax.device_put(array, like.sharding)
     return array
@@ -65,12 +83,13 @@ def cast(name: str, value: Any, like: Any) -> Any:
 class Variable(Operators, Stateful):
     """A box that holds one array.
 
-    Two variables are equal when they are the same box. Arithmetic works on the value (`v + 1`, `v @ x`, `v[0]`,
-    `-v`); a `jnp` function wants the array itself: `jnp.sum(v.value)`.
+    Two variables are equal when they are the same box. Arithmetic works on the value (`v + 1`, `v @
+    x`, `v[0]`, `-v`); a `jnp` function wants the array itself: `jnp.sum(v.value)`.
 
     Args:
         value: The array.
-        kind: `"params"` (trained), `"state"` (batch statistics and the like) or `"rng"` (a stream of keys).
+        kind: `"params"` (trained), `"state"` (batch statistics and the like) or `"rng"` (a stream
+            of keys).
         collection: The collection of the entry's own library, such as `"batch_stats"`.
         path: The keys that lead to the array inside that collection.
         name: What the variable is called while no model names it.
@@ -112,7 +131,9 @@ class Variable(Operators, Stateful):
         self._array: Any = Within(Bare(self, array), 0) if is_key else array
         born(self)
         if kind not in get_args(Kind):
-            raise ValueError(f"the kind of a variable is one of {', '.join(get_args(Kind))}, not {kind!r}")
+            raise ValueError(
+                f"the kind of a variable is one of {', '.join(get_args(Kind))}, not {kind!r}"
+            )
         self.kind: Kind = kind
         self.collection: str = collection
         self.path: tuple[str, ...] = path
@@ -121,7 +142,9 @@ class Variable(Operators, Stateful):
         self._label = name or ".".join(path) or "variable"
         self._namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
-        self._lent = False  # whether the array may be that of an object of the user's, which keeps it
+        self._lent = (
+            False  # whether the array may be that of an object of the user's, which keeps it
+        )
         self._lock = threading.RLock()
         self._serial = serial()
 
@@ -172,7 +195,8 @@ class Variable(Operators, Stateful):
         """Replaces the array.
 
         Args:
-            value: What `jnp.asarray` takes, of this variable's shape; it is cast to this variable's dtype.
+            value: What `jnp.asarray` takes, of this variable's shape; it is cast to this variable's
+                dtype.
 
         Raises:
             ValueError: Another shape.
@@ -219,7 +243,10 @@ class Variable(Operators, Stateful):
 
     def __bool__(self) -> bool:
         if self.shape == ():
-            raise TypeError(f"the truth of the scalar variable {self.name} is ambiguous: write bool({self.name}.value)")
+            raise TypeError(
+                f"the truth of the scalar variable {self.name} is ambiguous: write "
+                f"bool({self.name}.value)"
+            )
         return True
 
     def __jax_array__(self) -> jax.Array:
@@ -244,7 +271,11 @@ class Variable(Operators, Stateful):
         return iter(self.value)
 
     def __dir__(self) -> list[str]:
-        return [name for name in object.__dir__(self) if not isinstance(getattr(type(self), name, None), _OfTheArray)]
+        return [
+            name
+            for name in object.__dir__(self)
+            if not isinstance(getattr(type(self), name, None), _OfTheArray)
+        ]
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
         with jax.ensure_compile_time_eval():  # a value, even if JAX is tracing something else
@@ -261,27 +292,46 @@ class Variable(Operators, Stateful):
     def _concrete(self) -> jax.Array:
         value = self.value
         if isinstance(value, Tracer):
-            raise RuntimeError(f"{self.name} can't be copied inside a JAX transform: the copy would keep a tracer")
+            raise RuntimeError(
+                f"{self.name} can't be copied inside a JAX transform: the copy would keep a tracer"
+            )
         return value
 
     def _rest(self) -> tuple[Any, ...]:
-        return self.kind, self.collection, self.path, self._label, self._trainable, self.metadata, self.axes
+        return (
+            self.kind,
+            self.collection,
+            self.path,
+            self._label,
+            self._trainable,
+            self.metadata,
+            self.axes,
+        )
 
 
-def _restore(saved: Any, kind: Kind, collection: str, path: Any, name: str, trainable: Any, *said: Any) -> Variable:
+def _restore(
+    saved: Any, kind: Kind, collection: str, path: Any, name: str, trainable: Any, *said: Any
+) -> Variable:
     if isinstance(saved, tuple):
         saved = jax.random.wrap_key_data(jnp.array(saved[0]), impl=saved[1])
     metadata, axes = said
     return Variable(
-        saved, kind=kind, collection=collection, path=path, name=name, trainable=trainable, metadata=metadata, axes=axes
+        saved,
+        kind=kind,
+        collection=collection,
+        path=path,
+        name=name,
+        trainable=trainable,
+        metadata=metadata,
+        axes=axes,
     )
 
 
 class _OfTheArray:
     """An attribute that arrays have and variables haven't: the error says where it is.
 
-    `Variable.__getattr__` could say so, too, but Python reads every attribute of such a class more slowly, and `sb.jit`
-    reads each variable's at each call.
+    `Variable.__getattr__` could say so, too, but Python reads every attribute of such a class more
+    slowly, and `sb.jit` reads each variable's at each call.
     """
 
     def __init__(self, name: str):
@@ -290,7 +340,8 @@ class _OfTheArray:
     def __get__(self, variable: Variable | None, cls: type) -> Any:
         if variable is None:
             return self
-        # Never forwards to the array: that would make copy and pickle see the array in place of the box.
+        # Never forwards to the array: that would make copy and pickle see the array in place of the
+        # box.
         message = f"a Variable has no attribute {self._name!r}; the array has it: write .value.{self._name}"
         raise AttributeError(message, name=self._name, obj=variable)
 

@@ -91,7 +91,8 @@ class Row(NamedTuple):
         name: What was done, in words.
         error: What it raises; None: it is no error, and the trigger asserts what it does instead.
         words: Regular expressions, all of which are found in the message with its notes.
-        trigger: Does it. If it takes a `model`, it gets the shared one, and has to leave it as it was.
+        trigger: Does it. If it takes a `model`, it gets the shared one, and has to leave it as it
+            was.
     """
 
     name: str
@@ -124,7 +125,9 @@ class Row(NamedTuple):
 class Table(list[Row]):
     """The rows, in the order in which they are written."""
 
-    def fault(self, name: str, error: type[BaseException], *words: str) -> Callable[[Callable[..., Any]], Any]:
+    def fault(
+        self, name: str, error: type[BaseException], *words: str
+    ) -> Callable[[Callable[..., Any]], Any]:
         """A row that raises."""
         return lambda trigger: self.append(Row(name, error, words, trigger))
 

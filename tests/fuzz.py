@@ -1,18 +1,19 @@
 """Damaged and hostile weight files, by the thousand: reading one gives arrays, or says what is wrong with it.
 
-    python tests/fuzz.py [reader ...] --seconds 60      # in all; "own" and "checkpoint" are seqbridge's own files
-    python tests/fuzz.py npz --again FILE               # one file again
+    python tests/fuzz.py [reader ...] --seconds 60      # in all; "own" and "checkpoint" are
+    seqbridge's own files python tests/fuzz.py npz --again FILE               # one file again
 
-What is in a file may be anything; what happens may be three things: a value that holds nothing but arrays of numbers
-or names, no more of them than a file of its size has room for; a `WeightsError` that names the file; a
-`FileNotFoundError`, where a folder lacks a file. Anything else is a finding: another error, a crash, more memory than
-some hundred megabytes, a hang, and, for files with checksums, another value than was saved. Findings are written into
-a folder, each with its traceback and how to get it again.
+What is in a file may be anything; what happens may be three things: a value that holds nothing but
+arrays of numbers or names, no more of them than a file of its size has room for; a `WeightsError`
+that names the file; a `FileNotFoundError`, where a folder lacks a file. Anything else is a finding:
+another error, a crash, more memory than some hundred megabytes, a hang, and, for files with
+checksums, another value than was saved. Findings are written into a folder, each with its traceback
+and how to get it again.
 
-The files are whole ones that were changed: bits, bytes, lengths and offsets, pieces of one in another, and, where a
-checksum would refuse all of these, what is inside. The same seed makes the same files. With atheris, which needs no
-more than `pip install atheris`, `--atheris` chooses them by what they reach in the readers (one reader at a time, one
-finding a run).
+The files are whole ones that were changed: bits, bytes, lengths and offsets, pieces of one in
+another, and, where a checksum would refuse all of these, what is inside. The same seed makes the
+same files. With atheris, which needs no more than `pip install atheris`, `--atheris` chooses them
+by what they reach in the readers (one reader at a time, one finding a run).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def outcome(name: str, path: str) -> str:
     from fuzz_files import READERS, Wrong, check_value
 
     where = Path(path)
-    size = sum(f.stat().st_size for f in (where.rglob("*") if where.is_dir() else (where,)) if f.is_file())
+    size = sum(
+        f.stat().st_size for f in (where.rglob("*") if where.is_dir() else (where,)) if f.is_file()
+    )
     try:
         value = READERS[name].read(path)
     except sb.WeightsError as error:
@@ -55,7 +58,9 @@ def outcome(name: str, path: str) -> str:
                 raise Wrong("more memory than a file of its size may take") from error
             cause = cause.__cause__ or cause.__context__
         if path not in str(error) or len(str(error)) > 10_000:
-            raise Wrong(f"the message doesn't name the file, or is too long: {error!s:.500}") from error
+            raise Wrong(
+                f"the message doesn't name the file, or is too long: {error!s:.500}"
+            ) from error
         return "refused"
     except FileNotFoundError:
         return "refused"
@@ -92,7 +97,9 @@ class Worker:
         whole = Path(tempfile.mkdtemp(prefix="whole-", dir=self.folder))
         reader.write(whole)
         for path in sorted(whole.iterdir()):
-            assert outcome(name, str(path)) == "read", path  # whole files are read, or nothing below says anything
+            assert outcome(name, str(path)) == "read", (
+                path
+            )  # whole files are read, or nothing below says anything
         seeds = [files_of(path) for path in sorted(whole.iterdir())]
         names = [path.name for path in sorted(whole.iterdir())]
         counts = state["counts"].setdefault(name, {})
@@ -100,7 +107,10 @@ class Worker:
         while state["inputs"] < state["most"][name] and state["spent"] < state["seconds"]:
             chance = random.Random(f"{state['seed']} {name} {state['inputs']}")
             which = chance.randrange(len(seeds))
-            put(mutated(seeds[which], seeds, reader, chance), path := self.folder / "current" / names[which])
+            put(
+                mutated(seeds[which], seeds, reader, chance),
+                path := self.folder / "current" / names[which],
+            )
             state |= {"inputs": state["inputs"] + 1, "current": str(path)}
             self.keep()
             with Limits():
@@ -108,7 +118,9 @@ class Worker:
                     counts_as = outcome(name, str(path))
                 except BaseException as error:
                     counts_as = "finding"
-                    found(self.folder / "findings", name, path, traceback.format_exc(), kind_of(error))
+                    found(
+                        self.folder / "findings", name, path, traceback.format_exc(), kind_of(error)
+                    )
             counts[counts_as] = counts.get(counts_as, 0) + 1
             state["current"] = ""
             self.keep()
@@ -165,7 +177,9 @@ def found(folder: Path, name: str, path: Path, said: str, kind: str) -> None:
 # The one that starts them
 
 
-def fuzz(most: dict[str, int], seconds: float, seed: int, findings: Path) -> dict[str, dict[str, int]]:
+def fuzz(
+    most: dict[str, int], seconds: float, seed: int, findings: Path
+) -> dict[str, dict[str, int]]:
     """Runs workers until everything is done; returns how many files of each reader were read, refused, or findings.
 
     Args:
@@ -186,14 +200,22 @@ def fuzz(most: dict[str, int], seconds: float, seed: int, findings: Path) -> dic
         (folder / "state").write_text(json.dumps(state))
         command = [sys.executable, __file__, "--worker", str(folder)]
         while state["names"]:
-            worker = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+            worker = subprocess.run(
+                command, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+            )
             state = json.loads((folder / "state").read_text())
             if worker.returncode:
                 if not state["current"]:
                     raise RuntimeError(worker.stderr)
                 name, path = state["names"][0], Path(state["current"])
                 said = f"{worker.stderr[-20_000:]}\nthe process ended with {worker.returncode}"
-                found(findings.resolve(), name, path, said, where_ended(worker.stderr, worker.returncode))
+                found(
+                    findings.resolve(),
+                    name,
+                    path,
+                    said,
+                    where_ended(worker.stderr, worker.returncode),
+                )
                 counts: dict[str, int] = state["counts"].setdefault(name, {})
                 counts["finding"] = counts.get("finding", 0) + 1
                 state["spent"] += HANG
@@ -212,11 +234,15 @@ def guided(name: str, seconds: float, findings: Path) -> None:
     os.environ.setdefault("KERAS_BACKEND", "jax")
     atheris: Any = importlib.import_module("atheris")  # of which checkers of types know nothing
 
-    with atheris.instrument_imports(include=["seqbridge", "seqbridge_equinox", "seqbridge_haiku", "seqbridge_keras"]):
+    with atheris.instrument_imports(
+        include=["seqbridge", "seqbridge_equinox", "seqbridge_haiku", "seqbridge_keras"]
+    ):
         import seqbridge_equinox  # noqa: F401
         import seqbridge_haiku  # noqa: F401
         import seqbridge_keras  # noqa: F401
-    with atheris.instrument_imports(include=["seqbridge_linen", "flax.serialization", "zipfile", "msgpack.fallback"]):
+    with atheris.instrument_imports(
+        include=["seqbridge_linen", "flax.serialization", "zipfile", "msgpack.fallback"]
+    ):
         import seqbridge_linen  # noqa: F401
     from fuzz_files import READERS, files_of, mutated
 
@@ -224,7 +250,9 @@ def guided(name: str, seconds: float, findings: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="seqbridge-fuzz-"))
     (folder / "seeds").mkdir()
     reader.write(folder / "seeds")
-    assert all(path.is_file() for path in (folder / "seeds").iterdir()), "of folders, atheris knows nothing"
+    assert all(path.is_file() for path in (folder / "seeds").iterdir()), (
+        "of folders, atheris knows nothing"
+    )
     seeds = [files_of(path) for path in sorted((folder / "seeds").iterdir())]
     path = folder / f"current{next((folder / 'seeds').iterdir()).suffix}"
 
@@ -242,7 +270,12 @@ def guided(name: str, seconds: float, findings: Path) -> None:
             return atheris.Mutate(data, most)
 
     findings.mkdir(parents=True, exist_ok=True)
-    options = [f"-max_total_time={int(seconds)}", f"-timeout={HANG}", "-rss_limit_mb=4096", "-max_len=20000"]
+    options = [
+        f"-max_total_time={int(seconds)}",
+        f"-timeout={HANG}",
+        "-rss_limit_mb=4096",
+        "-max_len=20000",
+    ]
     atheris.Setup(
         [sys.argv[0], *options, f"-artifact_prefix={findings}/{name}-", str(folder / "seeds")],
         one,
@@ -252,14 +285,23 @@ def guided(name: str, seconds: float, findings: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", metavar="reader", nargs="*", choices=(*NAMES, []), help=f"of {', '.join(NAMES)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", metavar="reader", nargs="*", choices=(*NAMES, []), help=f"of {', '.join(NAMES)}"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="for all readers together")
     parser.add_argument("--inputs", type=int, default=10**9, help="for each reader, at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "seqbridge-findings")
     parser.add_argument(
-        "--again", metavar="FILE", type=Path, help="reads this, as a file of the reader, and nothing else"
+        "--findings", type=Path, default=Path(tempfile.gettempdir()) / "seqbridge-findings"
+    )
+    parser.add_argument(
+        "--again",
+        metavar="FILE",
+        type=Path,
+        help="reads this, as a file of the reader, and nothing else",
     )
     parser.add_argument("--atheris", action="store_true", help="chooses files by what they reach")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -267,7 +309,9 @@ def main() -> None:
     if options.worker:
         Worker(options.worker).run()
     elif options.again:
-        with tempfile.TemporaryDirectory() as folder:  # what the first one imports is none of its own
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # what the first one imports is none of its own
             importlib.import_module("fuzz_files").READERS[options.names[0]].write(Path(folder))
             outcome(options.names[0], str(next(Path(folder).iterdir())))
         with Limits():
@@ -279,7 +323,10 @@ def main() -> None:
         counts = fuzz(most, options.seconds, options.seed, options.findings)
         print(f"{'reader':12} {'files':>8} {'read':>8} {'refused':>8} {'findings':>8}")
         for name, count in counts.items():
-            numbers = [sum(count.values()), *(count.get(kind, 0) for kind in ("read", "refused", "finding"))]
+            numbers = [
+                sum(count.values()),
+                *(count.get(kind, 0) for kind in ("read", "refused", "finding")),
+            ]
             print(f"{name:12} " + " ".join(f"{number:8}" for number in numbers))
         sys.exit(any("finding" in count for count in counts.values()))
 

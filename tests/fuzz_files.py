@@ -48,7 +48,9 @@ class Reader(NamedTuple):
     read: Callable[[str], Any] = sb.read
     inside: Callable[[bytes, Random], bytes] = lambda data, chance: data
     tokens: tuple[bytes, ...] = ()
-    expands: int = 16  # how many bytes of arrays one of the file may become: a bool in a pickle is an array
+    expands: int = (
+        16  # how many bytes of arrays one of the file may become: a bool in a pickle is an array
+    )
 
 
 # Whole files
@@ -63,7 +65,10 @@ ARRAYS: Any = {
     "complex": np.array([1 + 2j], np.complex64),
 }
 BIG = {"big": np.arange(3, dtype=">f4"), **ARRAYS}
-TREE: Any = {"params": {"Dense_0": {n: a for n, a in ARRAYS.items() if n != "one"}}, "steps": [np.int32(3), np.ones(2)]}
+TREE: Any = {
+    "params": {"Dense_0": {n: a for n, a in ARRAYS.items() if n != "one"}},
+    "steps": [np.int32(3), np.ones(2)],
+}
 
 
 def safetensors(folder: Path) -> None:
@@ -86,27 +91,37 @@ def eqx_files(folder: Path) -> None:
 
 
 def msgpacked(folder: Path) -> None:
-    (folder / "plain.msgpack").write_bytes(serialization.to_bytes({**TREE, "scalars": [1, 2.5, True, 1 + 2j]}))
+    (folder / "plain.msgpack").write_bytes(
+        serialization.to_bytes({**TREE, "scalars": [1, 2.5, True, 1 + 2j]})
+    )
     before, serialization.MAX_CHUNK_SIZE = serialization.MAX_CHUNK_SIZE, 32
     try:
-        (folder / "chunks.msgpack").write_bytes(serialization.msgpack_serialize(TREE["params"]["Dense_0"]))
+        (folder / "chunks.msgpack").write_bytes(
+            serialization.msgpack_serialize(TREE["params"]["Dense_0"])
+        )
     finally:
         serialization.MAX_CHUNK_SIZE = before
 
 
 def h5(folder: Path) -> None:
     for name, version in (("old", "earliest"), ("new", "latest")):
-        with h5py.File(folder / f"{name}.weights.h5", "w", libver=version, track_order=False) as file:
+        with h5py.File(
+            folder / f"{name}.weights.h5", "w", libver=version, track_order=False
+        ) as file:
             group = file.create_group("layers/dense/vars")
             group["0"], group["1"] = ARRAYS["kernel"], ARRAYS["turned"]
-            group.create_dataset("2", data=np.zeros((8, 8), "f4"), chunks=(4, 4), compression="gzip", shuffle=True)
+            group.create_dataset(
+                "2", data=np.zeros((8, 8), "f4"), chunks=(4, 4), compression="gzip", shuffle=True
+            )
             group.create_dataset("3", data=np.arange(8.0), chunks=(8,), fletcher32=True)
             group.attrs["name"] = "dense"
             file["notes"] = "text"
 
 
 def pickles(folder: Path) -> None:
-    flat = hk.data_structures.to_immutable_dict({"linear": {"w": ARRAYS["kernel"], "b": ARRAYS["half"]}})
+    flat = hk.data_structures.to_immutable_dict(
+        {"linear": {"w": ARRAYS["kernel"], "b": ARRAYS["half"]}}
+    )
     trees = {
         "plain": {"linear": ARRAYS, "numbers": [1, 2.5, True, 1 + 2j, (3,)]},
         "jax": {"linear": {"w": jnp.ones((2, 3)), "b": jnp.zeros(3, jnp.bfloat16)}},
@@ -118,7 +133,10 @@ def pickles(folder: Path) -> None:
 
 
 def orbax(folder: Path) -> None:
-    tree = {"params": {"kernel": ARRAYS["kernel"], "half": ARRAYS["half"]}, "steps": [np.int32(3), np.ones(2)]}
+    tree = {
+        "params": {"kernel": ARRAYS["kernel"], "half": ARRAYS["half"]},
+        "steps": [np.int32(3), np.ones(2)],
+    }
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "plain", tree)
     forms: tuple[dict[str, Any], ...] = ({"use_ocdbt": False}, {"use_zarr3": True})
@@ -199,7 +217,21 @@ NUMBERS = (
     0, 1, 2, 3, 4, 7, 8, 127, 128, 255, 256, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1,
     2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
 )  # fmt: skip
-NAMES = ("", ".", "..", "../../x", "/etc/x", "C:\\x", "a\0b", "x" * 5000, "__metadata__", "seqbridge", "0", "ü", "a.b")
+NAMES = (
+    "",
+    ".",
+    "..",
+    "../../x",
+    "/etc/x",
+    "C:\\x",
+    "a\0b",
+    "x" * 5000,
+    "__metadata__",
+    "seqbridge",
+    "0",
+    "ü",
+    "a.b",
+)
 STRANGE: tuple[Any, ...] = (
     *NUMBERS, *NAMES, -1, -(2**63), 2**200, 0.5, 1e308, math.nan, None, True, [], {}, [1, 2**40], [[[[]]]], {"a": 1},
     "F32", "F64", "BF16", "C64", "U8", "object", "float32", "int4", "V4", "S8", "f4,f4", "complex64", "M8[s]",
@@ -213,7 +245,9 @@ def damaged(data: bytes, others: list[bytes], tokens: tuple[bytes, ...], chance:
         at = chance.randrange(len(made) + 1)
         # Most of what matters stands at the beginning.
         at = chance.choice((at, at, min(at, chance.randrange(256))))
-        some = chance.choice((1, 2, 4, 8, chance.randrange(1, 64), chance.randrange(1, len(made) + 2)))
+        some = chance.choice(
+            (1, 2, 4, 8, chance.randrange(1, 64), chance.randrange(1, len(made) + 2))
+        )
         match chance.randrange(9):
             case 0 | 1 if at < len(made):
                 made[at] ^= 1 << chance.randrange(8)
@@ -225,7 +259,9 @@ def damaged(data: bytes, others: list[bytes], tokens: tuple[bytes, ...], chance:
                 made[at:at] = made[at : at + some]
             case 5:
                 number, size = chance.choice(NUMBERS), chance.choice((1, 2, 4, 8))
-                made[at : at + size] = (number % 256**size).to_bytes(size, chance.choice(("little", "big")))
+                made[at : at + size] = (number % 256**size).to_bytes(
+                    size, chance.choice(("little", "big"))
+                )
             case 6:
                 other = chance.choice(others)
                 start = chance.randrange(len(other) + 1)
@@ -246,16 +282,30 @@ def edited(node: Any, chance: Random) -> Any:
         if how < 0.8:
             return {n: value for n, value in node.items() if n != name}
         other = chance.choice((*NAMES, name))
-        return {(other if n == name else n): v for n, v in node.items()} if how < 0.9 else {**node, other: node[name]}
+        return (
+            {(other if n == name else n): v for n, v in node.items()}
+            if how < 0.9
+            else {**node, other: node[name]}
+        )
     if isinstance(node, list | tuple) and node and chance.random() < 0.9:
         at = chance.randrange(len(node))
-        return [*node[:at], *([edited(node[at], chance)] * chance.choice((0, 1, 1, 1, 1, 2))), *node[at + 1 :]]
+        return [
+            *node[:at],
+            *([edited(node[at], chance)] * chance.choice((0, 1, 1, 1, 1, 2))),
+            *node[at + 1 :],
+        ]
     if isinstance(node, msgpack.ExtType):
         inner = msgpack.unpackb(node.data, strict_map_key=False)
-        return msgpack.ExtType(chance.choice((node.code, node.code, 1, 2, 3)), packed(edited(inner, chance)))
+        return msgpack.ExtType(
+            chance.choice((node.code, node.code, 1, 2, 3)), packed(edited(inner, chance))
+        )
     if isinstance(node, str) and node.startswith("{"):
         return json.dumps(edited(json.loads(node), chance))
-    return node + chance.choice((-1, 1)) if type(node) is int and chance.random() < 0.3 else chance.choice(STRANGE)
+    return (
+        node + chance.choice((-1, 1))
+        if type(node) is int and chance.random() < 0.3
+        else chance.choice(STRANGE)
+    )
 
 
 def packed(tree: Any) -> Any:
@@ -284,13 +334,34 @@ def edited_msgpack(data: bytes, chance: Random) -> bytes:
 
 def edited_array(data: bytes, chance: Random) -> bytes:
     """Another dtype, order or shape in one of the headers."""
-    found = list(re.finditer(rb"\x93NUMPY.{4}(\{[^\n]*\n)|\x93NUMPY.{6}(\{[^\n]*\n)", data, re.DOTALL))
+    found = list(
+        re.finditer(rb"\x93NUMPY.{4}(\{[^\n]*\n)|\x93NUMPY.{6}(\{[^\n]*\n)", data, re.DOTALL)
+    )
     if not found:
         return data
     place = chance.choice(found)
-    dtypes = ("<f4", ">f8", "|V2", "|V0", "|O", "<U3", "|S4", "<M8[s]", "<c8", "|b1", "<f2", "f4,f4", "(3,)f4", "nope")
+    dtypes = (
+        "<f4",
+        ">f8",
+        "|V2",
+        "|V0",
+        "|O",
+        "<U3",
+        "|S4",
+        "<M8[s]",
+        "<c8",
+        "|b1",
+        "<f2",
+        "f4,f4",
+        "(3,)f4",
+        "nope",
+    )
     numbers = tuple(chance.choice((*NUMBERS, -1, 2**200, 3, 4)) for _ in range(chance.randrange(4)))
-    header = {"descr": chance.choice(dtypes), "fortran_order": chance.choice((True, False, 3)), "shape": numbers}
+    header = {
+        "descr": chance.choice(dtypes),
+        "fortran_order": chance.choice((True, False, 3)),
+        "shape": numbers,
+    }
     text = f"{header!r}{' ' * chance.randrange(70)}\n".encode()
     head = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little")
     return data[: place.start()] + head + text + data[place.end() :]
@@ -313,7 +384,9 @@ def edited_archive(data: bytes, chance: Random) -> bytes:
     members[at : at + chance.choice((0, 1, 1))] = [(name.replace("\0", "~"), content)]
     with (
         warnings.catch_warnings(action="ignore"),
-        zipfile.ZipFile(made := io.BytesIO(), "w", chance.choice((0, zipfile.ZIP_DEFLATED)), True, 1) as archive,
+        zipfile.ZipFile(
+            made := io.BytesIO(), "w", chance.choice((0, zipfile.ZIP_DEFLATED)), True, 1
+        ) as archive,
     ):
         for n, value in members:
             archive.writestr(n or "a", value)
@@ -342,7 +415,11 @@ def mutated(files: Files, all_files: list[Files], reader: Reader, chance: Random
 def files_of(path: Path) -> Files:
     if path.is_file():
         return {"": path.read_bytes()}
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
 
 
 def leaves(value: Any) -> Iterator[tuple[str, Any]]:
@@ -382,7 +459,18 @@ PACKED = (
     b"\xc0", b"\x80", b"\x81", b"\x90", b"\x91", b"\xc7\x00\x01", b"\xc9\xff\xff\xff\xff\x01",
     b"\xdf\xff\xff\xff\xff",
 )  # fmt: skip
-HEADER = (b'"', b"{", b"}", b"[", b",", b"-1", b"99999999999", b"seqbridge", b"crc32", b"__metadata__")
+HEADER = (
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b",",
+    b"-1",
+    b"99999999999",
+    b"seqbridge",
+    b"crc32",
+    b"__metadata__",
+)
 ARCHIVE = (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")
 STORE = (b"TREE", b"SNOD", b"HEAP", b"OHDR", b"FRHP", b"BTHD")
 ARRAY = (b"'|O'", b"\x93NUMPY", b"(-1,)", b"(99999999999,)", b"'<U3'")

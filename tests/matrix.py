@@ -1,7 +1,8 @@
 """A pytest plugin: `--matrix FILE` shows what the suites have found, and writes it.
 
-One table of `test_conformance.py`, property by ecosystem, and one of `test_export.py`, source by target. `--ports FILE`
-does so for `test_port.py`: a row is a kind of layer and where it comes from, a column where it goes.
+One table of `test_conformance.py`, property by ecosystem, and one of `test_export.py`, source by
+target. `--ports FILE` does so for `test_port.py`: a row is a kind of layer and where it comes from,
+a column where it goes.
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ python -m pytest -q -n 2 tests/test_port.py --dist=load --ports docs/ports.md
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", metavar="FILE", help="show the suites as matrices, and write them to FILE")
-    parser.addoption("--ports", metavar="FILE", help="show what can be ported, and write it to FILE")
+    parser.addoption(
+        "--matrix", metavar="FILE", help="show the suites as matrices, and write them to FILE"
+    )
+    parser.addoption(
+        "--ports", metavar="FILE", help="show what can be ported, and write it to FILE"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -61,7 +66,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if ports_file := config.getoption("--ports"):
         rows, reasons = ports(terminalreporter.stats)
         Console(width=140).print(_table(rows))
-        Path(ports_file).write_text(PORTS + markdown(rows) + "\n" + "".join(f"{line}  \n" for line in reasons))
+        Path(ports_file).write_text(
+            PORTS + markdown(rows) + "\n" + "".join(f"{line}  \n" for line in reasons)
+        )
     file = config.getoption("--matrix")
     if not file:
         return
@@ -98,7 +105,10 @@ def ways(tests: list[tuple[str, bool]]) -> list[list[str]]:
         if (match := re.search(r"test_export\.py::\w+\[(\w+)-.*-(\w+)\]", test))
     ]
     (_, *heading), *rows = _rows(found, _ecosystems(), list(TARGETS))
-    return [["", *(f"to {target}" for target in heading)], *([f"from {row[0]}", *row[1:]] for row in rows)]
+    return [
+        ["", *(f"to {target}" for target in heading)],
+        *([f"from {row[0]}", *row[1:]] for row in rows),
+    ]
 
 
 def ports(stats: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
@@ -133,19 +143,25 @@ def ports(stats: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
 
 
 def _ecosystems() -> list[str]:
-    from cases import CASES  # whose libraries are there when the tests have run, and not when this plugin is loaded
+    from cases import (
+        CASES,
+    )  # whose libraries are there when the tests have run, and not when this plugin is loaded
 
     return list(dict.fromkeys(case.ecosystem for case in CASES))
 
 
-def _rows(found: list[tuple[tuple[str, str], bool]], rows: list[str], columns: list[str]) -> list[list[str]]:
+def _rows(
+    found: list[tuple[tuple[str, str], bool]], rows: list[str], columns: list[str]
+) -> list[list[str]]:
     """The heading, and a row for each name; how many checks have passed, or else how many have failed."""
     passed = Counter(place for place, good in found if good)
     failed = Counter(place for place, good in found if not good)
 
     def cell(row: str, column: str) -> str:
         place = row, column
-        return f"✗ {failed[place]}" if failed[place] else f"✓ {passed[place]}" if passed[place] else ""
+        return (
+            f"✗ {failed[place]}" if failed[place] else f"✓ {passed[place]}" if passed[place] else ""
+        )
 
     return [["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
 

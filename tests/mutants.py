@@ -1,7 +1,8 @@
 """What can be changed in a module, one thing at a time, so that a test should fail; plugins that run tests on that.
 
-Comparisons, `and` and `or`, `not`, conditions, `+` and `-`, whole numbers, flags, what is returned, calls for their
-effect, assignments where there is another value, and the contexts of with-blocks; nothing of annotations and of errors.
+Comparisons, `and` and `or`, `not`, conditions, `+` and `-`, whole numbers, flags, what is returned,
+calls for their effect, assignments where there is another value, and the contexts of with-blocks;
+nothing of annotations and of errors.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ import pytest
 
 PACKAGE = str(Path(__file__).parents[1] / "seqbridge") + "/"
 
-SWAPS = [(ast.Eq, ast.NotEq), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
+SWAPS = [
+    (ast.Eq, ast.NotEq),
+    (ast.Lt, ast.LtE),
+    (ast.Gt, ast.GtE),
+    (ast.Is, ast.IsNot),
+    (ast.In, ast.NotIn),
+]
 SWAPS += [(ast.And, ast.Or), (ast.Add, ast.Sub)]
 SWAPPED: dict[type[Any], type[Any]] = {**dict(SWAPS), **{b: a for a, b in SWAPS}}
-Site = tuple[str, ast.AST, ast.AST, Callable[[], None]]  # function, its node, the node that is shown, how to change it
+Site = tuple[
+    str, ast.AST, ast.AST, Callable[[], None]
+]  # function, its node, the node that is shown, how to change it
 
 
 def sites(tree: ast.AST, where: str, scope: ast.AST) -> Iterator[Site]:
@@ -55,7 +64,9 @@ def for_checkers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def changes(node: Any, parent: ast.AST, where: str, scope: ast.AST) -> Iterator[tuple[ast.AST, Any, Any, Any]]:
+def changes(
+    node: Any, parent: ast.AST, where: str, scope: ast.AST
+) -> Iterator[tuple[ast.AST, Any, Any, Any]]:
     """What is shown, the object whose field (or the list whose item) changes, which one, and to what."""
     match node:
         case ast.Compare():
@@ -84,10 +95,18 @@ def changes(node: Any, parent: ast.AST, where: str, scope: ast.AST) -> Iterator[
 
 def _spare(node: ast.Assign | ast.AugAssign, where: str, scope: ast.AST) -> bool:
     """Whether what is assigned has another value, from before or of another assignment."""
-    names = [n.id for n in ast.walk(scope) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    names = [
+        n.id for n in ast.walk(scope) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    ]
     names += [n.arg for n in ast.walk(scope) if isinstance(n, ast.arg)]
-    kept = [not isinstance(t, ast.Name) or names.count(t.id) > 1 for t in getattr(node, "targets", ())]
-    return all(kept) and isinstance(scope, ast.FunctionDef) and not where.endswith(("__init__", "__new__"))
+    kept = [
+        not isinstance(t, ast.Name) or names.count(t.id) > 1 for t in getattr(node, "targets", ())
+    ]
+    return (
+        all(kept)
+        and isinstance(scope, ast.FunctionDef)
+        and not where.endswith(("__init__", "__new__"))
+    )
 
 
 def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
@@ -96,7 +115,11 @@ def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
     for number in range(len(list(sites(tree, "", tree)))):
         tree = ast.parse(source)
         where, scope, node, change = list(sites(tree, "", tree))[number]
-        spans = [(n.lineno, n.end_lineno or 0) for n in (node, scope) if isinstance(n, ast.stmt | ast.expr)]
+        spans = [
+            (n.lineno, n.end_lineno or 0)
+            for n in (node, scope)
+            if isinstance(n, ast.stmt | ast.expr)
+        ]
         if isinstance(node, ast.If | ast.While | ast.With):
             spans[0] = node.lineno, node.body[0].lineno - 1
         before = ast.unparse(node).strip().splitlines()[0]
@@ -104,7 +127,11 @@ def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
         after = ast.unparse(node).strip().splitlines()[0]
         code = compile(ast.fix_missing_locations(tree), str(file), "exec")
         lines = [set(range(a, max(a, b) + 1)) for a, b in [*spans, (1, 999)]]
-        yield f"`{file.stem}.{where}`: `{before}` -> `{after if after != before else 'pass'}`", lines, code
+        yield (
+            f"`{file.stem}.{where}`: `{before}` -> `{after if after != before else 'pass'}`",
+            lines,
+            code,
+        )
 
 
 class Reached:
@@ -137,7 +164,9 @@ class Reached:
         self.failed |= {report.nodeid} if report.failed else set()
 
     def pytest_sessionfinish(self) -> None:
-        self.file.write_text(json.dumps({n: t for n, t in self.tests.items() if n not in self.failed}))
+        self.file.write_text(
+            json.dumps({n: t for n, t in self.tests.items() if n not in self.failed})
+        )
 
 
 class Chosen:
@@ -161,7 +190,9 @@ class Chosen:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         order = {name: i for i, name in enumerate(self.tests)}
-        examples = [item for item in items if "::line:" in item.nodeid]  # each goes on from those before
+        examples = [
+            item for item in items if "::line:" in item.nodeid
+        ]  # each goes on from those before
         chosen = [item for item in items if item.nodeid in order and item not in examples]
         items[:] = [*sorted(chosen, key=lambda item: order[item.nodeid]), *examples]
 

@@ -1,14 +1,16 @@
 """Do the tests bite? Changes one thing in a module, runs the tests that reach it, and says which changes none noticed.
 
-`python tests/mutation.py [module ...]`, such as `python tests/mutation.py _list _names`; without any: all of `ABOUT`.
-At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers` at once; `--log FILE` gets each result as
-it comes, `--reached FOLDER` keeps what each test reaches for the next run. `--again LOG` runs those that survived in
-it, `--also test_export ...` with tests of other files, too. `mutation_survivors.md` explains mutants that change
-nothing that could be seen.
+`python tests/mutation.py [module ...]`, such as `python tests/mutation.py _list _names`; without
+any: all of `ABOUT`. At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers`
+    at once; `--log FILE` gets each result as
+it comes, `--reached FOLDER` keeps what each test reaches for the next run. `--again LOG` runs those
+that survived in it, `--also test_export ...` with tests of other files, too.
+`mutation_survivors.md` explains mutants that change nothing that could be seen.
 
-The tests run once with a tracer that notes the lines each reaches. Then each mutant is a fork of a process that has
-imported JAX and the libraries, but not the package: it imports the package with the mutated module in place and runs,
-the cheapest first, the tests that reach the line. A failure, a crash and a hang are kills.
+The tests run once with a tracer that notes the lines each reaches. Then each mutant is a fork of a
+process that has imported JAX and the libraries, but not the package: it imports the package with
+the mutated module in place and runs, the cheapest first, the tests that reach the line. A failure,
+a crash and a hang are kills.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ from mutants import Chosen, Prepared, Reached, mutants
 ROOT = Path(__file__).parents[1]
 LISTS = ("test_list", "test_list_properties", "test_entries", "test_ecosystems")
 VALUES = ("test_variables", "test_faults_state")
-CALLS, FUNCTIONS = ("test_keywords", "test_faults_calls"), ("test_transforms", "test_faults_state", "test_freeze")
+CALLS, FUNCTIONS = (
+    ("test_keywords", "test_faults_calls"),
+    ("test_transforms", "test_faults_state", "test_freeze"),
+)
 FILES = ("test_saving", "test_faults_files", "test_files")
 ABOUT = {  # the test files that are about a module
     "_list": LISTS, "_names": (*CALLS, "test_saving", "test_variables"), "_dispatch": CALLS,
@@ -47,14 +52,18 @@ ABOUT = {  # the test files that are about a module
     "_sharing": LISTS, "_fit": FILES, "_saving": FILES, "_checkpoint": ("test_checkpoint",),
     "_trace": (*FUNCTIONS, *VALUES), "_grad": FUNCTIONS, "_transforms": FUNCTIONS,
 }  # fmt: skip
-# Of the tests that reach a line those run, cheapest first, that take so many seconds: its own, and others.
+# Of the tests that reach a line those run, cheapest first, that take so many seconds: its own, and
+# others.
 OWN, OTHER = 60.0, 6.0
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 UNCHANGED = "no change"
 LIBRARIES = "jax flax.linen flax.nnx haiku equinox keras optax orbax.checkpoint hypothesis safetensors rich objax sybil"
 
 
-def run(workers: int, tasks: list[tuple[Callable[[], Any], list[str], float, Callable[[str, float], None]]]) -> None:
+def run(
+    workers: int,
+    tasks: list[tuple[Callable[[], Any], list[str], float, Callable[[str, float], None]]],
+) -> None:
     """Runs tests in forks, so many at once: a plugin, the files, the time it may take, and who hears how it ended."""
     running: dict[int, tuple[float, float, Callable[[str, float], None]]] = {}
     while running or tasks:
@@ -66,7 +75,11 @@ def run(workers: int, tasks: list[tuple[Callable[[], Any], list[str], float, Cal
             try:
                 os.setsid()
                 null = os.open(os.devnull, os.O_RDWR)
-                _ = [os.dup2(null, stream) for stream in (0, 1, 2) if "MUTATION_SHOW" not in os.environ]
+                _ = [
+                    os.dup2(null, stream)
+                    for stream in (0, 1, 2)
+                    if "MUTATION_SHOW" not in os.environ
+                ]
                 code = pytest.main([*OPTIONS, *files], plugins=[Prepared(), plugin()])
                 sys.stdout.flush()
                 os._exit(int(code))
@@ -81,7 +94,9 @@ def run(workers: int, tasks: list[tuple[Callable[[], Any], list[str], float, Cal
                 os.waitpid(child, 0)
             if ended or seconds > limit:
                 del running[child]
-                done("survived" if ended and status == 0 else "killed" if ended else "hung", seconds)
+                done(
+                    "survived" if ended and status == 0 else "killed" if ended else "hung", seconds
+                )
         time.sleep(0.02)
 
 
@@ -101,17 +116,28 @@ def main() -> None:
         "ignore"
     )  # JAX warns of forks; its threads come with the first array, which is made in a fork
     sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
-    importlib.import_module("conftest").pytest_configure(types.SimpleNamespace(add_cleanup=atexit.register))
+    importlib.import_module("conftest").pytest_configure(
+        types.SimpleNamespace(add_cleanup=atexit.register)
+    )
     _ = [importlib.import_module(name) for name in LIBRARIES.split()]
 
-    about = {m: [f"seqbridge/{m}.py", *(f"tests/{name}.py" for name in (*ABOUT[m], *args.also))] for m in args.modules}
+    about = {
+        m: [f"seqbridge/{m}.py", *(f"tests/{name}.py" for name in (*ABOUT[m], *args.also))]
+        for m in args.modules
+    }
     reached: dict[str, tuple[float, set[tuple[str, int]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(args.reached or folder)
         kept.mkdir(exist_ok=True)
         names = {name: kept / name.replace("/", ".") for names in about.values() for name in names}
         missing = {name: file for name, file in names.items() if not file.exists()}
-        run(args.workers, [(partial(Reached, file), [name], 600.0, lambda *_: None) for name, file in missing.items()])
+        run(
+            args.workers,
+            [
+                (partial(Reached, file), [name], 600.0, lambda *_: None)
+                for name, file in missing.items()
+            ],
+        )
         for file in names.values():
             for name, (seconds, lines) in json.loads(file.read_text()).items():
                 reached[name] = seconds, {(module, line) for module, line in lines}
@@ -119,7 +145,9 @@ def main() -> None:
 
     results: dict[str, Counter[str]] = {module: Counter() for module in args.modules}
     explained = Path(__file__).with_name("mutation_survivors.md").read_text().replace("\n  ", " ")
-    again = args.again and {line.partition(" tests, ")[2] for line in args.again.open() if line.startswith("survived")}
+    again = args.again and {
+        line.partition(" tests, ")[2] for line in args.again.open() if line.startswith("survived")
+    }
     tasks: list[tuple[int, Any]] = []
     for module in args.modules:
         file = ROOT / "seqbridge" / f"{module}.py"
@@ -132,7 +160,13 @@ def main() -> None:
             tests = choose(module, spans, reached, about[module])
             limit = 20 + 4 * sum(reached[name][0] for name in tests)
 
-            def done(how: str, seconds: float, module: str = module, text: str = text, n: int = len(tests)) -> None:
+            def done(
+                how: str,
+                seconds: float,
+                module: str = module,
+                text: str = text,
+                n: int = len(tests),
+            ) -> None:
                 how = "explained" if how == "survived" and text in explained else how
                 results[module][how] += text != UNCHANGED
                 with open(args.log, "a") as log:
@@ -152,15 +186,22 @@ def main() -> None:
     for module, how in results.items():
         killed = how["killed"] + how["hung"]
         score = (killed + how["explained"]) / max(1, how.total())
-        print(f"| `{module}` | {how.total()} | {killed} | {how['explained']} | {how['survived']} | {score:.1%} |")
+        print(
+            f"| `{module}` | {how.total()} | {killed} | {how['explained']} | {how['survived']} | "
+            f"{score:.1%} |"
+        )
 
 
-def choose(module: str, spans: list[set[int]], reached: Mapping[str, Any], own: list[str]) -> list[str]:
+def choose(
+    module: str, spans: list[set[int]], reached: Mapping[str, Any], own: list[str]
+) -> list[str]:
     """The tests that reach the lines, or if none does the function, or the module; the cheapest first."""
     hits: list[tuple[float, str]] = []
     for span in spans:
         hits = hits or sorted(
-            (s, name) for name, (s, lines) in reached.items() if any((module, n) in lines for n in span)
+            (s, name)
+            for name, (s, lines) in reached.items()
+            if any((module, n) in lines for n in span)
         )
     chosen, spent = [], {True: 0.0, False: 0.0}
     for seconds, name in hits:

@@ -1,6 +1,7 @@
 """The libraries that a model goes out into, and how a person there runs what comes.
 
-`run` uses the library's own calls only. `key` says which key the layers get when the library is given `key`.
+`run` uses the library's own calls only. `key` says which key the layers get when the library is
+given `key`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Target(Protocol):
         """The values that it comes with, in the library's own structure."""
         ...
 
-    def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         """Outputs, and the values after the call."""
         ...
 
@@ -47,7 +50,9 @@ class Pure:
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         return made.init(jax.random.key(0), *inputs, **keywords)
 
-    def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         return made.apply(tree, *inputs, rng=key, training=training, **keywords)
 
     def grads(self, made: Any, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
@@ -67,9 +72,13 @@ class Linen:
     def start(self, made: nn.Module, inputs: Any, keywords: Any) -> Any:
         return made.init(jax.random.key(0), *inputs, **keywords)
 
-    def run(self, made: nn.Module, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: nn.Module, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         mutable = ["batch_stats"] if training else []
-        out, state = made.apply(tree, *inputs, training=training, rngs={"dropout": key}, mutable=mutable, **keywords)
+        out, state = made.apply(
+            tree, *inputs, training=training, rngs={"dropout": key}, mutable=mutable, **keywords
+        )
         return out, {**tree, **state}
 
     def grads(self, made: nn.Module, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
@@ -100,14 +109,18 @@ class Nnx:
         module.train() if training else module.eval()
         return module
 
-    def run(self, made: nnx.Module, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: nnx.Module, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         module = self._module(made, tree, training)
         out = module(*inputs, rngs=nnx.Rngs(dropout=key), **keywords)
         return out, nnx.state(module, nnx.Not(nnx.RngState))
 
     def grads(self, made: nnx.Module, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
         module = self._module(made, tree, True)
-        return nnx.grad(lambda module: module(*inputs, rngs=nnx.Rngs(dropout=key), **keywords).sum())(module)
+        return nnx.grad(
+            lambda module: module(*inputs, rngs=nnx.Rngs(dropout=key), **keywords).sum()
+        )(module)
 
     def key(self, key: Any) -> Any:
         return nnx.Rngs(dropout=key).dropout()
@@ -120,12 +133,16 @@ class Haiku:
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         return made.init(jax.random.key(0), *inputs, **keywords)
 
-    def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         out, state = made.apply(*tree, key, *inputs, training=training, **keywords)
         return out, (tree[0], state)
 
     def grads(self, made: Any, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
-        return jax.grad(lambda params: self.run(made, (params, tree[1]), key, inputs, True, keywords)[0].sum())(tree[0])
+        return jax.grad(
+            lambda params: self.run(made, (params, tree[1]), key, inputs, True, keywords)[0].sum()
+        )(tree[0])
 
     def key(self, key: Any) -> Any:
         return hk.transform(hk.next_rng_key).apply({}, key)
@@ -138,12 +155,16 @@ class Equinox:
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         return eqx.nn.make_with_state(lambda: made)() if made.is_stateful() else made
 
-    def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         module, state = tree if made.is_stateful() else (tree, None)
         running = eqx.nn.inference_mode(module, not training)
         if state is None:
             return running(*inputs, key=key, **keywords), tree
-        state = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(state))  # one that isn't used up
+        state = jax.tree.unflatten(
+            jax.tree.structure(state), jax.tree.leaves(state)
+        )  # one that isn't used up
         out, state = running(*inputs, state, key=key, **keywords)
         return out, (module, state)
 
@@ -151,7 +172,9 @@ class Equinox:
         module, *state = tree if made.is_stateful() else (tree,)
 
         def loss(module: Any) -> jax.Array:
-            return self.run(made, (module, *state) if state else module, key, inputs, True, keywords)[0].sum()
+            return self.run(
+                made, (module, *state) if state else module, key, inputs, True, keywords
+            )[0].sum()
 
         return eqx.filter_grad(loss)(module)
 
@@ -167,7 +190,9 @@ class Keras:
         made(*self._given(made, inputs), **self._mode(made, False), **keywords)
         return [weight.value for weight in made.weights]
 
-    def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         made.set_weights(tree)
         self._seed(made, key)
         out = made(*self._given(made, inputs), **self._mode(made, training), **keywords)
@@ -185,7 +210,9 @@ class Keras:
         return jax.grad(loss)(trained)
 
     def _mode(self, made: Any, training: bool) -> dict[str, bool]:
-        return {"training": training} if "training" in inspect.signature(made.call).parameters else {}
+        return (
+            {"training": training} if "training" in inspect.signature(made.call).parameters else {}
+        )
 
     def _given(self, made: Any, inputs: Any) -> Any:
         """Several inputs by position, or else as one list, as the layer has it."""
@@ -211,9 +238,13 @@ class Stax:
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
         init_fun, _ = made
         shapes = [x.shape for x in inputs]
-        return init_fun(jax.random.key(0), tuple(shapes) if len(shapes) > 1 else shapes[0], **keywords)[1]
+        return init_fun(
+            jax.random.key(0), tuple(shapes) if len(shapes) > 1 else shapes[0], **keywords
+        )[1]
 
-    def run(self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any) -> Any:
+    def run(
+        self, made: Any, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
+    ) -> Any:
         _, apply_fun = made
         given = inputs if len(inputs) > 1 else inputs[0]
         out, after = apply_fun.with_state(tree, given, rng=key, training=training, **keywords)
@@ -223,7 +254,9 @@ class Stax:
     def grads(self, made: Any, tree: Any, key: Any, inputs: Any, keywords: Any) -> Any:
         _, apply_fun = made
         given = inputs if len(inputs) > 1 else inputs[0]
-        return jax.grad(lambda tree: apply_fun(tree, given, rng=key, training=True, **keywords).sum())(tree)
+        return jax.grad(
+            lambda tree: apply_fun(tree, given, rng=key, training=True, **keywords).sum()
+        )(tree)
 
     def key(self, key: Any) -> Any:
         return key

@@ -35,7 +35,11 @@ def imports(source: str) -> set[str]:
 
 
 def _without_type_checking(tree: ast.Module) -> ast.Module:
-    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    tree.body = [
+        n
+        for n in tree.body
+        if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    ]
     return tree
 
 
@@ -72,7 +76,12 @@ def test_the_core_names_no_ecosystem(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["import flax.linen as nn", "def f(x):\n  return x.haiku", "x = 'an equinox module'", "from keras import layers"],
+    [
+        "import flax.linen as nn",
+        "def f(x):\n  return x.haiku",
+        "x = 'an equinox module'",
+        "from keras import layers",
+    ],
 )
 def test_that_check_can_fail(source: str) -> None:
     assert names_an_ecosystem(source)
@@ -80,9 +89,14 @@ def test_that_check_can_fail(source: str) -> None:
 
 @pytest.mark.parametrize("file", CORE, ids=lambda f: f.name)
 def test_imports_run_one_way(file: Path) -> None:
-    # Imported inside functions: a layer that is called alone is a list of one; a tree shows all that hold variables.
+    # Imported inside functions: a layer that is called alone is a list of one; a tree shows all
+    # that hold variables.
     late = {"_layer": {"_sequential"}, "_stateful": {"_tree"}}
-    own = {name.partition(".")[2] for name in imports(file.read_text()) if name.startswith("seqbridge.")}
+    own = {
+        name.partition(".")[2]
+        for name in imports(file.read_text())
+        if name.startswith("seqbridge.")
+    }
     allowed = set(ORDER[: ORDER.index(file.stem)]) | late.get(file.stem, set())
     assert own <= allowed
 
@@ -94,7 +108,9 @@ def test_the_core_needs_jax_and_numpy_only(file: Path) -> None:
         "_summary": {"rich"}, "_tree": {"treescope"}, "_picture": {"resvg_py"},
     }  # fmt: skip
     roots = {name.partition(".")[0] for name in imports(file.read_text())}
-    assert roots - set(sys.stdlib_module_names) <= {"jax", "numpy", "seqbridge"} | late.get(file.stem, set())
+    assert roots - set(sys.stdlib_module_names) <= {"jax", "numpy", "seqbridge"} | late.get(
+        file.stem, set()
+    )
 
 
 @pytest.mark.parametrize("file", ADAPTERS, ids=lambda f: f.parent.name)
@@ -110,7 +126,9 @@ def test_files_are_short(file: Path) -> None:
 
 
 def run(code: str) -> list[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 LOADED = f"; import sys; print(*({ECOSYSTEMS!r} & set(sys.modules)))"
@@ -126,11 +144,11 @@ def test_a_model_of_functions_loads_no_framework() -> None:
 
 
 def test_one_ecosystem_loads_no_other() -> None:
-    code = (
-        "import seqbridge as sb, haiku as hk, functools; sb.Sequential([functools.partial(hk.Linear, 3)]).build((1, 2))"
-    )
+    code = "import seqbridge as sb, haiku as hk, functools; sb.Sequential([functools.partial(hk.Linear, 3)]).build((1, 2))"
     assert "haiku" in run(code + LOADED)
-    assert "seqbridge_linen" not in run(code + "; import sys; print(*[m for m in sys.modules if 'seqbridge_' in m])")
+    assert "seqbridge_linen" not in run(
+        code + "; import sys; print(*[m for m in sys.modules if 'seqbridge_' in m])"
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,9 +162,7 @@ def test_one_ecosystem_loads_no_other() -> None:
 )
 def test_a_layer_wakes_no_library_but_its_own(code: str) -> None:
     run_it = "; import seqbridge as sb; sb.Sequential([entry, lambda x: x]).build((3, 2))"
-    roots = (
-        "; import sys; print(*{'flax', 'haiku', 'equinox', 'keras', 'objax', 'tensorflow'}.intersection(sys.modules))"
-    )
+    roots = "; import sys; print(*{'flax', 'haiku', 'equinox', 'keras', 'objax', 'tensorflow'}.intersection(sys.modules))"
     assert set(run(code + run_it + roots)) == set(run(code + roots))
 
 

@@ -25,7 +25,9 @@ X = jax.random.normal(jax.random.key(0), (8, 4))
 
 
 def make(seed: int = 0) -> tuple[sb.Sequential, sb.Optimizer]:
-    model = sb.Sequential([nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(4)], seed=seed).build((8, 4))
+    model = sb.Sequential(
+        [nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(4)], seed=seed
+    ).build((8, 4))
     return model, sb.Optimizer(model, optax.sgd(1e-2, momentum=0.9))
 
 
@@ -40,7 +42,9 @@ def run(n: int, model: sb.Sequential, optimizer: sb.Optimizer) -> list[float]:
 
 def test_a_training_goes_on_exactly(tmp_path: Path) -> None:
     model, optimizer = make(1)
-    with sb.Checkpoint(tmp_path / "run", model=model, optimizer=optimizer, max_to_keep=2) as checkpoint:
+    with sb.Checkpoint(
+        tmp_path / "run", model=model, optimizer=optimizer, max_to_keep=2
+    ) as checkpoint:
         assert checkpoint.restore() is None
         assert checkpoint.steps == ()
         for step in range(3):
@@ -88,13 +92,18 @@ def test_what_does_not_fit_is_one_report_and_changes_nothing(tmp_path: Path) -> 
     model, optimizer = make(1)
     with sb.Checkpoint(tmp_path, model=model, optimizer=optimizer) as checkpoint:
         checkpoint.save(0)
-    other = sb.Sequential([nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(6), nn.LayerNorm()]).build((8, 4))
+    other = sb.Sequential(
+        [nn.Dense(8), nn.BatchNorm(), nn.Dropout(0.5), nn.Dense(6), nn.LayerNorm()]
+    ).build((8, 4))
     before = other.variables
     with sb.Checkpoint(tmp_path, model=other) as checkpoint:
         with pytest.raises(sb.WeightsError) as caught:
             checkpoint.restore()
         assert "missing: (Sequential)[4](LayerNorm).scale" in str(caught.value)
-        assert "wrong shape: (Sequential)[3](Dense).kernel is (8, 6), and the file has (8, 4)" in str(caught.value)
+        assert (
+            "wrong shape: (Sequential)[3](Dense).kernel is (8, 6), and the file has (8, 4)"
+            in str(caught.value)
+        )
         jax.tree.map(np.testing.assert_array_equal, before, other.variables)
         assert checkpoint.restore(strict=False) == 0
         assert set(checkpoint.reports["model"].wrong) == {
@@ -137,13 +146,16 @@ def test_what_two_parts_share_is_stored_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["bool", "int8", "uint32", "float16", "bfloat16", "float32", "complex64", "float8_e4m3fn"]
+    "dtype",
+    ["bool", "int8", "uint32", "float16", "bfloat16", "float32", "complex64", "float8_e4m3fn"],
 )
 def test_dtypes_and_damage_that_only_a_checksum_shows(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     array = jnp.asarray(np.arange(6).reshape(2, 3) % 2, jnp.dtype(dtype))
-    here = sb.VarCollection({"v": sb.Variable(array), "key": sb.Variable(jax.random.key(3), kind="rng")})
+    here = sb.VarCollection(
+        {"v": sb.Variable(array), "key": sb.Variable(jax.random.key(3), kind="rng")}
+    )
     with sb.Checkpoint(tmp_path, here=here) as checkpoint:
         checkpoint.save(0)
         here["v"].assign(jnp.zeros((2, 3), jnp.dtype(dtype)))
@@ -182,11 +194,15 @@ def test_arrays_of_no_items_and_keys_come_back(tmp_path: Path) -> None:
         with sb.Checkpoint(folder, here=here) as checkpoint:
             assert checkpoint.restore() == 0
             assert checkpoint.reports["here"].whole
-        assert {n: (v.shape, v.dtype) for n, v in here.items()} == {n: (v.shape, v.dtype) for n, v in want.items()}
+        assert {n: (v.shape, v.dtype) for n, v in here.items()} == {
+            n: (v.shape, v.dtype) for n, v in want.items()
+        }
         assert which or here["some"].value[0] == 1
 
 
-def test_a_checksum_is_of_all_bits_of_wide_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checksum_is_of_all_bits_of_wide_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jax.config.update("jax_enable_x64", True)
     try:
         test_dtypes_and_damage_that_only_a_checksum_shows(tmp_path, "int64", monkeypatch)
@@ -218,17 +234,25 @@ print("refused", refused)
 def test_files_that_are_damaged(tmp_path: Path) -> None:
     """In a process of its own, since Orbax' threads live on after an error, and what they leave hits who comes next."""
     whole = tmp_path / "whole"
-    with sb.Checkpoint(whole, here=sb.VarCollection({"v": sb.Variable(jnp.arange(1000.0))})) as checkpoint:
+    with sb.Checkpoint(
+        whole, here=sb.VarCollection({"v": sb.Variable(jnp.arange(1000.0))})
+    ) as checkpoint:
         checkpoint.save(0)
     rng = np.random.default_rng(0)
     folders = []
-    for file in [p.relative_to(whole) for p in (whole / "0").rglob("*") if p.is_file() and p.stat().st_size > 8]:
+    for file in [
+        p.relative_to(whole)
+        for p in (whole / "0").rglob("*")
+        if p.is_file() and p.stat().st_size > 8
+    ]:
         for _ in range(4):
             folders.append(shutil.copytree(whole, tmp_path / f"damaged{len(folders)}"))
             data = bytearray((folders[-1] / file).read_bytes())
             data[rng.integers(len(data))] ^= 1 << rng.integers(8)
             (folders[-1] / file).write_bytes(data)
-    run = subprocess.run([sys.executable, "-c", DAMAGED, *folders], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", DAMAGED, *folders], capture_output=True, text=True, check=False
+    )
     assert run.stdout.startswith("refused "), run.stderr
     assert int(run.stdout.split()[1]) >= 4
 
@@ -306,7 +330,9 @@ def test_several_of_one_folder_take_turns(tmp_path: Path) -> None:
 
 
 def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="model= takes a model, a layer, an optimizer or a collection, not dict"):
+    with pytest.raises(
+        TypeError, match="model= takes a model, a layer, an optimizer or a collection, not dict"
+    ):
         sb.Checkpoint(tmp_path, model={})  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="name what is to be saved"):
         sb.Checkpoint(tmp_path)
@@ -330,7 +356,9 @@ with sb.Checkpoint(sys.argv[1], v=v, max_to_keep=2) as checkpoint:
 
 
 def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "saved\n"
     time.sleep(0.3)
@@ -342,7 +370,9 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_p
         step = checkpoint.restore()
     assert step is not None
     assert step >= 1
-    expected = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32) + np.float32(step)
+    expected = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32) + np.float32(
+        step
+    )
     np.testing.assert_allclose(here["v"].value, expected, atol=1e-5)
 
 
@@ -366,13 +396,17 @@ def test_the_names_of_a_shared_variable_lead_to_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(there["b"].value, v.value)
 
 
-def test_a_later_format_and_a_transform_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_format_and_a_transform_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
     with sb.Checkpoint(tmp_path, here=here) as checkpoint:
         with monkeypatch.context() as later:
             later.setattr("seqbridge._checkpoint.FORMAT", 2)
             checkpoint.save(0)
-        with pytest.raises(sb.WeightsError, match=r"was saved by seqbridge .*: install that, or later"):
+        with pytest.raises(
+            sb.WeightsError, match=r"was saved by seqbridge .*: install that, or later"
+        ):
             checkpoint.restore()
         for what, use in (("saving", lambda: checkpoint.save(1)), ("loading", checkpoint.restore)):
             with pytest.raises(RuntimeError, match=f"{what} inside a JAX transform"):
@@ -380,7 +414,9 @@ def test_a_later_format_and_a_transform_are_refused(tmp_path: Path, monkeypatch:
         assert checkpoint.steps == (0,)
 
 
-def test_control_c_in_a_save_leaves_a_checkpoint_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_in_a_save_leaves_a_checkpoint_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = sb.VarCollection({"v": sb.Variable(jnp.zeros(3))})
     with sb.Checkpoint(tmp_path, here=here, max_to_keep=2) as checkpoint:
         checkpoint.save(0)

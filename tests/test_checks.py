@@ -35,7 +35,11 @@ def _loose() -> Iterator[None]:
 X = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
 LIBRARIES: dict[str, Callable[[], list[Any]]] = {
     "linen": lambda: [nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)],
-    "nnx": lambda: [nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)],
+    "nnx": lambda: [
+        nnx.Linear(3, 3, rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
+        nnx.Dropout(0.5),
+    ],
     "haiku": lambda: [partial(hk.Linear, 3), partial(hk.BatchNorm, True, True, 0.5)],
     "equinox": lambda: [partial(eqx.nn.Linear, 3, 3), eqx.nn.Dropout(0.5)],
     "stax": lambda: [stax.Dense(3), stax.Dropout(0.5)],
@@ -113,7 +117,9 @@ CHECKS = {
 @pytest.mark.parametrize("check", CHECKS)
 def test_checks_of_jax_find_nothing(check: str) -> None:
     with CHECKS[check]():
-        if check == "no tracer is left":  # which traces everything again at each call: some libraries, and one program
+        if (
+            check == "no tracer is left"
+        ):  # which traces everything again at each call: some libraries, and one program
             run(live(entries("linen", "haiku", "functions"), OPTIONS[-1:]), times=1)
         else:  # with `debug_nans` JAX donates nothing, as it may want to run a program again
             run(live(entries(), OPTIONS))
@@ -140,7 +146,10 @@ def test_a_compiled_call_moves_nothing_between_host_and_device(options: Any) -> 
                 compiled(model, X)
                 trained(model, optimizer, X)
                 frozen(X)
-    for guard in ("allow", "disallow"):  # to read and to assign what is packed says at what place, explicitly
+    for guard in (
+        "allow",
+        "disallow",
+    ):  # to read and to assign what is packed says at what place, explicitly
         with jax.transfer_guard(guard):
             model[0].kernel.assign(model[0].kernel.value)
             model.assign(model.variables)
@@ -163,7 +172,13 @@ def test_the_checks_can_fail() -> None:
         "no tracer is left": (sb.Sequential([lambda x, side=side: side.append(x) or x]), "Leaked"),
         "no number is none": (sb.Sequential([lambda x: jnp.log(x - 5)]), "nan"),
         "no key is used twice": (
-            sb.Sequential([lambda x, rng: x + jax.random.normal(rng, x.shape) * jax.random.uniform(rng, x.shape)]),
+            sb.Sequential(
+                [
+                    lambda x, rng: (
+                        x + jax.random.normal(rng, x.shape) * jax.random.uniform(rng, x.shape)
+                    )
+                ]
+            ),
             "[Kk]ey",
         ),
     }

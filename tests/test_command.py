@@ -38,7 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_inspect_lists_what_a_model_has_saved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_lists_what_a_model_has_saved(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sb.Sequential([nn.Dense(3), nn.BatchNorm()]).build((1, 4)).save("m.safetensors")
     assert main(["inspect", "m.safetensors"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -74,8 +76,13 @@ def test_port_carries_a_file_or_a_model_into_a_model_and_saves_it(
     assert not (folder / "out.safetensors").exists()
     assert "transposed (1, 0)" in capsys.readouterr().out
     assert main([*arguments, "--map", "fc=[0]"]) == 0
-    np.testing.assert_array_equal(load_file("out.safetensors")["(Sequential)[0](Dense).kernel"], weight.T)
-    assert main(["port", "models_of_mine:theirs", "out.safetensors", "--into", "models_of_mine:make"]) == 0
+    np.testing.assert_array_equal(
+        load_file("out.safetensors")["(Sequential)[0](Dense).kernel"], weight.T
+    )
+    assert (
+        main(["port", "models_of_mine:theirs", "out.safetensors", "--into", "models_of_mine:make"])
+        == 0
+    )
     assert sb.Sequential([nn.Dense(8)], seed=3).build((1, 4)).load("out.safetensors").whole
 
 
@@ -84,7 +91,9 @@ def test_port_stores_the_arrays_of_a_file_as_safetensors(folder: Path) -> None:
     flat: Any = {f"{scope}//{name}": a for scope, of in params.items() for name, a in of.items()}
     np.savez("haiku.npz", **flat)
     assert main(["port", "haiku.npz", "haiku.safetensors"]) == 0
-    np.testing.assert_array_equal(load_file("haiku.safetensors")["linear//w"], params["linear"]["w"])
+    np.testing.assert_array_equal(
+        load_file("haiku.safetensors")["linear//w"], params["linear"]["w"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +102,22 @@ def test_port_stores_the_arrays_of_a_file_as_safetensors(folder: Path) -> None:
         (["inspect", "nothing"], "No such file"),
         (["inspect", "models_of_mine.py"], "is of no known format"),
         (["port", "models_of_mine:theirs", "out", "--into", "models_of_mine"], "isn't module:name"),
-        (["port", "models_of_mine:theirs", "out", "--into", "models_of_mine:mak"], "has no attribute 'mak'"),
-        (["port", "models_of_mine:theirs", "out", "--into", "models_of_mine:make", "--map", "x=y"], "has no 'x'"),
+        (
+            ["port", "models_of_mine:theirs", "out", "--into", "models_of_mine:mak"],
+            "has no attribute 'mak'",
+        ),
+        (
+            [
+                "port",
+                "models_of_mine:theirs",
+                "out",
+                "--into",
+                "models_of_mine:make",
+                "--map",
+                "x=y",
+            ],
+            "has no 'x'",
+        ),
     ],
 )
 def test_what_can_not_be_done_is_said(

@@ -48,7 +48,9 @@ def assert_same(a: Any, b: Any, **tolerance: Any) -> None:
     """Bit by bit, or to a tolerance."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if not hasattr(x, "dtype"):  # a function or a number, which some libraries keep among the arrays
+        if not hasattr(
+            x, "dtype"
+        ):  # a function or a number, which some libraries keep among the arrays
             assert x is y or x == y
             continue
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
@@ -61,8 +63,14 @@ def assert_same(a: Any, b: Any, **tolerance: Any) -> None:
 def split(tree: Any) -> tuple[dict[int, Any], Callable[[Any], Any]]:
     """The float arrays of a native tree, and how to make the tree again from others."""
     leaves, treedef = jax.tree.flatten(tree)
-    floats = {i: x for i, x in enumerate(leaves) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)}
-    return floats, lambda new: jax.tree.unflatten(treedef, [new.get(i, leaf) for i, leaf in enumerate(leaves)])
+    floats = {
+        i: x
+        for i, x in enumerate(leaves)
+        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+    }
+    return floats, lambda new: jax.tree.unflatten(
+        treedef, [new.get(i, leaf) for i, leaf in enumerate(leaves)]
+    )
 
 
 def test_initial_values_are_those_of_the_library(case: Case) -> None:
@@ -173,7 +181,9 @@ def test_structure_is_kept_and_state_moves_in_training_only(case: Case) -> None:
     call(model, case, True)
     after = model.variables
     assert list(model.vars()) == names
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), before)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), before
+    )
     assert_same(after["params"], before["params"])
     moved = any(bool((after["state"][n] != v).any()) for n, v in before["state"].items())
     assert moved == case.state
@@ -204,7 +214,9 @@ def test_an_undecided_mode_names_the_layer(case: Case) -> None:
 
 
 def test_an_unknown_keyword_is_an_error(case: Case) -> None:
-    with pytest.raises(TypeError, match="no layer takes the keyword 'trainnig'; did you mean 'training'"):
+    with pytest.raises(
+        TypeError, match="no layer takes the keyword 'trainnig'; did you mean 'training'"
+    ):
         make(case)(*case.arrays(), trainnig=True, **case.keywords)
 
 
@@ -245,7 +257,9 @@ def test_a_later_error_leaves_the_state_as_it_was(case: Case) -> None:
     model[1] = lambda x, broken=False: fail(x) if broken else x
     with pytest.raises(KeyError, match="later"):
         model(*case.arrays(), training=True, broken=True, **case.keywords)
-    jitted = sb.jit(lambda model: model(*case.arrays(), training=True, broken=True, **case.keywords))
+    jitted = sb.jit(
+        lambda model: model(*case.arrays(), training=True, broken=True, **case.keywords)
+    )
     with pytest.raises(KeyError, match="later"):
         jitted(model)
     assert all(model.vars()[name].value is array for name, array in before.items())
@@ -267,7 +281,12 @@ def test_one_entry_at_two_places_is_one_set_of_variables(case: Case) -> None:
     first = sb.Sequential([entry])
     model = sb.Sequential([first, lambda x: x, sb.Sequential({"again": entry})])
     assert model[0][0] is model[2].again
-    if len(case.inputs) == 1 and case.name in ("linen-shared", "linen-batch-norm", "linen-dropout", "function-relu"):
+    if len(case.inputs) == 1 and case.name in (
+        "linen-shared",
+        "linen-batch-norm",
+        "linen-dropout",
+        "function-relu",
+    ):
         model.build(*case.inputs)
         assert len({v for v in model.vars().values() if v.kind == "params"}) == case.params
 

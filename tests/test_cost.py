@@ -75,12 +75,16 @@ def test_an_edit_of_a_long_list_looks_at_what_is_new() -> None:
     del model[10]
     model.insert(5, jnp.tanh)
     assert calls.take() == 0
-    model[0] = Count(calls, 5)  # the next layer gets another shape, which is as far as an edit looks
+    model[0] = Count(
+        calls, 5
+    )  # the next layer gets another shape, which is as far as an edit looks
     assert calls.take() <= 3
 
 
 def test_a_call_reads_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = sb.Sequential([nn.Dense(3), nn.BatchNorm(), functools.partial(jnp.multiply, 2.0), jnp.tanh]).build((4, 3))
+    model = sb.Sequential(
+        [nn.Dense(3), nn.BatchNorm(), functools.partial(jnp.multiply, 2.0), jnp.tanh]
+    ).build((4, 3))
     model(X, training=True)
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -117,10 +121,14 @@ def test_a_program_is_what_a_person_would_write() -> None:
         return value
 
     params = [model[0].kernel.value, model[0].bias.value, model[2].w.value, model[2].b.value]
-    theirs = operations(jax.jit(by_hand).lower(params, optax.sgd(0.1, momentum=0.9).init(params), X))
+    theirs = operations(
+        jax.jit(by_hand).lower(params, optax.sgd(0.1, momentum=0.9).init(params), X)
+    )
     ours = operations(sb.jit(step).lower(model, optimizer, X))
     layout = ("reshape", "broadcast_in_dim", "return")
-    assert {k: v for k, v in ours.items() if k not in layout} == {k: v for k, v in theirs.items() if k not in layout}
+    assert {k: v for k, v in ours.items() if k not in layout} == {
+        k: v for k, v in theirs.items() if k not in layout
+    }
 
 
 def test_only_what_changes_comes_back() -> None:

@@ -1,6 +1,7 @@
 """Files of every reader that are cut off, go on, or have another bit; and what a save leaves that comes to no end.
 
-At length: `test_saving.py` and `test_checkpoint.py` for our own files, `test_files.py` for what then goes into layers.
+At length: `test_saving.py` and `test_checkpoint.py` for our own files, `test_files.py` for what
+then goes into layers.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(name: str, tmp_path: Path) -
         data = path.read_bytes()
         for length in (*range(0, len(data), 64), len(data) - 1):
             path.write_bytes(data[:length])
-            # Between two arrays a file of Equinox may end: it doesn't say how many it has, but a layer does.
-            assert outcome(name, str(path)) == "refused" or (name == "eqx" and len(sb.read(path)) < 8), length
+            # Between two arrays a file of Equinox may end: it doesn't say how many it has, but a
+            # layer does.
+            assert outcome(name, str(path)) == "refused" or (
+                name == "eqx" and len(sb.read(path)) < 8
+            ), length
 
 
-@pytest.mark.parametrize("name", [name for name in SINGLE if name != "h5"])  # which knows where its end is
+@pytest.mark.parametrize(
+    "name", [name for name in SINGLE if name != "h5"]
+)  # which knows where its end is
 def test_a_file_that_goes_on_is_refused(name: str, tmp_path: Path) -> None:
     for path in whole(name, tmp_path):
         data = path.read_bytes()
@@ -48,7 +54,9 @@ def test_a_file_that_goes_on_is_refused(name: str, tmp_path: Path) -> None:
             assert outcome(name, str(path)) == "refused"
 
 
-@pytest.mark.parametrize("name", [name for name in SINGLE if name != "h5"])  # fuzz.py has it, in a process of its own
+@pytest.mark.parametrize(
+    "name", [name for name in SINGLE if name != "h5"]
+)  # fuzz.py has it, in a process of its own
 def test_flipped_bits_give_arrays_or_an_error_and_where_there_are_checksums_the_same_arrays(
     name: str, tmp_path: Path
 ) -> None:
@@ -59,7 +67,9 @@ def test_flipped_bits_give_arrays_or_an_error_and_where_there_are_checksums_the_
         right = READERS[name].read(str(path))
         for _ in range(500 // len(paths)):
             at = chance.randrange(8 * len(data))
-            path.write_bytes(data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :])
+            path.write_bytes(
+                data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :]
+            )
             if outcome(name, str(path)) == "read" and name == "npz":
                 jax.tree.map(np.testing.assert_array_equal, READERS[name].read(str(path)), right)
 
@@ -99,7 +109,8 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_that_are_there(tmp_path: Pat
 KILLED = """
 import os, signal, sys, numpy as np, seqbridge as sb
 v = sb.VarCollection({"v": sb.Variable(np.full(1000, 2, np.float32))})
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # at the last moment at which it can be
+# at the last moment at which it can be
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 v.save(sys.argv[1])
 """
 
@@ -128,8 +139,12 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.parametrize("what", HOSTILE)
-def test_what_a_download_gives_instead_of_a_file_is_named(name: str, what: str, tmp_path: Path) -> None:
+def test_what_a_download_gives_instead_of_a_file_is_named(
+    name: str, what: str, tmp_path: Path
+) -> None:
     path = whole(name, tmp_path)[0]
     path.write_bytes(HOSTILE[what])
-    with pytest.raises(sb.WeightsError, match="git lfs pull" if what == "lfs" else "a page of a web site"):
+    with pytest.raises(
+        sb.WeightsError, match="git lfs pull" if what == "lfs" else "a page of a web site"
+    ):
         READERS[name].read(str(path))

@@ -70,7 +70,14 @@ def train(layout: str | None, steps: int = 20, **options: Any) -> Any:
     optimizer = sb.Optimizer(model, optax.sgd(0.05, momentum=0.9))
 
     @sb.jit(**options)
-    def step(model: Any, optimizer: Any, x: Any, labels: Any, keep: Any = None, negative_slope: float = 0.1) -> Any:
+    def step(
+        model: Any,
+        optimizer: Any,
+        x: Any,
+        labels: Any,
+        keep: Any = None,
+        negative_slope: float = 0.1,
+    ) -> Any:
         def loss_fn(model: Any) -> Any:
             logits = model(x, training=True, keep=keep, negative_slope=negative_slope)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -171,7 +178,9 @@ def test_keywords_mean_the_same_everywhere_and_make_as_many_programs() -> None:
     for mesh in (None, mesh_of(8), mesh_of(4, 2)):
         count = []
 
-        def layer(x: Any, mask: Any = None, scale: float = 1.0, mode: str = "mean", table: Any = None) -> Any:
+        def layer(
+            x: Any, mask: Any = None, scale: float = 1.0, mode: str = "mean", table: Any = None
+        ) -> Any:
             count.append(1)  # noqa: B023
             x = x if mask is None else x * mask[:, None]
             x = x if table is None else x + table.sum(0, keepdims=True)
@@ -179,7 +188,9 @@ def test_keywords_mean_the_same_everywhere_and_make_as_many_programs() -> None:
 
         model = sb.Sequential([nn.Dense(4), layer], seed=1).build((None, 4))
         count.clear()
-        jitted = sb.jit(lambda x, model=model, **keywords: model(x, **keywords), vars=model, mesh=mesh)
+        jitted = sb.jit(
+            lambda x, model=model, **keywords: model(x, **keywords), vars=model, mesh=mesh
+        )
         results.append([np.asarray(jitted(x, **keywords)) for x, keywords in calls])
         traces.append(len(count))
     for other in results[1:]:
@@ -237,9 +248,18 @@ def test_an_uneven_batch_has_the_same_values_or_is_refused() -> None:
     ("rules", "message"),
     [
         ({"kernle": P("data")}, "the rule 'kernle' matches no variable"),
-        ({"kernel": P("modle")}, "the rule 'kernel'.* names the axis 'modle', and the mesh has 'data', 'model'"),
-        ({"bias": P(None, "data")}, r"the rule 'bias'.* has 2 dimensions, and \(Sequential\)\[0\]\(Dense\).bias has"),
-        ({"kernel": P(None, "model")}, r"splits dimension 1 of \(Sequential\)\[0\]\(Dense\).kernel into 2.*\(4, 3\)"),
+        (
+            {"kernel": P("modle")},
+            "the rule 'kernel'.* names the axis 'modle', and the mesh has 'data', 'model'",
+        ),
+        (
+            {"bias": P(None, "data")},
+            r"the rule 'bias'.* has 2 dimensions, and \(Sequential\)\[0\]\(Dense\).bias has",
+        ),
+        (
+            {"kernel": P(None, "model")},
+            r"splits dimension 1 of \(Sequential\)\[0\]\(Dense\).kernel into 2.*\(4, 3\)",
+        ),
         ({"kernel": ("data",)}, "a rule is a regular expression and a PartitionSpec"),
     ],
 )
@@ -314,7 +334,9 @@ def test_another_mesh_is_refused_before_anything_changes() -> None:
     few = Mesh(np.array(jax.devices()[:4]), ("data",))
     model.shard(few)
     before = model.variables
-    with pytest.raises(ValueError, match=r"\(Dense\).* lies on another mesh.*model.shard\(mesh\) moves it"):
+    with pytest.raises(
+        ValueError, match=r"\(Dense\).* lies on another mesh.*model.shard\(mesh\) moves it"
+    ):
         sb.jit(model, mesh=mesh_of(8))(ROWS, training=True)
     jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     model.shard(mesh_of(8))
@@ -340,7 +362,9 @@ def test_the_state_of_an_optimizer_lies_beside_its_parameters() -> None:
         mesh = mesh_of(*sizes)
         sb.jit(step, mesh=mesh)(model.shard(mesh, rules), optimizer, ROWS)
         for name, variable in optimizer.vars().items():
-            assert where(variable.value) == (tuple(rules["kernel"]) if "kernel" in name else ()), name
+            assert where(variable.value) == (tuple(rules["kernel"]) if "kernel" in name else ()), (
+                name
+            )
     with pytest.raises(ValueError, match="lies on another mesh"):
         sb.jit(step, mesh=mesh_of(8))(model, optimizer, ROWS)
 
@@ -404,7 +428,9 @@ def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
     expected = plain(ROWS, training=True)
     np.testing.assert_allclose(named(ROWS, training=True), expected, rtol=1e-6, atol=1e-6)
     spread = norms("batch")
-    np.testing.assert_allclose(sb.jit(spread, mesh=mesh_of(8))(ROWS, training=True), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        sb.jit(spread, mesh=mesh_of(8))(ROWS, training=True), expected, rtol=1e-6, atol=1e-6
+    )
     for model in (named, spread):
         for name, array in plain.variables["state"].items():
             np.testing.assert_allclose(model.variables["state"][name], array, rtol=1e-6, atol=1e-6)
@@ -415,7 +441,9 @@ def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
     def centered(axis: str) -> Any:  # where devices have a name, another one is a mistake
         model = sb.Sequential([lambda x: x - jax.lax.pmean(x.mean(), axis)])
         body = lambda x: model.apply({"params": {}, "state": {}}, x)[0]  # noqa: E731
-        return jax.shard_map(body, mesh=auto, in_specs=P("data"), out_specs=P("data"), check_vma=False)(ROWS)
+        return jax.shard_map(
+            body, mesh=auto, in_specs=P("data"), out_specs=P("data"), check_vma=False
+        )(ROWS)
 
     np.testing.assert_allclose(centered("data"), ROWS - ROWS.mean(), rtol=1e-6, atol=1e-6)
     with pytest.raises(NameError, match="unbound axis name: dta"):
@@ -440,8 +468,14 @@ for step in range(2, 100):
 """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    model = sb.Sequential([nn.Dense(2000)], seed=5).build((None, 2000)).shard(mesh_of(8), {"kernel": P("data")})
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), model.variables)
+    model = (
+        sb.Sequential([nn.Dense(2000)], seed=5)
+        .build((None, 2000))
+        .shard(mesh_of(8), {"kernel": P("data")})
+    )
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), model.variables
+    )
     with ocp.CheckpointManager(tmp_path) as manager:
         step = manager.latest_step()
         model.assign(manager.restore(step, args=ocp.args.StandardRestore(like)))

@@ -54,7 +54,17 @@ def everything() -> sb.Sequential:
 def test_one_list_of_everything() -> None:
     model = everything().build(X.shape)
     ecosystems = {layer.pure.ecosystem for layer in model}
-    assert ecosystems == {"linen", "haiku", "nnx", "equinox", "stax", "keras", "objax", "toy", "function"}
+    assert ecosystems == {
+        "linen",
+        "haiku",
+        "nnx",
+        "equinox",
+        "stax",
+        "keras",
+        "objax",
+        "toy",
+        "function",
+    }
     assert len(model) >= 17
     table = str(model.vars())
     assert all(name in table for name in model.vars())
@@ -62,7 +72,11 @@ def test_one_list_of_everything() -> None:
     grads = sb.grad(lambda model: (model(X, training=True) ** 2).sum())(model)
     assert grads.keys() == model.variables["params"].keys()
     with_parameters = {i for i, layer in enumerate(model) if layer.vars().subset("params")}
-    moved = {int(name.partition("[")[2].partition("]")[0]) for name, g in grads.items() if np.abs(g).sum() > 0}
+    moved = {
+        int(name.partition("[")[2].partition("]")[0])
+        for name, g in grads.items()
+        if np.abs(g).sum() > 0
+    }
     assert moved == with_parameters
     assert len(with_parameters) >= 14
 
@@ -79,10 +93,13 @@ def test_one_mode_one_stream_of_keys_and_state_in_training_only() -> None:
     after = model.variables
     jax.tree.map(np.testing.assert_array_equal, after["params"], before["params"])
     assert after["state"].keys() == before["state"].keys()
-    assert all((np.asarray(after["state"][n]) != np.asarray(v)).any() for n, v in before["state"].items())
+    assert all(
+        (np.asarray(after["state"][n]) != np.asarray(v)).any() for n, v in before["state"].items()
+    )
     key = jax.random.key(3)
     np.testing.assert_array_equal(
-        copy.deepcopy(model)(X, training=True, rng=key), copy.deepcopy(model)(X, training=True, rng=key)
+        copy.deepcopy(model)(X, training=True, rng=key),
+        copy.deepcopy(model)(X, training=True, rng=key),
     )
 
 
@@ -95,18 +112,24 @@ def test_the_ways_to_run_it_agree() -> None:
         np.testing.assert_allclose(step(twin, X, training), expected, rtol=2e-5, atol=2e-5)
         with jax.no_tracing():
             step(twin, X, training)
-        pure = jax.jit(lambda v, x, training=training: model.apply(v, x, training=training, rng=key))
+        pure = jax.jit(
+            lambda v, x, training=training: model.apply(v, x, training=training, rng=key)
+        )
         out, variables_after = pure(variables, X)
         np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
         if training:
             jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), variables_after, model.variables
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+                variables_after,
+                model.variables,
             )
             twin.assign(model.variables)
             variables = model.variables
     stacked = jnp.stack([X, 2 * X])
     rows = sb.vmap(lambda model, x: model(x, training=False))(model, stacked)
-    np.testing.assert_allclose(rows, jnp.stack([model(x, training=False) for x in stacked]), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        rows, jnp.stack([model(x, training=False) for x in stacked]), rtol=2e-5, atol=2e-5
+    )
 
 
 def test_it_trains() -> None:
@@ -115,7 +138,9 @@ def test_it_trains() -> None:
 
     @sb.jit
     def step(model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array) -> jax.Array:
-        loss, grads = sb.value_and_grad(lambda model: ((model(x, training=True) - 1.0) ** 2).mean())(model)
+        loss, grads = sb.value_and_grad(
+            lambda model: ((model(x, training=True) - 1.0) ** 2).mean()
+        )(model)
         optimizer.update(grads)
         return loss
 
@@ -172,7 +197,9 @@ def test_any_layer_can_take_the_place_of_any_other(old: Callable[[], Any]) -> No
         assert model[4].kernel.value is last
         labels = [name.partition("[")[2].partition(".")[0] for name in model.vars()]
         assert sorted(set(labels), key=labels.index) == [
-            f"{i}]({layer.pure.label})" for i, layer in enumerate(model) if layer.vars().subset("params")
+            f"{i}]({layer.pure.label})"
+            for i, layer in enumerate(model)
+            if layer.vars().subset("params")
         ]
         assert model(X).shape == (6, 2)
 
@@ -198,13 +225,17 @@ def test_a_parameter_that_modules_share_is_one_variable() -> None:
     both = sb.Sequential([sb.Sequential([embed]), sb.Sequential([Decoder()])])
     assert len(set(both.vars().values())) == 1
     for module in (eqx.nn.Linear(4, 4, key=jax.random.key(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0))):
-        model = sb.Sequential([module, jax.vmap(module), functools.partial(lambda m, x: jax.vmap(m)(x), module)])
+        model = sb.Sequential(
+            [module, jax.vmap(module), functools.partial(lambda m, x: jax.vmap(m)(x), module)]
+        )
         model.append(module.__call__)
         assert len(set(model.vars().values())) == 2
 
 
 @pytest.mark.parametrize(("changed", "layers"), [((), 1), ((0,), 1), ((1,), 2), ((0, 1), 2)])
-def test_layers_of_one_module_are_one_unless_both_have_values_of_their_own(changed: Any, layers: int) -> None:
+def test_layers_of_one_module_are_one_unless_both_have_values_of_their_own(
+    changed: Any, layers: int
+) -> None:
     module = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
     models = [sb.Sequential([module]).build(X.shape) for _ in range(2)]
     for i in changed:
@@ -215,7 +246,10 @@ def test_layers_of_one_module_are_one_unless_both_have_values_of_their_own(chang
 
 def test_of_two_layers_that_share_a_parameter_the_one_that_was_there_keeps_its_variable() -> None:
     embed = nnx.Embed(5, 4, rngs=nnx.Rngs(0))
-    model, other = sb.Sequential([embed]).build(jnp.array([0])), sb.Sequential([embed.attend]).build(X)
+    model, other = (
+        sb.Sequential([embed]).build(jnp.array([0])),
+        sb.Sequential([embed.attend]).build(X),
+    )
     variable, joined = model[0].embedding, next(iter(other.vars().values()))
     model.insert(0, other[0])
     assert set(model.vars().values()) == {variable}
@@ -223,18 +257,25 @@ def test_of_two_layers_that_share_a_parameter_the_one_that_was_there_keeps_its_v
     variable.assign(variable + 1)
     joined.assign(joined - 1)
     model.append(embed.attend)
-    assert set(model.vars().values()) == {variable}  # a layer that comes without a value of its own takes that one
+    assert set(model.vars().values()) == {
+        variable
+    }  # a layer that comes without a value of its own takes that one
     again = sb.Sequential([embed.attend]).build(X)
     first, second = next(iter(again.vars().values())), variable
     first.assign(first - 1)
-    assert set(sb.Sequential([again, model]).vars().values()) == {first, second}  # each has a value of its own
+    assert set(sb.Sequential([again, model]).vars().values()) == {
+        first,
+        second,
+    }  # each has a value of its own
 
 
 def test_the_users_objects_are_not_changed() -> None:
     linear, norm = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
     dense, box = keras.layers.Dense(4), objax.nn.BatchNorm0D(4)
     before = linear.kernel[...], norm.mean[...], box.running_mean.value
-    model = sb.Sequential([linear, norm, dense, box, nnx.Dropout(0.5, rngs=nnx.Rngs(0))]).build(X.shape)
+    model = sb.Sequential([linear, norm, dense, box, nnx.Dropout(0.5, rngs=nnx.Rngs(0))]).build(
+        X.shape
+    )
     sb.jit(lambda model: model(X, training=True))(model)
     model[0].kernel.assign(model[0].kernel + 1)
     after = linear.kernel[...], norm.mean[...], box.running_mean.value
@@ -289,7 +330,9 @@ def test_per_example_can_be_turned_off() -> None:
     square = X[:4]
     each = sb.Sequential([linear])(square)
     np.testing.assert_allclose(each, jax.vmap(linear)(square), rtol=1e-6)
-    np.testing.assert_array_equal(sb.Sequential([sb.Layer(linear, per_example=False)])(square[0]), linear(square[0]))
+    np.testing.assert_array_equal(
+        sb.Sequential([sb.Layer(linear, per_example=False)])(square[0]), linear(square[0])
+    )
     with pytest.raises(ValueError, match="one leading axis"):
         sb.Sequential([linear])(jnp.ones(()))
     masks = sb.Sequential([eqx.nn.Dropout(0.5)])(jnp.ones((8, 16)), training=True)
@@ -297,9 +340,13 @@ def test_per_example_can_be_turned_off() -> None:
 
 
 def test_new_values_are_drawn_where_that_is_possible() -> None:
-    model = sb.Sequential([functools.partial(nnx.Linear, 4, 4), functools.partial(eqx.nn.Linear, 4, 4)])
+    model = sb.Sequential(
+        [functools.partial(nnx.Linear, 4, 4), functools.partial(eqx.nn.Linear, 4, 4)]
+    )
     one, two = model.init(1, X), model.init(2, X)
-    assert all(bool((one["params"][n] != two["params"][n]).any()) for n in one["params"] if "bias" not in n)
+    assert all(
+        bool((one["params"][n] != two["params"][n]).any()) for n in one["params"] if "bias" not in n
+    )
     model = sb.Sequential([nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nn.Dense(4), eqx.nn.PReLU()])
     with pytest.warns(UserWarning, match=r"init keeps .*\[0\]\(Linear\), .*\[2\]\(PReLU\)"):
         model.init(1, X)
@@ -309,7 +356,9 @@ def test_new_values_are_drawn_where_that_is_possible() -> None:
 
 def test_values_drawn_by_keras_follow_the_seed() -> None:
     def kernel(seed: int, position: int = 0) -> np.ndarray:
-        model = sb.Sequential([jnp.tanh] * position + [keras.layers.Dense(4)], seed=seed).build(X.shape)
+        model = sb.Sequential([jnp.tanh] * position + [keras.layers.Dense(4)], seed=seed).build(
+            X.shape
+        )
         return np.asarray(model[-1].kernel.value)
 
     np.testing.assert_array_equal(kernel(1), kernel(1))
@@ -323,7 +372,9 @@ def test_values_drawn_by_keras_follow_the_seed() -> None:
 def test_frozen_layers_of_keras_stay_frozen() -> None:
     inner = keras.layers.Dense(4)
     inner.trainable = False
-    model = sb.Sequential([keras.Sequential([inner, keras.layers.Dense(4, name="head")]), keras.layers.Dense(2)])
+    model = sb.Sequential(
+        [keras.Sequential([inner, keras.layers.Dense(4, name="head")]), keras.layers.Dense(2)]
+    )
     model.build(X.shape)
     assert {n for n, v in model.vars().items() if not v.trainable} == {
         "(Sequential)[0](Sequential).dense.bias", "(Sequential)[0](Sequential).dense.kernel"
@@ -336,7 +387,9 @@ def test_frozen_layers_of_keras_stay_frozen() -> None:
 
 def test_names_of_keras_do_not_depend_on_what_was_made_before() -> None:
     def names() -> list[str]:
-        inner = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(4), keras.layers.Dense(4, name="out_3")])
+        inner = keras.Sequential(
+            [keras.layers.Dense(4), keras.layers.Dense(4), keras.layers.Dense(4, name="out_3")]
+        )
         return list(sb.Sequential([keras.layers.Dense(4), inner]).build(X.shape).vars())
 
     first = names()
@@ -347,7 +400,10 @@ def test_names_of_keras_do_not_depend_on_what_was_made_before() -> None:
 
 def test_native_trees_go_back_to_their_library() -> None:
     linear, dense = nnx.Linear(4, 4, rngs=nnx.Rngs(3)), keras.layers.Dense(4)
-    module, norm = eqx.nn.Linear(4, 4, key=jax.random.key(3)), eqx.nn.BatchNorm(4, "b", mode="batch")
+    module, norm = (
+        eqx.nn.Linear(4, 4, key=jax.random.key(3)),
+        eqx.nn.BatchNorm(4, "b", mode="batch"),
+    )
     model = sb.Sequential([linear, dense, module, norm, objax.nn.Linear(4, 4)]).build(X.shape)
     model(X, training=True)
     model[0].kernel.assign(model[0].kernel + 1)
@@ -358,14 +414,20 @@ def test_native_trees_go_back_to_their_library() -> None:
     np.testing.assert_allclose(dense(X), model[1:2](X), rtol=1e-6)
     np.testing.assert_array_equal(jax.vmap(model[2].native)(X), model[2:3](X))
     made, state = model[3].native
-    out, _ = jax.vmap(eqx.nn.inference_mode(made), in_axes=(0, None), out_axes=(0, None), axis_name="b")(X, state)
+    out, _ = jax.vmap(
+        eqx.nn.inference_mode(made), in_axes=(0, None), out_axes=(0, None), axis_name="b"
+    )(X, state)
     np.testing.assert_allclose(out, model[3:4](X, training=False), rtol=1e-6)
     assert "State(" in repr(state)
-    fresh = sb.Sequential([nnx.Linear(4, 4, rngs=nnx.Rngs(9)), keras.layers.Dense(4), module, norm]).build(X.shape)
+    fresh = sb.Sequential(
+        [nnx.Linear(4, 4, rngs=nnx.Rngs(9)), keras.layers.Dense(4), module, norm]
+    ).build(X.shape)
     fresh[0].load_native(linear)
     fresh[1].load_native(dense)
     fresh[3].load_native((made, state))
-    np.testing.assert_allclose(fresh(X, training=False), model[:4](X, training=False), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        fresh(X, training=False), model[:4](X, training=False), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_state_that_was_taken_out_is_asked_for() -> None:
@@ -409,10 +471,17 @@ def test_kinds_of_variables_of_ones_own() -> None:
 
 
 def test_pairs_of_functions_that_are_no_layers() -> None:
-    assert [layer.pure.ecosystem for layer in sb.Sequential((jnp.tanh, jnp.sin))] == ["function"] * 2
+    assert [layer.pure.ecosystem for layer in sb.Sequential((jnp.tanh, jnp.sin))] == [
+        "function"
+    ] * 2
     assert [layer.pure.ecosystem for layer in sb.Sequential(stax.Dense(4))] == ["stax"]
     model = sb.Sequential([stax.Dense(4)])
-    for pair in (optax.sgd(0.1), tuple(optax.sgd(0.1)), (jnp.tanh, jnp.sin), tuple(hk.transform(lambda x: x))):
+    for pair in (
+        optax.sgd(0.1),
+        tuple(optax.sgd(0.1)),
+        (jnp.tanh, jnp.sin),
+        tuple(hk.transform(lambda x: x)),
+    ):
         with pytest.raises(TypeError, match="no entry"):
             model.append(pair)
     for edit in (model.extend, model.__iadd__, lambda pair: model.__setitem__(slice(0, 1), pair)):
@@ -472,10 +541,14 @@ def test_mistakes_of_an_adapter_are_named() -> None:
 
     sb.register(Mine, adapt)
     flat = True
-    with pytest.raises(TypeError, match="adapter of mine gives variables that stand in no collection"):
+    with pytest.raises(
+        TypeError, match="adapter of mine gives variables that stand in no collection"
+    ):
         sb.Sequential([Mine()])(X)
     flat = False
-    with pytest.raises(TypeError, match=r"apply of the adapter of mine must return \(outputs, new_state\)"):
+    with pytest.raises(
+        TypeError, match=r"apply of the adapter of mine must return \(outputs, new_state\)"
+    ):
         sb.Sequential([Mine()])(X)
     with pytest.raises(TypeError, match="register takes the name of a module, or a class"):
         sb.register(3, adapt)  # pyright: ignore[reportArgumentType]
@@ -501,7 +574,9 @@ def test_weights_that_numpy_holds_are_variables_where_the_library_trains_them() 
     grads = sb.grad(lambda model: model(x).sum())(model)
     wanted = eqx.filter_grad(lambda module: jax.vmap(module)(x).sum())(of_numpy)
     assert len(grads) == len(jax.tree.leaves(wanted)) == 4
-    np.testing.assert_allclose(grads["(Sequential)[0](MLP).layers.0.weight"], wanted.layers[0].weight, rtol=1e-6)
+    np.testing.assert_allclose(
+        grads["(Sequential)[0](MLP).layers.0.weight"], wanted.layers[0].weight, rtol=1e-6
+    )
 
 
 def test_a_list_of_objax_goes_on_in_the_name_of_its_layer() -> None:

@@ -71,7 +71,10 @@ class Affine:
         (nn.Dense(3).bind({"params": {}}), "bound.*load_native"),
         (lambda x: hk.Linear(3)(x), r"uses the class Linear.*transform"),
         (lambda x: nn.Dense(3)(x), "uses the class Dense"),
-        (lambda x: jax.vmap(eqx.nn.Linear(3, 3, key=jax.random.key(0)))(x), "uses the class Linear"),
+        (
+            lambda x: jax.vmap(eqx.nn.Linear(3, 3, key=jax.random.key(0)))(x),
+            "uses the class Linear",
+        ),
         (lambda x: flax.linen.Dense(3)(x), "uses the class Dense"),
         ((lambda module: lambda x: module.nn.Linear(3, 3, key=x)(x))(eqx), "uses the class Linear"),
         (lambda x: MODULE(x), "holds MODULE"),
@@ -85,7 +88,9 @@ class Affine:
         (asyncio.sleep, "coroutine"),
     ],
 )
-@pytest.mark.parametrize("door", ["constructor", "append", "insert", "extend", "item", "slice", "iadd", "layer"])
+@pytest.mark.parametrize(
+    "door", ["constructor", "append", "insert", "extend", "item", "slice", "iadd", "layer"]
+)
 def test_what_is_no_entry_is_refused_at_every_door(entry: Any, words: str, door: str) -> None:
     model = sb.Sequential([operator.neg])
     before = list(model)
@@ -172,7 +177,9 @@ def test_arrays_in_a_function_are_lifted(entry: Any, names: list[str]) -> None:
 
 def test_numpy_arrays_numbers_and_ints_stay_constants() -> None:
     w = np.asarray(W)
-    model = sb.Sequential([lambda x: x @ w, functools.partial(jnp.take, indices=jnp.array([0]), axis=1)])
+    model = sb.Sequential(
+        [lambda x: x @ w, functools.partial(jnp.take, indices=jnp.array([0]), axis=1)]
+    )
     assert not model.vars()
     assert model(X).shape == (2, 1)
 
@@ -247,7 +254,9 @@ def test_a_pure_layer_is_an_entry_and_registered_adapters_are_asked() -> None:
 
 
 def test_layer_options() -> None:
-    frozen = sb.Sequential([sb.Layer(nn.Dense(3), name="first", trainable=False), nn.Dense(2)]).build((2, 3))
+    frozen = sb.Sequential(
+        [sb.Layer(nn.Dense(3), name="first", trainable=False), nn.Dense(2)]
+    ).build((2, 3))
     grads = sb.grad(lambda model: model(X).sum())(frozen)
     assert frozen.first is frozen[0]
     assert all(name.startswith("(Sequential)[1]") for name in grads)
@@ -307,6 +316,10 @@ def test_a_module_without_an_adapter_is_refused_and_never_a_constant(make: Any) 
 
 def test_a_sequential_of_the_library_takes_what_its_first_layer_takes() -> None:
     model = sb.Sequential(
-        [functools.partial(hk.Sequential, [jax.nn.relu]), nn.Sequential([nn.relu, nn.Dense(2)]), nn.Dropout(0.5)]
+        [
+            functools.partial(hk.Sequential, [jax.nn.relu]),
+            nn.Sequential([nn.relu, nn.Dense(2)]),
+            nn.Dropout(0.5),
+        ]
     )
     assert model.build((2, 3))(X, training=True).shape == (2, 2)

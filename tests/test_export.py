@@ -50,7 +50,9 @@ def assert_same(a: Any, b: Any, **tolerance: Any) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         if hasattr(x, "dtype"):
             assert (x.shape, x.dtype) == (y.shape, y.dtype)
-            np.testing.assert_allclose(x, y, **tolerance) if tolerance else np.testing.assert_array_equal(x, y)
+            np.testing.assert_allclose(
+                x, y, **tolerance
+            ) if tolerance else np.testing.assert_array_equal(x, y)
 
 
 def test_outputs_and_state_are_those_of_the_source(case: Case, target: Target) -> None:
@@ -60,7 +62,9 @@ def test_outputs_and_state_are_those_of_the_source(case: Case, target: Target) -
     tree = target.start(made, case.arrays(), case.keywords)
     key = jax.random.fold_in(target.key(KEY), 0)  # the layer stands at position 0
     for training in (True, False):
-        out, after = target.run(made, tree, key=KEY, inputs=case.arrays(), training=training, keywords=case.keywords)
+        out, after = target.run(
+            made, tree, key=KEY, inputs=case.arrays(), training=training, keywords=case.keywords
+        )
         expected, native_after = case.native(model[0].native, key, case.arrays(), training)
         assert_same(out, expected)
         home = zeros(case)
@@ -75,7 +79,11 @@ def test_gradients_are_those_of_the_source(case: Case, target: Target) -> None:
     model = make(case)
     native = model[0].native
     leaves, treedef = jax.tree.flatten(native)
-    floats = {i: x for i, x in enumerate(leaves) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)}
+    floats = {
+        i: x
+        for i, x in enumerate(leaves)
+        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+    }
     key = jax.random.fold_in(target.key(KEY), 0)
 
     def loss(floats: Any) -> jax.Array:
@@ -84,7 +92,9 @@ def test_gradients_are_those_of_the_source(case: Case, target: Target) -> None:
 
     expected = jax.grad(loss)(floats)
     by_hand, home = zeros(case), zeros(case)
-    by_hand[0].load_native(jax.tree.unflatten(treedef, [expected.get(i, leaf) for i, leaf in enumerate(leaves)]))
+    by_hand[0].load_native(
+        jax.tree.unflatten(treedef, [expected.get(i, leaf) for i, leaf in enumerate(leaves)])
+    )
     made = target.make(model)
     tree = target.start(made, case.arrays(), case.keywords)
     sb.from_native(home, target.grads(made, tree, KEY, case.arrays(), case.keywords))
@@ -105,7 +115,9 @@ def _counting(taking: Any) -> sb.PureLayer:
     def apply(variables: Any, key: Any, x: Any, **keywords: Any) -> Any:
         return x, {"state": {"n": variables["state"]["n"] + 1}}
 
-    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(taking), label="counter", ecosystem="test")
+    return sb.PureLayer(
+        init=init, apply=apply, signature=sb.signature_of(taking), label="counter", ecosystem="test"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,9 @@ def _counting(taking: Any) -> sb.PureLayer:
         (lambda x, *, train, deterministic=True: x, None),
     ],
 )
-def test_a_mode_that_layers_have_by_default_they_have_there(taking: Any, moves: bool | None) -> None:
+def test_a_mode_that_layers_have_by_default_they_have_there(
+    taking: Any, moves: bool | None
+) -> None:
     """And where a flag has none, it must be said."""
     module = sb.to_linen(sb.Sequential([_counting(taking)]).build((2, 3)))
     x = jnp.ones((2, 3))

@@ -75,11 +75,15 @@ def test_a_mixed_model_of_names_and_lists_goes_everywhere(target: Target) -> Non
     made = target.make(model)
     tree = target.start(made, (X,), {})
     for training in (True, False):
-        expected, after = model.apply(model.variables, X, rng=target.key(KEY), training=training, factor=3.0)
+        expected, after = model.apply(
+            model.variables, X, rng=target.key(KEY), training=training, factor=3.0
+        )
         out, new = run(target, made, tree, training=training, factor=3.0)
         np.testing.assert_allclose(out, expected, rtol=1e-6)
         sb.from_native(home, new)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), home.variables, after)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), home.variables, after
+        )
 
 
 def test_names_are_the_readable_ones() -> None:
@@ -103,12 +107,16 @@ def test_names_are_the_readable_ones() -> None:
     assert sb.to_pure(model).init(KEY, X)["params"].keys() == model.variables["params"].keys()
 
 
-@pytest.mark.parametrize("entry", [nn.Dense, lambda n: sb.Layer(nn.Dense(n)), lambda n: [nn.Dense(n)]])
+@pytest.mark.parametrize(
+    "entry", [nn.Dense, lambda n: sb.Layer(nn.Dense(n)), lambda n: [nn.Dense(n)]]
+)
 def test_an_entry_a_layer_or_a_list_will_do(target: Target, entry: Any) -> None:
     made = target.make(entry(3), (None, 4))
     tree = target.start(made, (X,), {})
     kernel = next(x for x in jax.tree.leaves(tree) if getattr(x, "shape", None) == (4, 3))
-    np.testing.assert_allclose(run(target, made, tree, training=False)[0], X @ kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(target, made, tree, training=False)[0], X @ kernel, rtol=1e-5, atol=1e-6
+    )
     home = sb.Sequential([nn.Dense(3)]).build((None, 4), seed=8)
     if isinstance(entry(3), list):
         sb.from_native(home, tree)
@@ -129,10 +137,14 @@ def test_what_is_frozen_gets_no_gradients(target: Target) -> None:
     model.encoder[0].kernel.trainable = False
     made = target.make(model)
     grads = target.grads(made, target.start(made, (X,), {}), KEY, (X,), {})
-    zeros = [not leaf.any() for leaf in jax.tree.leaves(grads) if getattr(leaf, "shape", None) == (4, 5)]
+    zeros = [
+        not leaf.any() for leaf in jax.tree.leaves(grads) if getattr(leaf, "shape", None) == (4, 5)
+    ]
     trained = target in (TARGETS["nnx"], TARGETS["keras"])  # which know what isn't to be trained
     assert zeros == ([] if trained else [True])
-    assert any(leaf.any() for leaf in jax.tree.leaves(grads) if getattr(leaf, "shape", None) == (3, 5))
+    assert any(
+        leaf.any() for leaf in jax.tree.leaves(grads) if getattr(leaf, "shape", None) == (3, 5)
+    )
     home = make()
     home.encoder[0].kernel.trainable = False
     sb.from_native(home, target.start(made, (X,), {}))
@@ -169,10 +181,14 @@ def test_what_went_out_is_an_entry_again(name: str) -> None:
         assert not again[0].pure.per_example
     again.build((None, 4))
     np.testing.assert_allclose(again(X, training=False), model(X, training=False), rtol=1e-6)
-    np.testing.assert_allclose(again(X, training=False, factor=2.0), 2 * model(X, training=False), rtol=1e-6)
+    np.testing.assert_allclose(
+        again(X, training=False, factor=2.0), 2 * model(X, training=False), rtol=1e-6
+    )
     assert not np.allclose(again(X, training=True), again(X, training=True))
     kinds = ["params", "state"] if name == "stax" else ["params"]  # to stax, all are parameters
-    assert len(again.vars().subset("params")) == sum(len(model.vars().subset(kind)) for kind in kinds)
+    assert len(again.vars().subset("params")) == sum(
+        len(model.vars().subset(kind)) for kind in kinds
+    )
     with pytest.raises(TypeError, match="training or evaluation"):
         again(X)
 
@@ -204,7 +220,9 @@ def test_libraries_that_draw_draw_what_is_not_built() -> None:
     home = sb.from_native(make(), pair[0](KEY, (-1, 4))[1])
     jax.tree.map(np.testing.assert_array_equal, home.variables, expected)
     module, layer = sb.to_linen(model), sb.to_keras(model, seed=3)
-    a, b = (jax.jit(module.init)(jax.random.key(i), X)["params"]["head"]["weight"] for i in range(2))
+    a, b = (
+        jax.jit(module.init)(jax.random.key(i), X)["params"]["head"]["weight"] for i in range(2)
+    )
     assert not np.array_equal(a, b)
     out = module.apply(module.init(KEY, X), X, training=False)
     assert jax.eval_shape(module.init, KEY, X)["params"]["head"]["weight"].shape == (3, 5)
@@ -218,7 +236,9 @@ def test_libraries_that_draw_draw_what_is_not_built() -> None:
 
 @pytest.mark.parametrize("export", [sb.to_nnx, sb.to_equinox])
 def test_libraries_whose_modules_hold_values_want_a_built_model(export: Any) -> None:
-    with pytest.raises(TypeError, match=r"isn't built: call model.build\(...\) before, or give the shapes"):
+    with pytest.raises(
+        TypeError, match=r"isn't built: call model.build\(...\) before, or give the shapes"
+    ):
         export(make(build=False))
     assert export(make(build=False), (None, 4)) is not None
     with pytest.raises(TypeError, match="is no entry"):
@@ -247,9 +267,13 @@ def test_an_adapter_of_somebody_else_has_a_way_out() -> None:
     layer = sb.to_toy(model)
     weights, memory = layer.start(KEY, 4)
     out, after = layer.run(weights, memory, X, learning=True, noise=KEY)
-    np.testing.assert_allclose(out, model.apply(model.variables, X, rng=KEY, training=True)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        out, model.apply(model.variables, X, rng=KEY, training=True)[0], rtol=1e-6
+    )
     home = sb.from_native(make(), (weights, after))
-    assert not np.array_equal(home.encoder[1]["mean_ema.average"].value, model.encoder[1]["mean_ema.average"].value)
+    assert not np.array_equal(
+        home.encoder[1]["mean_ema.average"].value, model.encoder[1]["mean_ema.average"].value
+    )
 
 
 def test_a_library_that_is_not_there_is_named_with_the_cure() -> None:
@@ -289,7 +313,9 @@ def test_linen_modules_hold_it_and_share_it() -> None:
     variables = module.init({"params": KEY, "dropout": KEY}, X, train=True)
     assert variables["params"].keys() == {"encoder", "haiku_head"}
     assert names(variables["params"]["encoder"]) == PARAMS
-    out, state = module.apply(variables, X, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"])
+    out, state = module.apply(
+        variables, X, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"]
+    )
     assert out.shape == (6, 2)
     assert state["batch_stats"].keys() == {"encoder"}
     sb.from_native(model, variables["params"]["encoder"])
@@ -297,7 +323,9 @@ def test_linen_modules_hold_it_and_share_it() -> None:
         module.apply(variables, X, train=True, rngs={"dropout": KEY})
     with pytest.raises(Exception, match='needs PRNG for "dropout"'):
         module.apply(variables, X, train=True, mutable=["batch_stats"])
-    bound = sb.to_linen(model).bind({c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree})
+    bound = sb.to_linen(model).bind(
+        {c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree}
+    )
     np.testing.assert_allclose(bound(X, training=False), model(X, training=False), rtol=1e-6)
 
 
@@ -329,7 +357,11 @@ def test_a_linen_model_of_linen_layers_is_the_same_program() -> None:
         def loss(params: Any) -> Any:
             return module.apply({**variables, "params": params}, X).sum()  # pyright: ignore
 
-        return Counter(re.findall(r"stablehlo\.\w+", jax.jit(jax.grad(loss)).lower(variables["params"]).as_text()))
+        return Counter(
+            re.findall(
+                r"stablehlo\.\w+", jax.jit(jax.grad(loss)).lower(variables["params"]).as_text()
+            )
+        )
 
     model = sb.Sequential(layers()).build((None, 4))
     assert program(sb.to_linen(model)) == program(nn.Sequential(layers()))
@@ -344,14 +376,19 @@ class Compact(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.first(x, training=False)
-        x = sb.to_linen(sb.Sequential({"a": nn.Dense(3), "b": nn.Sequential([nn.Dense(4)])}), name="second")(x)
+        x = sb.to_linen(
+            sb.Sequential({"a": nn.Dense(3), "b": nn.Sequential([nn.Dense(4)])}), name="second"
+        )(x)
         return nn.jit(lambda module, x: module(x))(sb.to_linen(nn.Dense(2), name="third"), x)
 
 
 def test_linen_entries_are_made_where_linen_modules_are() -> None:
     variables = Compact().init(KEY, X)
     assert variables["params"].keys() == {"first", "second", "third"}
-    assert names(variables["params"]["second"]) == {"a": {"kernel", "bias"}, "b": {"layers_0": {"kernel", "bias"}}}
+    assert names(variables["params"]["second"]) == {
+        "a": {"kernel", "bias"},
+        "b": {"layers_0": {"kernel", "bias"}},
+    }
     assert jax.jit(Compact().apply)(variables, X).shape == (6, 2)
 
 
@@ -379,7 +416,9 @@ def test_a_key_can_be_given_by_the_name_that_it_has_here() -> None:
     module = sb.to_linen(model)
     variables = module.init(KEY, X)
     out, _ = module.apply(variables, X, training=True, rng=KEY, mutable=["batch_stats"])
-    np.testing.assert_allclose(out, model.apply(model.variables, X, training=True, rng=KEY)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        out, model.apply(model.variables, X, training=True, rng=KEY)[0], rtol=1e-6
+    )
 
 
 # NNX
@@ -400,7 +439,9 @@ def test_nnx_modules_are_made_inside_transforms() -> None:
     abstract: Any = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
     assert abstract.head.weight.shape == (3, 5)
     first, second, other = (create(nnx.Rngs(seed)) for seed in (0, 0, 1))
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(first, nnx.Param), nnx.state(second, nnx.Param))
+    jax.tree.map(
+        np.testing.assert_array_equal, nnx.state(first, nnx.Param), nnx.state(second, nnx.Param)
+    )
     assert not np.array_equal(first.head.weight[...], other.head.weight[...])  # pyright: ignore
 
 
@@ -445,7 +486,8 @@ def test_nnx_modules_hold_it_and_their_transforms_see_its_state() -> None:
     assert net.encoder.deterministic
     assert sb.to_nnx(make(), training=False).deterministic
     np.testing.assert_array_equal(
-        net.encoder(X, training=True, rngs=nnx.Rngs(1)), net.encoder(X, training=True, rngs=nnx.Rngs(1))
+        net.encoder(X, training=True, rngs=nnx.Rngs(1)),
+        net.encoder(X, training=True, rngs=nnx.Rngs(1)),
     )
 
 
@@ -495,11 +537,15 @@ def test_equinox_jits_maps_copies_and_prints_it() -> None:
     model = make()
     module, state = eqx.nn.make_with_state(lambda: sb.to_equinox(model))()
     out, _ = eqx.filter_jit(module)(X, state, key=KEY)
-    np.testing.assert_allclose(out, model.apply(model.variables, X, rng=KEY, training=True)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        out, model.apply(model.variables, X, rng=KEY, training=True)[0], rtol=1e-5
+    )
     assert jax.tree.structure(copy.deepcopy(module)) == jax.tree.structure(module)
     assert len(repr(module)) < 700
     keys = jax.random.split(KEY, 3)
-    ensemble = eqx.filter_vmap(lambda key: sb.to_equinox(sb.Sequential([nn.Dense(3)]), (None, 4), key=key))(keys)
+    ensemble = eqx.filter_vmap(
+        lambda key: sb.to_equinox(sb.Sequential([nn.Dense(3)]), (None, 4), key=key)
+    )(keys)
     assert ensemble.params["Dense_0"]["kernel"].shape == (3, 4, 3)
     outs = eqx.filter_vmap(lambda module: module(X))(ensemble)
     np.testing.assert_allclose(outs[1], X @ ensemble.params["Dense_0"]["kernel"][1], rtol=1e-5)
@@ -508,7 +554,9 @@ def test_equinox_jits_maps_copies_and_prints_it() -> None:
     quiet = eqx.nn.inference_mode(alone)
     expected = model(X, training=False)
     np.testing.assert_allclose(quiet(X[0], state)[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(jax.vmap(quiet, (0, None), (0, None))(X, state)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.vmap(quiet, (0, None), (0, None))(X, state)[0], expected, rtol=1e-5
+    )
     with pytest.raises(NameError, match=r"looks at the whole batch: map it by jax\.vmap"):
         alone(X[0], state, key=KEY)
 
@@ -519,14 +567,22 @@ def test_equinox_jits_maps_copies_and_prints_it() -> None:
 def test_equinox_modules_hold_it_and_hand_its_state_on() -> None:
     first, second = sb.to_equinox(make()), sb.to_equinox(nn.Dense(2), (None, 3))
     chain: Any
-    chain, state = eqx.nn.make_with_state(lambda: eqx.nn.Sequential([first, eqx.nn.Lambda(jnp.tanh), second]))()
+    chain, state = eqx.nn.make_with_state(
+        lambda: eqx.nn.Sequential([first, eqx.nn.Lambda(jnp.tanh), second])
+    )()
     out, after = eqx.filter_jit(chain)(X, state, key=KEY)
     assert out.shape == (6, 2)
-    assert not np.array_equal(after.get(chain[0].index)["encoder"]["BatchNorm_1"]["mean_ema"]["average"], 0)
+    assert not np.array_equal(
+        after.get(chain[0].index)["encoder"]["BatchNorm_1"]["mean_ema"]["average"], 0
+    )
     quiet = eqx.nn.inference_mode(chain)
-    np.testing.assert_array_equal(quiet(X, after)[0], second(jnp.tanh(chain[0](X, after, inference=True)[0])))
+    np.testing.assert_array_equal(
+        quiet(X, after)[0], second(jnp.tanh(chain[0](X, after, inference=True)[0]))
+    )
     assert not second.is_stateful()
-    np.testing.assert_array_equal(second(out @ jnp.ones((2, 3))), second(out @ jnp.ones((2, 3)), key=KEY))
+    np.testing.assert_array_equal(
+        second(out @ jnp.ones((2, 3))), second(out @ jnp.ones((2, 3)), key=KEY)
+    )
 
 
 def test_equinox_state_and_key_are_asked_for() -> None:
@@ -544,7 +600,9 @@ def test_an_equinox_module_that_takes_one_example_computes_the_batch() -> None:
     keys = jnp.broadcast_to(KEY, len(X))
 
     def batched(module: Any, state: Any) -> Any:
-        call = jax.vmap(lambda x, s, k: module(x, s, key=k), (0, None, 0), (0, None), axis_name="batch")
+        call = jax.vmap(
+            lambda x, s, k: module(x, s, key=k), (0, None, 0), (0, None), axis_name="batch"
+        )
         return call(X, state, keys)
 
     def loss(module: Any) -> jax.Array:
@@ -556,8 +614,12 @@ def test_an_equinox_module_that_takes_one_example_computes_the_batch() -> None:
     expected, variables = model.apply(model.variables, X, rng=KEY, training=True)
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     home = sb.from_native(make(), (module, after))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), home.variables, variables)
-    by_hand = jax.grad(lambda p: model.apply({**model.variables, "params": p}, X, rng=KEY, training=True)[0].sum())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), home.variables, variables
+    )
+    by_hand = jax.grad(
+        lambda p: model.apply({**model.variables, "params": p}, X, rng=KEY, training=True)[0].sum()
+    )
     sb.from_native(home, grads.params)
     for name, grad in by_hand(model.variables["params"]).items():
         np.testing.assert_allclose(home.vars()[name].value, grad, rtol=1e-5, atol=1e-6)
@@ -587,11 +649,17 @@ def test_keras_models_hold_it_and_know_its_shapes() -> None:
     assert sb.to_keras(make(build=False)).build((None, 4)) is None
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own way to save
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of Keras' own way to save
 def test_keras_saves_and_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for built in (True, False):
-        source = sb.Sequential([nn.Dense(5), functools.partial(hk.Linear, 3), nn.BatchNorm(), jnp.tanh])
-        model = keras.Sequential([keras.Input((4,)), sb.to_keras(source.build((None, 4)) if built else source)])
+        source = sb.Sequential(
+            [nn.Dense(5), functools.partial(hk.Linear, 3), nn.BatchNorm(), jnp.tanh]
+        )
+        model = keras.Sequential(
+            [keras.Input((4,)), sb.to_keras(source.build((None, 4)) if built else source)]
+        )
         file = str(tmp_path / f"{built}.keras")
         model.save(file)
         np.save(tmp_path / "x.npy", X)
@@ -606,7 +674,9 @@ except Exception as error:
 model = keras.saving.load_model({file!r}, safe_mode=False)
 np.save({str(tmp_path / "y.npy")!r}, model(np.load({str(tmp_path / "x.npy")!r})))
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert done.stdout.split() == ["True"]
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(X), rtol=1e-6)
         here: Any = keras.saving.load_model(file)  # where the entries are still there
@@ -621,7 +691,9 @@ np.save({str(tmp_path / "y.npy")!r}, model(np.load({str(tmp_path / "x.npy")!r}))
         model.save(file)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own arrays
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of Keras' own arrays
 def test_keras_freezes_it_casts_it_and_shapes_it() -> None:
     model = make()
     layer = sb.to_keras(model)
@@ -652,7 +724,9 @@ def test_keras_freezes_it_casts_it_and_shapes_it() -> None:
 
 
 def test_stax_knows_what_a_model_was_built_for() -> None:
-    model = sb.Sequential([nn.Embed(7, 3), nn.Dense(2)]).build(jax.ShapeDtypeStruct((1, 5), jnp.int32))
+    model = sb.Sequential([nn.Embed(7, 3), nn.Dense(2)]).build(
+        jax.ShapeDtypeStruct((1, 5), jnp.int32)
+    )
     init_fun, apply_fun = sb.to_stax(model)
     shape, params = init_fun(KEY, (-1, 5))
     assert shape == (-1, 5, 2)
@@ -665,7 +739,10 @@ def test_stax_knows_what_a_model_was_built_for() -> None:
 
 def test_stax_combinators_hold_it() -> None:
     init_fun, apply_fun = stax.serial(
-        stax.FanOut(2), stax.parallel(sb.to_stax(make()), stax.Dense(3)), stax.FanInSum, sb.to_stax(nn.Dense(2))
+        stax.FanOut(2),
+        stax.parallel(sb.to_stax(make()), stax.Dense(3)),
+        stax.FanInSum,
+        sb.to_stax(nn.Dense(2)),
     )
     shape, params = init_fun(KEY, (-1, 4))
     assert shape == (-1, 2)
@@ -686,11 +763,21 @@ def test_from_native_takes_all_or_nothing() -> None:
     with pytest.raises(RuntimeError, match=r"call model.build\(...\) first"):
         sb.from_native(make(build=False), tree)
     with pytest.raises(KeyError, match="unknown: params/head/wieght; did you mean 'head/weight'"):
-        sb.from_native(model, {"params": {**params, "head": {"wieght": params["head"]["weight"], "bias": jnp.ones(3)}}})
+        sb.from_native(
+            model,
+            {
+                "params": {
+                    **params,
+                    "head": {"wieght": params["head"]["weight"], "bias": jnp.ones(3)},
+                }
+            },
+        )
     with pytest.raises(KeyError, match=r"missing: \(Sequential\).head\(Linear\).weight"):
         sb.from_native(model, {"params": {**params, "head": {"bias": jnp.ones(3)}}})
     with pytest.raises(ValueError, match="shape"):
-        sb.from_native(model, {"params": {**params, "head": {"weight": jnp.ones((5, 3)), "bias": jnp.ones(3)}}})
+        sb.from_native(
+            model, {"params": {**params, "head": {"weight": jnp.ones((5, 3)), "bias": jnp.ones(3)}}}
+        )
     with pytest.raises(ValueError, match="two arrays for"):
         sb.from_native(model, {"a": params, "b": params})
     with pytest.raises(ValueError, match="a list of 2 arrays for"):
@@ -699,7 +786,9 @@ def test_from_native_takes_all_or_nothing() -> None:
         sb.from_native(model, {})
     jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     sb.from_native(model, {"params": {"outer": {"Sequential_0": params}}})
-    np.testing.assert_array_equal(model.head.weight.value, before["params"]["(Sequential).head(Linear).weight"] + 1)
+    np.testing.assert_array_equal(
+        model.head.weight.value, before["params"]["(Sequential).head(Linear).weight"] + 1
+    )
     jax.tree.map(np.testing.assert_array_equal, model.variables["state"], before["state"])
 
 
@@ -710,7 +799,10 @@ def test_from_native_finds_a_model_inside_a_bigger_one() -> None:
     module = sb.to_linen(model)
     own = module.init(KEY, X)
     dense = {"Dense_9": {"kernel": jnp.ones((3, 2))}}
-    outer = {"params": {"body": own["params"], **dense}, "batch_stats": {"body": own["batch_stats"]}}
+    outer = {
+        "params": {"body": own["params"], **dense},
+        "batch_stats": {"body": own["batch_stats"]},
+    }
 
     class Net(eqx.Module):
         body: Any
@@ -721,8 +813,17 @@ def test_from_native_finds_a_model_inside_a_bigger_one() -> None:
             self.body = sb.to_nnx(model)
             self.head = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
 
-    net, state = eqx.nn.make_with_state(lambda: Net(sb.to_equinox(model), eqx.nn.Linear(3, 2, key=KEY)))()
-    trees = [outer, (net, state), Holder(), nnx.state(Holder()), [sb.to_nnx(model)], {"a": sb.to_keras(model)}]
+    net, state = eqx.nn.make_with_state(
+        lambda: Net(sb.to_equinox(model), eqx.nn.Linear(3, 2, key=KEY))
+    )()
+    trees = [
+        outer,
+        (net, state),
+        Holder(),
+        nnx.state(Holder()),
+        [sb.to_nnx(model)],
+        {"a": sb.to_keras(model)},
+    ]
     for tree in trees:
         home = sb.from_native(make(), tree)
         jax.tree.map(np.testing.assert_array_equal, home.variables, start)
@@ -730,7 +831,9 @@ def test_from_native_finds_a_model_inside_a_bigger_one() -> None:
     sb.from_native(encoder, own)
     np.testing.assert_array_equal(encoder[0].kernel.value, model.encoder[0].kernel.value)
     for wrong in (3, None, eqx.nn.Linear(2, 2, key=KEY)):
-        with pytest.raises(TypeError, match="from_native takes what one exported object holds, and finds 0"):
+        with pytest.raises(
+            TypeError, match="from_native takes what one exported object holds, and finds 0"
+        ):
             sb.from_native(model, wrong)
 
 
@@ -779,7 +882,9 @@ def test_variables_that_are_shared_go_out_once() -> None:
 
 
 def test_two_variables_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"two variables would be called Dense_1/.*give their layers names"):
+    with pytest.raises(
+        ValueError, match=r"two variables would be called Dense_1/.*give their layers names"
+    ):
         sb.to_linen([sb.Layer(nn.Dense(2), name="Dense_1"), nn.Dense(2)]).init(KEY, X)
 
 

@@ -65,13 +65,17 @@ def linen_by_hand(model: sb.Sequential) -> tuple[list[float], Any]:
     for i in (0, 1, 3):
         for collection, tree in model[i].native.items():
             variables[collection][f"layers_{i}"] = tree
-    module = nn.Sequential([nn.Dense(8), nn.BatchNorm(momentum=0.9, use_running_average=False), nn.relu, nn.Dense(2)])
+    module = nn.Sequential(
+        [nn.Dense(8), nn.BatchNorm(momentum=0.9, use_running_average=False), nn.relu, nn.Dense(2)]
+    )
     params, stats = variables["params"], variables["batch_stats"]
     losses = []
     for _ in range(STEPS):
 
         def loss_fn(params: Any, stats: Any = stats) -> Any:
-            out, new = module.apply({"params": params, "batch_stats": stats}, X, mutable=["batch_stats"])
+            out, new = module.apply(
+                {"params": params, "batch_stats": stats}, X, mutable=["batch_stats"]
+            )
             return mse(out, Y), new["batch_stats"]
 
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -80,7 +84,9 @@ def linen_by_hand(model: sb.Sequential) -> tuple[list[float], Any]:
     home = linen_only().build((None, 4))
     for i in (0, 1, 3):
         trees = {"params": params, "batch_stats": stats}
-        home[i].load_native({c: trees[c][f"layers_{i}"] for c in trees if f"layers_{i}" in trees[c]})
+        home[i].load_native(
+            {c: trees[c][f"layers_{i}"] for c in trees if f"layers_{i}" in trees[c]}
+        )
     return losses, home.variables
 
 
@@ -224,18 +230,25 @@ def in_stax(model: sb.Sequential, folder: Path) -> Any:
 
     @jax.jit
     def step(i: Any, opt_state: Any) -> Any:
-        loss, grads = jax.value_and_grad(lambda params: mse(apply_fun(params, X, training=True), Y))(
-            get_params(opt_state)
-        )
+        loss, grads = jax.value_and_grad(
+            lambda params: mse(apply_fun(params, X, training=True), Y)
+        )(get_params(opt_state))
         return update(i, grads, opt_state), loss
 
     losses = []
     for i in range(STEPS):
         opt_state, loss = step(i, opt_state)
         losses.append(loss)
-    (folder / "model.pickle").write_bytes(pickle.dumps(optimizers.unpack_optimizer_state(opt_state)))
+    (folder / "model.pickle").write_bytes(
+        pickle.dumps(optimizers.unpack_optimizer_state(opt_state))
+    )
     packed = optimizers.pack_optimizer_state(pickle.loads((folder / "model.pickle").read_bytes()))
-    return losses, get_params(opt_state), get_params(packed), lambda params: apply_fun(params, X, training=False)
+    return (
+        losses,
+        get_params(opt_state),
+        get_params(packed),
+        lambda params: apply_fun(params, X, training=False),
+    )
 
 
 def in_pure(model: sb.Sequential, folder: Path) -> Any:
@@ -249,7 +262,10 @@ def in_pure(model: sb.Sequential, folder: Path) -> Any:
             return mse(out, Y), after
 
         (loss, after), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
-        return {**after, "params": jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads)}, loss
+        return {
+            **after,
+            "params": jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads),
+        }, loss
 
     losses = []
     for _ in range(STEPS):
@@ -264,7 +280,9 @@ def in_pure(model: sb.Sequential, folder: Path) -> Any:
 LOOPS = [in_linen, in_nnx, in_haiku, in_equinox, in_keras, in_stax, in_pure]
 
 
-@pytest.fixture(scope="module", params=[(linen_only, linen_by_hand), (mixed, here)], ids=["linen", "mixed"])
+@pytest.fixture(
+    scope="module", params=[(linen_only, linen_by_hand), (mixed, here)], ids=["linen", "mixed"]
+)
 def source(request: pytest.FixtureRequest) -> Any:
     make, train = request.param
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -276,9 +294,13 @@ def source(request: pytest.FixtureRequest) -> Any:
     return model, losses, expected
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own way to save
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of Keras' own way to save
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__.removeprefix("in_"))
-def test_training_there_is_training_here(source: Any, loop: Callable[..., Any], tmp_path: Path) -> None:
+def test_training_there_is_training_here(
+    source: Any, loop: Callable[..., Any], tmp_path: Path
+) -> None:
     model, losses, expected = source
     start = model.variables
     found, values, loaded, evaluate = loop(model, tmp_path)
@@ -289,10 +311,14 @@ def test_training_there_is_training_here(source: Any, loop: Callable[..., Any], 
         sb.from_native(model, values)
         trained = model.variables
         np.testing.assert_allclose(model(X, training=False), evaluate(values), rtol=1e-4, atol=1e-5)
-        parts = ["params"] if loop is in_stax else ["params", "state"]  # stax has no state to hand on
+        parts = (
+            ["params"] if loop is in_stax else ["params", "state"]
+        )  # stax has no state to hand on
         for part in parts:
             for name, array in expected[part].items():
-                np.testing.assert_allclose(trained[part][name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+                np.testing.assert_allclose(
+                    trained[part][name], array, rtol=1e-3, atol=1e-4, err_msg=name
+                )
         model.assign(start)
         sb.from_native(model, loaded)
         jax.tree.map(np.testing.assert_array_equal, model.variables, trained)

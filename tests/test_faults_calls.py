@@ -35,36 +35,56 @@ def same(a: Any, b: Any) -> bool:
 # Keywords
 
 TAKEN = r"Keywords that are taken: factor \(\[1\]\(scale\)\); .*use_running_average \(\[3\]\(BatchNorm\)\)"
-fault("a misspelt keyword", TypeError, r"no layer takes the keyword 'facter'; did you mean 'factor'\?", TAKEN)(
-    lambda model: model(X, training=False, facter=2.0)
-)
-fault("a key by another name at a first call", TypeError, "the keyword 'key'; did you mean 'rng', the key of a call")(
-    lambda: sb.Sequential([nn.Dense(3), nn.Dropout(0.5)])(X, training=True, key=jax.random.key(0))
-)
+fault(
+    "a misspelt keyword",
+    TypeError,
+    r"no layer takes the keyword 'facter'; did you mean 'factor'\?",
+    TAKEN,
+)(lambda model: model(X, training=False, facter=2.0))
+fault(
+    "a key by another name at a first call",
+    TypeError,
+    "the keyword 'key'; did you mean 'rng', the key of a call",
+)(lambda: sb.Sequential([nn.Dense(3), nn.Dropout(0.5)])(X, training=True, key=jax.random.key(0)))
 fault(
     "a key by its name at a build",
     TypeError,
     r"the keyword 'rng'; a call takes it, .*, and build takes key=",
 )(lambda model: model.build((2, 3), rng=0))
-fault("one key for all examples of a plain vmap", RuntimeError, r"\.rng is assigned inside a JAX transform.*sb\.vmap")(
-    lambda model: jax.vmap(lambda x: model(x[None], training=True, per_layer={3: {"training": False}}))(X)
+fault(
+    "one key for all examples of a plain vmap",
+    RuntimeError,
+    r"\.rng is assigned inside a JAX transform.*sb\.vmap",
+)(
+    lambda model: jax.vmap(
+        lambda x: model(x[None], training=True, per_layer={3: {"training": False}})
+    )(X)
 )
 fault("a misspelt keyword, compiled", TypeError, r"'facter'; did you mean 'factor'\?", TAKEN)(
     lambda model: sb.jit(model)(X, training=False, facter=2.0)
 )
 fault(
-    "a misspelt keyword of one layer", TypeError, r"layer \[1\]\(scale\) doesn't take the keyword 'facter'.*'factor'"
+    "a misspelt keyword of one layer",
+    TypeError,
+    r"layer \[1\]\(scale\) doesn't take the keyword 'facter'.*'factor'",
 )(lambda model: model(X, training=False, per_layer={1: {"facter": 2.0}}))
 for word in ("mutable", "method", "variables", "params", "state", "self"):
-    fault(f"the keyword {word} of a library's own call", TypeError, f"no layer takes the keyword '{word}'", TAKEN)(
-        lambda model, word=word: model(X, training=False, **{word: 1})
-    )
+    fault(
+        f"the keyword {word} of a library's own call",
+        TypeError,
+        f"no layer takes the keyword '{word}'",
+        TAKEN,
+    )(lambda model, word=word: model(X, training=False, **{word: 1}))
 for word in ("key", "rngs"):
-    fault(f"a key under the name {word}", TypeError, f"the keyword '{word}'; did you mean 'rng', the key of a call")(
-        lambda model, word=word: model(X, training=False, **{word: jax.random.key(0)})
-    )
+    fault(
+        f"a key under the name {word}",
+        TypeError,
+        f"the keyword '{word}'; did you mean 'rng', the key of a call",
+    )(lambda model, word=word: model(X, training=False, **{word: jax.random.key(0)}))
 fault(
-    "a required keyword is missing", TypeError, r"layer \[1\] \(function shift\) needs 'offset': .*, offset=.*'ofset'"
+    "a required keyword is missing",
+    TypeError,
+    r"layer \[1\] \(function shift\) needs 'offset': .*, offset=.*'ofset'",
 )(lambda: sb.Sequential([scale, shift, jnp.tanh])(X, ofset=1.0))
 
 
@@ -86,24 +106,30 @@ def _() -> None:
     assert same(model(X, factor=2.0, per_layer={"b": {"factor": 3.0}}), 6 * X)
 
 
-fault("an unknown layer is addressed", KeyError, "per_layer: no layer is called 'skale'; did you mean 'scale'")(
-    lambda: sb.Sequential({"scale": scale})(X, per_layer={"skale": {}})
-)
-fault("a position that isn't there is addressed", IndexError, "there is no layer 9; the model has 6")(
-    lambda model: model(X, training=False, per_layer={9: {}})
-)
-fault("a layer is addressed twice", TypeError, "per_layer: -5 is a layer that stands in it already")(
-    lambda model: model(X, training=False, per_layer={1: {"factor": 2.0}, -5: {"factor": 3.0}})
-)
 fault(
-    "a misspelt keyword of what is frozen", TypeError, "no layer takes the keyword 'traning'; did you mean 'training'"
+    "an unknown layer is addressed",
+    KeyError,
+    "per_layer: no layer is called 'skale'; did you mean 'scale'",
+)(lambda: sb.Sequential({"scale": scale})(X, per_layer={"skale": {}}))
+fault(
+    "a position that isn't there is addressed", IndexError, "there is no layer 9; the model has 6"
+)(lambda model: model(X, training=False, per_layer={9: {}}))
+fault(
+    "a layer is addressed twice", TypeError, "per_layer: -5 is a layer that stands in it already"
+)(lambda model: model(X, training=False, per_layer={1: {"factor": 2.0}, -5: {"factor": 3.0}}))
+fault(
+    "a misspelt keyword of what is frozen",
+    TypeError,
+    "no layer takes the keyword 'traning'; did you mean 'training'",
 )(lambda model: sb.freeze(model, traning=True))
 fault("per_layer without keywords", TypeError, "per_layer: 1 needs a dict of keywords, got float")(
     lambda model: model(X, training=False, per_layer={1: 2.0})
 )
-fault("a list as per_layer", TypeError, "per_layer= takes a dict from the names or positions of layers .*, not list")(
-    lambda model: model(X, training=False, per_layer=[{"factor": 2.0}])
-)
+fault(
+    "a list as per_layer",
+    TypeError,
+    "per_layer= takes a dict from the names or positions of layers .*, not list",
+)(lambda model: model(X, training=False, per_layer=[{"factor": 2.0}]))
 fault("a list as per_layer of a build", TypeError, "per_layer= takes a dict .*, not list")(
     lambda: sb.Sequential([scale]).build((2, 3), per_layer=[{"factor": 2.0}])
 )
@@ -118,14 +144,18 @@ def _() -> None:
 
 # Modes
 
-fault("a mode by position", TypeError, r"inputs: .*, True.*the mode of a call is given by name: training=True")(
-    lambda: sb.Sequential([nn.Dense(3)])(X, True)
-)
+fault(
+    "a mode by position",
+    TypeError,
+    r"inputs: .*, True.*the mode of a call is given by name: training=True",
+)(lambda: sb.Sequential([nn.Dense(3)])(X, True))
 fault("a mode that is no bool", TypeError, "training= is True, False or None, not 'yes'")(
     lambda model: model(X, training="yes")
 )
 fault(
-    "a traced mode", TypeError, r"training= is True, False or None, not .*bool\[\].*make it a static argument; sb\.jit"
+    "a traced mode",
+    TypeError,
+    r"training= is True, False or None, not .*bool\[\].*make it a static argument; sb\.jit",
 )(lambda model: jax.jit(lambda x, training: model(x, training=training))(X, True))
 
 
@@ -163,16 +193,22 @@ def evaluate(model: sb.Sequential, x: Any, option: Any) -> Any:
 
 
 UNHASHABLE = "is static, and a static argument must be hashable: unhashable type: 'list'"
-fault("a text for a switch", TypeError, "donate= is True or False, not 'no'")(lambda model: sb.jit(model, donate="no"))  # pyright: ignore
+fault("a text for a switch", TypeError, "donate= is True or False, not 'no'")(
+    lambda model: sb.jit(model, donate="no")
+)  # pyright: ignore
 fault("an unknown way of an uneven batch", ValueError, "uneven= is 'auto' or 'error', not 'pad'")(
     lambda model: sb.jit(model, uneven="pad")
 )
-fault("an unknown argument is to be split", TypeError, "argument 'images', but the function takes no 'images'")(
-    lambda: sb.jit(lambda model, image: model(image), batch_kwargs=["images"])
-)
-fault("a model as the result", TypeError, "returns Sequential, whose variables are changed in place: return arrays")(
-    lambda model: sb.jit(lambda model, x: (model, model(x, training=False)))(model, X)
-)
+fault(
+    "an unknown argument is to be split",
+    TypeError,
+    "argument 'images', but the function takes no 'images'",
+)(lambda: sb.jit(lambda model, image: model(image), batch_kwargs=["images"]))
+fault(
+    "a model as the result",
+    TypeError,
+    "returns Sequential, whose variables are changed in place: return arrays",
+)(lambda model: sb.jit(lambda model, x: (model, model(x, training=False)))(model, X))
 fault("a static list", TypeError, f"argument 'option' {UNHASHABLE}. Give a tuple")(
     lambda model: sb.jit(evaluate, static_argnames=["option"])(model, X, option=[1, 2])
 )
@@ -180,7 +216,10 @@ fault("a static list by its position", TypeError, f"argument 2 {UNHASHABLE}. Giv
     lambda model: sb.jit(evaluate, static_argnames="option")(model, X, [1, 2])
 )
 fault(
-    "a set", TypeError, r"\{1\} \(set\) is no array, so it is static, and .* must be hashable: give a tuple or a frozen"
+    "a set",
+    TypeError,
+    r"\{1\} \(set\) is no array, so it is static, and .* must be hashable: give a tuple or a "
+    r"frozen",
 )(lambda model: sb.jit(evaluate)(model, X, {1}))
 fault("a set in a list, by keyword", TypeError, r"\{1\} \(set\) is no array, so it is static")(
     lambda model: sb.jit(evaluate)(model, X, option=[{1}])
@@ -189,7 +228,9 @@ fault("a set in a call that is frozen", TypeError, r"\{1\} \(set\) is no array, 
     lambda model: sb.freeze(model)(X, factor={1})
 )
 fault(
-    "a static argument that isn't there", TypeError, "told of an argument 'optoin', .* takes no 'optoin'.*mean 'option'"
+    "a static argument that isn't there",
+    TypeError,
+    "told of an argument 'optoin', .* takes no 'optoin'.*mean 'option'",
 )(lambda model: sb.jit(evaluate, static_argnames=["optoin"])(model, X, 1))
 
 
@@ -204,7 +245,10 @@ def _() -> None:
     compiled = sb.jit(lambda x, how: traces.append(how) or x)
     for i in range(64):
         compiled(1.0, str(i))
-    with pytest.warns(UserWarning, match="was compiled 65 times. .* is static .*: give as an array what changes often"):
+    with pytest.warns(
+        UserWarning,
+        match="was compiled 65 times. .* is static .*: give as an array what changes often",
+    ):
         compiled(1.0, "64")
     compiled(1.0, "65")  # a second warning would be an error here
     compiled(1.0, "65")
@@ -267,7 +311,11 @@ def _() -> None:
     model = filled(sb.Sequential({"a": nn.Dense(3), "b": nn.Dense(3), "c": jnp.tanh}).build((2, 3)))
     optimizer = sb.Optimizer(model, optax.sgd(0.1, momentum=0.9))
     optimizer.update({name: jnp.ones_like(v.value) for name, v in model.vars().items()})
-    a, b, state = model.a.kernel, model.b.kernel, optimizer.vars()["(Optimizer).0.trace.(Sequential).b(Dense).kernel"]
+    a, b, state = (
+        model.a.kernel,
+        model.b.kernel,
+        optimizer.vars()["(Optimizer).0.trace.(Sequential).b(Dense).kernel"],
+    )
     model.reverse()
     model.insert(0, scale)
     model["c"] = jnp.sin
@@ -323,12 +371,16 @@ for index in (6, -7, 1.5, None, (0,)):
         design(f"position {index} is {what} as in a list")(as_a_list)
 
 fault("a step of zero", ValueError, "slice step cannot be zero")(lambda model: model[::0])
-fault("a name that isn't there", KeyError, r"no layer is called 'dens'; .*extend\(\{'dens': \.\.\.\}\)")(
-    lambda model: model["dens"]
-)
-fault("an extended slice of another length", ValueError, "sequence of size 2 to extended slice of size 3")(
-    lambda model: model.__setitem__(slice(None, None, 2), [jnp.tanh] * 2)
-)
+fault(
+    "a name that isn't there",
+    KeyError,
+    r"no layer is called 'dens'; .*extend\(\{'dens': \.\.\.\}\)",
+)(lambda model: model["dens"])
+fault(
+    "an extended slice of another length",
+    ValueError,
+    "sequence of size 2 to extended slice of size 3",
+)(lambda model: model.__setitem__(slice(None, None, 2), [jnp.tanh] * 2))
 fault("extend with one bad entry", TypeError, r"3 .* is no entry", "entry 1 of the 3")(
     lambda model: model.extend([nn.Dense(2), 3, nn.Dense(2)])
 )
@@ -340,11 +392,15 @@ def _(model: sb.Sequential) -> None:
 
 
 fault(
-    "an edit inside sb.jit", RuntimeError, "an edit of a model inside a JAX transform .* is refused: .* Do it before"
+    "an edit inside sb.jit",
+    RuntimeError,
+    "an edit of a model inside a JAX transform .* is refused: .* Do it before",
 )(lambda model: sb.jit(lambda model, x: model.append(jnp.tanh))(model, X))
-fault("an edit inside jax.jit", RuntimeError, "an edit of a model inside a JAX transform .* is refused")(
-    lambda model: jax.jit(lambda x: model.pop())(X)
-)
+fault(
+    "an edit inside jax.jit",
+    RuntimeError,
+    "an edit of a model inside a JAX transform .* is refused",
+)(lambda model: jax.jit(lambda x: model.pop())(X))
 
 
 @design("an iteration goes over the list as it was when it began")
@@ -423,10 +479,13 @@ class Times:
         return x * self.factor
 
 
-@design("what a module is was decided when it joined, and what a function holds when it was compiled")
+@design(
+    "what a module is was decided when it joined, and what a function holds when it was compiled"
+)
 def _() -> None:
-    # Attributes of modules are read once, so that eager and compiled calls agree. Those of any callable object can't be
-    # watched; a compiled function keeps them, as `jax.jit` does. A new entry is seen by both.
+    # Attributes of modules are read once, so that eager and compiled calls agree. Those of any
+    # callable object can't be watched; a compiled function keeps them, as `jax.jit` does. A new
+    # entry is seen by both.
     module = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     model = sb.Sequential([module])
     before = model(X, rng=0, training=True)
@@ -455,10 +514,17 @@ def _(folder: Path) -> None:
     other.load(folder / "file")
     assert same(other.a.bias.value, jnp.zeros(3))
     assert same(other.b.bias.value, model.b.bias.value)
-    assert next(iter(sb.Sequential([nn.Dense(3)]).build((2, 3)).vars())) == "(Sequential)[0](Dense).bias"
+    assert (
+        next(iter(sb.Sequential([nn.Dense(3)]).build((2, 3)).vars()))
+        == "(Sequential)[0](Dense).bias"
+    )
 
 
-@fault("gradients from before an edit", KeyError, "gradients don't belong to .* missing: .*\\[1\\]\\(Dense\\)\\.kernel")
+@fault(
+    "gradients from before an edit",
+    KeyError,
+    "gradients don't belong to .* missing: .*\\[1\\]\\(Dense\\)\\.kernel",
+)
 def _() -> None:
     model = filled(sb.Sequential([nn.Dense(3)]).build((2, 3)))
     optimizer = sb.Optimizer(model, optax.sgd(0.1))
@@ -476,7 +542,9 @@ def loss(model: sb.Sequential, x: Any = X) -> Any:
 
 
 @fault(
-    "a gradient of another shape", ValueError, r"\[0\]\(Dense\)\.bias has shape \(3,\): its gradient can't .* \(2, 3\)"
+    "a gradient of another shape",
+    ValueError,
+    r"\[0\]\(Dense\)\.bias has shape \(3,\): its gradient can't .* \(2, 3\)",
 )
 def _(model: sb.Sequential) -> None:
     gradients = sb.grad(loss)(model)
@@ -484,7 +552,9 @@ def _(model: sb.Sequential) -> None:
 
 
 untyped: Any = sb  # what a type checker would refuse
-BY_NAME = r"an Optimizer knows its variables: write optimizer\.update\(gradients\), arrays by name; got "
+BY_NAME = (
+    r"an Optimizer knows its variables: write optimizer\.update\(gradients\), arrays by name; got "
+)
 fault("an update with the model", TypeError, BY_NAME + "dict, Sequential")(
     lambda model: untyped.Optimizer(model, optax.sgd(0.1)).update({}, model)
 )
@@ -501,9 +571,11 @@ fault(
     TypeError,
     "takes a model, a layer or a collection, not Gradient",
 )(lambda model: untyped.Optimizer(optax.sgd(0.1), model))
-fault("gradients of a number", TypeError, "gradients are of a function of models, or of a model, not of int")(
-    lambda model: untyped.grad(3)
-)
+fault(
+    "gradients of a number",
+    TypeError,
+    "gradients are of a function of models, or of a model, not of int",
+)(lambda model: untyped.grad(3))
 fault("gradients of a vector", TypeError, r"scalar-output functions. Output had shape: \(2, 3\)")(
     lambda model: sb.grad(lambda model: model(X, training=False))(model)
 )
@@ -512,26 +584,32 @@ fault(
     TypeError,
     "has_aux=True wants a pair of a scalar and anything, and got",
 )(lambda model: sb.grad(loss, has_aux=True)(model))
-fault("gradients of nothing", ValueError, r"nothing to differentiate: .* no trainable variable that wrt= lets through")(
-    lambda model: sb.grad(loss, wrt="kernal")(model)
-)
+fault(
+    "gradients of nothing",
+    ValueError,
+    r"nothing to differentiate: .* no trainable variable that wrt= lets through",
+)(lambda model: sb.grad(loss, wrt="kernal")(model))
 fault("a map over nothing", ValueError, "vmap: no argument is an array that could be mapped over")(
     lambda model: sb.vmap(loss)(model)
 )
-fault("a model in a carry", TypeError, "carries arrays: name the Sequential in vars=, and close over it")(
-    lambda model: sb.scan(lambda c, _: ((c[0], c[0](c[1])), None), (model, X), None, 3, vars=model)
-)
-fault("axes that don't fit the arguments", ValueError, "vmap: in_axes= says 1 axes for 2 arguments")(
-    lambda model: sb.vmap(loss, in_axes=(0,))(model, X)
-)
+fault(
+    "a model in a carry",
+    TypeError,
+    "carries arrays: name the Sequential in vars=, and close over it",
+)(lambda model: sb.scan(lambda c, _: ((c[0], c[0](c[1])), None), (model, X), None, 3, vars=model))
+fault(
+    "axes that don't fit the arguments", ValueError, "vmap: in_axes= says 1 axes for 2 arguments"
+)(lambda model: sb.vmap(loss, in_axes=(0,))(model, X))
 
 
-fault("an optimizer of nothing", ValueError, "nothing to update: wrt='conv' lets no variable through")(
-    lambda model: sb.Optimizer(model, optax.sgd(0.1), wrt="conv")
-)
-fault("a rate of an optimizer", AttributeError, r"no 'lr': set optimizer\.transformation, or .* schedule")(
-    lambda model: setattr(sb.Optimizer(model, optax.sgd(0.1)), "lr", 0.2)
-)
+fault(
+    "an optimizer of nothing", ValueError, "nothing to update: wrt='conv' lets no variable through"
+)(lambda model: sb.Optimizer(model, optax.sgd(0.1), wrt="conv"))
+fault(
+    "a rate of an optimizer",
+    AttributeError,
+    r"no 'lr': set optimizer\.transformation, or .* schedule",
+)(lambda model: setattr(sb.Optimizer(model, optax.sgd(0.1)), "lr", 0.2))
 
 
 @design("an optimizer for what isn't there yet, or is frozen for now")
@@ -543,21 +621,35 @@ def _() -> None:
     model.trainable = True
     for each in (optimizer, other):
         before = model[0].kernel.value
-        each.update({name: jnp.ones_like(v.value) for name, v in model.vars().subset("kernel").items()})
+        each.update(
+            {name: jnp.ones_like(v.value) for name, v in model.vars().subset("kernel").items()}
+        )
         assert not same(model[0].kernel.value, before)
 
 
-@fault("a part without a variable is frozen", ValueError, r"this collection is empty: print\(model\.vars\(\)\) shows")
+@fault(
+    "a part without a variable is frozen",
+    ValueError,
+    r"this collection is empty: print\(model\.vars\(\)\) shows",
+)
 def _(model: sb.Sequential) -> None:
     model.vars().subset("weights").trainable = False
 
 
-@fault("the variables of what isn't built are frozen", RuntimeError, "isn't built, so nothing is there to freeze")
+@fault(
+    "the variables of what isn't built are frozen",
+    RuntimeError,
+    "isn't built, so nothing is there to freeze",
+)
 def _() -> None:
     sb.Sequential([nn.Dense(3)]).vars().subset("kernel").trainable = False
 
 
-@fault("one copy is frozen", AttributeError, "the copies are trained together: set it of what repeats them")
+@fault(
+    "one copy is frozen",
+    AttributeError,
+    "the copies are trained together: set it of what repeats them",
+)
 def _() -> None:
     sb.Repeat(nn.Dense(3), 2)[0].trainable = False
 
@@ -602,7 +694,9 @@ class Twice(sb.Sequential):
 def test_a_call_of_a_subclass_is_not_passed_over(use: Any) -> None:
     """By what runs the layers one by one. The model itself, and the transforms, call it."""
     model = Twice([nn.Dense(2)]).build((2, 3))
-    with pytest.raises(TypeError, match=r"Twice has a __call__ of its own, .* Put what it does into the list"):
+    with pytest.raises(
+        TypeError, match=r"Twice has a __call__ of its own, .* Put what it does into the list"
+    ):
         use(model)
     once = model[:]
     np.testing.assert_array_equal(model(X), 2 * sb.Sequential([*once])(X))

@@ -31,11 +31,15 @@ KEY = jax.random.key(0)
 # What is no entry
 
 ADAPTERS = r"give a module, a transform or a callable; there are adapters for equinox, flax\.linen"
-fault("an int", TypeError, r"^3 \(builtins\.int\) is no entry", ADAPTERS, r"in entry 1 of the 2 given")(
-    lambda model: model.extend([jnp.tanh, 3])
+fault(
+    "an int", TypeError, r"^3 \(builtins\.int\) is no entry", ADAPTERS, r"in entry 1 of the 2 given"
+)(lambda model: model.extend([jnp.tanh, 3]))
+fault("None", TypeError, r"^None .* is no entry", r"in entry 0 of the 1 given")(
+    lambda model: model.append(None)
 )
-fault("None", TypeError, r"^None .* is no entry", r"in entry 0 of the 1 given")(lambda model: model.append(None))
-fault("a name of a function", TypeError, r"'relu' \(builtins\.str\) is no entry")(lambda model: model.append("relu"))
+fault("a name of a function", TypeError, r"'relu' \(builtins\.str\) is no entry")(
+    lambda model: model.append("relu")
+)
 fault("a dict as an entry", TypeError, r"\{'a': 1\} \(builtins\.dict\) is no entry")(
     lambda model: model.append({"a": 1})
 )
@@ -45,31 +49,45 @@ fault("an int under a name", TypeError, r"3 .* is no entry", r"in entry 'conv' o
 fault("a class of linen", TypeError, r"the class Dense: give a module, Dense\(\.\.\.\)", "entry 0")(
     lambda model: model.append(nn.Dense)
 )
-fault("a class of NNX", TypeError, r"the class Linear: give a module, or partial\(Linear", "entry 0")(
-    lambda model: model.append(nnx.Linear)
-)
-fault("a class of Equinox", TypeError, r"the class Linear: give a module, or partial\(Linear", "entry 0")(
-    lambda model: model.append(eqx.nn.Linear)
-)
+fault(
+    "a class of NNX", TypeError, r"the class Linear: give a module, or partial\(Linear", "entry 0"
+)(lambda model: model.append(nnx.Linear))
+fault(
+    "a class of Equinox",
+    TypeError,
+    r"the class Linear: give a module, or partial\(Linear",
+    "entry 0",
+)(lambda model: model.append(eqx.nn.Linear))
 fault("a class of Haiku", TypeError, r"the class Linear: write partial\(hk\.Linear", "entry 0")(
     lambda model: model.append(hk.Linear)
 )
 fault("a class of Keras", TypeError, r"the class Dense: give a layer, Dense\(\.\.\.\)", "entry 0")(
     lambda model: model.append(keras.layers.Dense)
 )
-# Haiku raises while the argument is made, before anything of ours is called; so it is Haiku's own error.
-fault("a Haiku module outside of a transform", ValueError, r"must be initialized inside an `hk\.transform`")(
-    lambda model: model.append(hk.Linear(3))
-)
-fault("a transform of a class of Haiku", TypeError, r"makes a module and doesn't call it: write partial\(hk\.Linear")(
-    lambda model: model.append(hk.transform(hk.Linear))
-)
-fault("a transform that returns a module", TypeError, "returns a Linear and doesn't call it", r"layer \[1\] haiku")(
-    lambda: sb.Sequential([jnp.tanh, hk.transform(lambda x: hk.Linear(3))])(X)
-)
-fault("a transform of many functions", TypeError, "give hk.transform_with_state of the one to run", "entry 0")(
-    lambda model: model.append(hk.multi_transform(lambda: (jnp.tanh, (jnp.tanh,))))
-)
+# Haiku raises while the argument is made, before anything of ours is called; so it is Haiku's own
+# error.
+fault(
+    "a Haiku module outside of a transform",
+    ValueError,
+    r"must be initialized inside an `hk\.transform`",
+)(lambda model: model.append(hk.Linear(3)))
+fault(
+    "a transform of a class of Haiku",
+    TypeError,
+    r"makes a module and doesn't call it: write partial\(hk\.Linear",
+)(lambda model: model.append(hk.transform(hk.Linear)))
+fault(
+    "a transform that returns a module",
+    TypeError,
+    "returns a Linear and doesn't call it",
+    r"layer \[1\] haiku",
+)(lambda: sb.Sequential([jnp.tanh, hk.transform(lambda x: hk.Linear(3))])(X))
+fault(
+    "a transform of many functions",
+    TypeError,
+    "give hk.transform_with_state of the one to run",
+    "entry 0",
+)(lambda model: model.append(hk.multi_transform(lambda: (jnp.tanh, (jnp.tanh,)))))
 
 
 @design("a transform with state and one without")
@@ -83,9 +101,12 @@ fault(
     TypeError,
     r"\(builtins\.list\) is no entry: .*, or Sequential\(\.\.\.\) for several entries in one",
 )(lambda model: model.append([jnp.tanh, jnp.sin]))
-fault("a pair of functions that are no layer", TypeError, r"is no entry: .*Sequential\(\.\.\.\)", "stax")(
-    lambda model: model.append((jnp.tanh, jnp.sin))
-)
+fault(
+    "a pair of functions that are no layer",
+    TypeError,
+    r"is no entry: .*Sequential\(\.\.\.\)",
+    "stax",
+)(lambda model: model.append((jnp.tanh, jnp.sin)))
 fault("an optimizer of optax", TypeError, r"GradientTransformation.* is no entry")(
     lambda model: model.append(optax.sgd(0.1))
 )
@@ -102,7 +123,10 @@ def _() -> None:
 
 
 fault(
-    "a bound module", TypeError, r"this Dense is bound to variables: give the unbound module", r"load_native\(variables"
+    "a bound module",
+    TypeError,
+    r"this Dense is bound to variables: give the unbound module",
+    r"load_native\(variables",
 )(lambda model: model.append(nn.Dense(3).bind({"params": {}})))
 
 
@@ -116,9 +140,11 @@ class Outer(nn.Module):
         return y if self.is_initializing() else sb.Sequential([inner])(y)
 
 
-fault("a module that lives in another", TypeError, r"this Dense is bound to variables: give the unbound module")(
-    lambda: Outer().apply(Outer().init(KEY, X), X)
-)
+fault(
+    "a module that lives in another",
+    TypeError,
+    r"this Dense is bound to variables: give the unbound module",
+)(lambda: Outer().apply(Outer().init(KEY, X), X))
 
 
 @design("one object at two places is one set of variables")
@@ -145,12 +171,16 @@ def _() -> None:
 
 fault("a string as the list", TypeError, r"'relu' .* is no entry")(lambda: sb.Sequential("relu"))
 fault("a number as the list", TypeError, r"3 .* is no entry")(lambda: sb.Sequential(3))
-fault("a number in place of entries", TypeError, r"this int is one entry, or none: give \[entry\], or model\.append")(
-    lambda model: model.extend(3)
-)
-fault("one module in place of entries", TypeError, r"this Dense is one entry, .*model\.append\(entry\)")(
-    lambda model: model.__iadd__(nn.Dense(3))
-)
+fault(
+    "a number in place of entries",
+    TypeError,
+    r"this int is one entry, or none: give \[entry\], or model\.append",
+)(lambda model: model.extend(3))
+fault(
+    "one module in place of entries",
+    TypeError,
+    r"this Dense is one entry, .*model\.append\(entry\)",
+)(lambda model: model.__iadd__(nn.Dense(3)))
 for _name, _text in {
     "vars": "vars isn't set: it is a method",
     "training": r"training isn't set: a call says the mode, model\(x, training=True\)",
@@ -167,9 +197,17 @@ for _name, _text in {
 def _() -> None:
     model = sb.Sequential([jnp.tanh])
     built = sb.Sequential([nn.Dense(3)]).build((2, 3))
-    for module in (nn.Dense(3), partial(hk.Linear, 3), stax.Dense(3), built, sb.Sequential([nn.Dense(3)]), built[0]):
+    for module in (
+        nn.Dense(3),
+        partial(hk.Linear, 3),
+        stax.Dense(3),
+        built,
+        sb.Sequential([nn.Dense(3)]),
+        built[0],
+    ):
         with pytest.warns(
-            UserWarning, match=r"head = \.\.\. sets an attribute, which isn't run.*del model\.head, then"
+            UserWarning,
+            match=r"head = \.\.\. sets an attribute, which isn't run.*del model\.head, then",
         ):
             model.head = module
         assert model.head is module
@@ -210,7 +248,9 @@ def _() -> None:
     assert sb.Sequential([sb.Sequential([jnp.tanh]), jnp.sin])(X).shape == X.shape
 
 
-fault("a list in itself", ValueError, "a Sequential can't contain itself")(lambda model: model.append(model))
+fault("a list in itself", ValueError, "a Sequential can't contain itself")(
+    lambda model: model.append(model)
+)
 
 
 @fault("a list in a list in itself", ValueError, "a Sequential can't contain itself")
@@ -224,7 +264,9 @@ def _(model: sb.Sequential) -> None:
 
 
 @fault(
-    "Keras on another backend", TypeError, r"Keras runs on numpy: set os\.environ\[\"KERAS_BACKEND\"\] = \"jax\" before"
+    "Keras on another backend",
+    TypeError,
+    r"Keras runs on numpy: set os\.environ\[\"KERAS_BACKEND\"\] = \"jax\" before",
 )
 def _(model: sb.Sequential) -> None:  # a process that really runs on it: test_architecture.py
     with pytest.MonkeyPatch.context() as patch:
@@ -239,22 +281,28 @@ class Foreign:
         return x
 
 
-fault("a class of a library without an adapter", TypeError, r"no adapter for .*Foreign: there are adapters for")(
-    lambda model: model.append(partial(Foreign))
-)
+fault(
+    "a class of a library without an adapter",
+    TypeError,
+    r"no adapter for .*Foreign: there are adapters for",
+)(lambda model: model.append(partial(Foreign)))
 
 # Names
 
-fault("two layers of one name", ValueError, r"two layers are called 'a', \[0\] and \[1\]: give one of them another")(
-    lambda: sb.Sequential([sb.Layer(jnp.tanh, name="a"), sb.Layer(jnp.sin, name="a")])
-)
+fault(
+    "two layers of one name",
+    ValueError,
+    r"two layers are called 'a', \[0\] and \[1\]: give one of them another",
+)(lambda: sb.Sequential([sb.Layer(jnp.tanh, name="a"), sb.Layer(jnp.sin, name="a")]))
 for text in ("a/b", "a.b", "~", "\0", "", "\ud800", " a", "1a", "class"):
     fault(
-        f"{text.encode(errors='replace')} as a name", ValueError, "can't be the name of a layer: it must be a Python id"
+        f"{text.encode(errors='replace')} as a name",
+        ValueError,
+        "can't be the name of a layer: it must be a Python id",
     )(lambda model, text=text: model.extend({text: jnp.tanh}))
-fault("a name that the list needs", ValueError, r"'append' can't .*: it is an attribute of Sequential")(
-    lambda model: model.extend({"append": jnp.tanh})
-)
+fault(
+    "a name that the list needs", ValueError, r"'append' can't .*: it is an attribute of Sequential"
+)(lambda model: model.extend({"append": jnp.tanh}))
 
 
 @design("a name may be of any language")
@@ -270,9 +318,11 @@ fault(
     "takes 0 positional arguments",
     r"layer \[1\] function <lambda>; inputs: float32",
 )(lambda: sb.Sequential([jnp.tanh, lambda: 1])(X))
-fault("a function of two", TypeError, r"layer \[1\] \(function <lambda>\) needs 'b': give it by keyword, b=")(
-    lambda: sb.Sequential([jnp.tanh, lambda a, b: a])(X)
-)
+fault(
+    "a function of two",
+    TypeError,
+    r"layer \[1\] \(function <lambda>\) needs 'b': give it by keyword, b=",
+)(lambda: sb.Sequential([jnp.tanh, lambda a, b: a])(X))
 
 
 async def coroutine(x: Any) -> Any:
@@ -294,9 +344,12 @@ class Later:
 
 for entry in (coroutine, generator, asynchronous, partial(coroutine), Later()):
     name = getattr(getattr(entry, "func", entry), "__name__", type(entry).__name__)
-    fault(f"{type(entry).__name__} {name}", TypeError, f"{name} is a coroutine or generator function", "entry 0 of")(
-        lambda model, entry=entry: model.append(entry)
-    )
+    fault(
+        f"{type(entry).__name__} {name}",
+        TypeError,
+        f"{name} is a coroutine or generator function",
+        "entry 0 of",
+    )(lambda model, entry=entry: model.append(entry))
 
 
 @design("one nnx.Rngs for two layers")
@@ -306,7 +359,10 @@ def _() -> None:
     rngs.dropout()  # has drawn before
     model = sb.Sequential([nnx.Dropout(0.5, rngs=rngs), jnp.ones_like, nnx.Dropout(0.5, rngs=rngs)])
     assert list(model.vars()) == ["(Sequential).rng"]
-    first, second = model[:1](jnp.ones((8, 8)), rng=1, training=True), model(jnp.ones((8, 8)), rng=1, training=True)
+    first, second = (
+        model[:1](jnp.ones((8, 8)), rng=1, training=True),
+        model(jnp.ones((8, 8)), rng=1, training=True),
+    )
     assert not jnp.array_equal(first, second)
 
 
@@ -315,9 +371,14 @@ def _() -> None:
 fault("init without a key", TypeError, r"a key is an int, jax\.random\.key\(0\) or .*, not None")(
     lambda model: model.init(None, X)
 )
-fault("init with inputs only", TypeError, r"a key is an int, .*, not float32\[2,3\]")(lambda model: model.init(X))
+fault("init with inputs only", TypeError, r"a key is an int, .*, not float32\[2,3\]")(
+    lambda model: model.init(X)
+)
 fault(
-    "a pure call that draws, without a key", TypeError, "draws random numbers: give a key, rng=key", r"\[4\] linen Drop"
+    "a pure call that draws, without a key",
+    TypeError,
+    "draws random numbers: give a key, rng=key",
+    r"\[4\] linen Drop",
 )(lambda model: model.apply(model.variables, X, training=True))
 for key, shown in (
     (jnp.ones(2), r"float32\[2\]"),
@@ -328,9 +389,11 @@ for key, shown in (
     (1.5, r"1\.5"),
     (True, "True"),
 ):
-    fault(f"{shown.replace(chr(92), '')} as a key", TypeError, f"a key is an int, .*PRNGKey.*, not {shown}$")(
-        lambda model, key=key: sb.Sequential([nn.Dense(3)], key=key)
-    )
+    fault(
+        f"{shown.replace(chr(92), '')} as a key",
+        TypeError,
+        f"a key is an int, .*PRNGKey.*, not {shown}$",
+    )(lambda model, key=key: sb.Sequential([nn.Dense(3)], key=key))
     fault(
         f"{shown.replace(chr(92), '')} as rng",
         TypeError,
@@ -354,8 +417,15 @@ def _(model: sb.Sequential) -> None:
 
 TAKES = r"a shape or an array is wanted for each input, model\.build\(\(None, 28, 28, 1\)\); got "
 fault("init without inputs", TypeError, TAKES + "nothing")(lambda model: model.init(0))
-for given, shown in (("28", "'28'"), ((2.0, 3), r"\(2\.0, 3\)"), ((np.float32(2), 3), r"\(.*2.*, 3\)"), (True, "True")):
-    fault(f"{given} as a shape", TypeError, TAKES + shown)(lambda model, given=given: model.build(given))
+for given, shown in (
+    ("28", "'28'"),
+    ((2.0, 3), r"\(2\.0, 3\)"),
+    ((np.float32(2), 3), r"\(.*2.*, 3\)"),
+    (True, "True"),
+):
+    fault(f"{given} as a shape", TypeError, TAKES + shown)(
+        lambda model, given=given: model.build(given)
+    )
 
 
 @design("sizes may be NumPy's")
@@ -368,11 +438,17 @@ def _() -> None:
 fault("a path for the inputs of a picture", TypeError, TAKES + r"'model\.svg'")(
     lambda model: sb.plot(model, "model.svg")
 )
-fault("a number for the inputs of a summary", TypeError, TAKES + "28")(lambda model: model.summary(28))
-fault("a number to compare with", TypeError, "diff takes models, .*; got int")(lambda model: sb.diff(model, 3))
-fault("a size of -1", ValueError, r"a size that may be anything is None, not -1: got the shape \(-1, 3\)")(
-    lambda model: model.build((-1, 3))
+fault("a number for the inputs of a summary", TypeError, TAKES + "28")(
+    lambda model: model.summary(28)
 )
+fault("a number to compare with", TypeError, "diff takes models, .*; got int")(
+    lambda model: sb.diff(model, 3)
+)
+fault(
+    "a size of -1",
+    ValueError,
+    r"a size that may be anything is None, not -1: got the shape \(-1, 3\)",
+)(lambda model: model.build((-1, 3)))
 
 
 fault(
@@ -391,17 +467,23 @@ fault(
 def _() -> None:
     model = sb.Sequential([nn.Dense(3)]).build((2, 3), seed=7)
     before = model[0].kernel.value
-    assert model.build((5, 3), seed=7).build((1, 3), key=jax.random.key(7))[0].kernel.value is before
+    assert (
+        model.build((5, 3), seed=7).build((1, 3), key=jax.random.key(7))[0].kernel.value is before
+    )
 
 
 @design("a layer with variables that can't be traced is built all the same, of any size")
 def _() -> None:
-    model = sb.Sequential([nn.Conv(3, (3,)), lambda x, w=jnp.eye(3): x @ w if float(w[0, 0]) > 0 else x])  # noqa: B008
+    model = sb.Sequential(
+        [nn.Conv(3, (3,)), lambda x, w=jnp.eye(3): x @ w if float(w[0, 0]) > 0 else x]
+    )  # noqa: B008
     assert model.build((2, 8, 3)).build((2, 16, 3)).built
 
 
 @fault(
-    "another shape after a build with open sizes", ScopeParamShapeError, r"its variables were made for: float32\[1,3\]"
+    "another shape after a build with open sizes",
+    ScopeParamShapeError,
+    r"its variables were made for: float32\[1,3\]",
 )
 def _() -> None:
     sb.Sequential([nn.Dense(3)]).build((1, 3)).build((None, 5))
@@ -428,7 +510,11 @@ def _() -> None:
         assert len(model.vars()) == 0
 
 
-@fault("an edit of a built model that can't be built", FloatingPointError, r"layer \[6\] linen Dense\(features=2")
+@fault(
+    "an edit of a built model that can't be built",
+    FloatingPointError,
+    r"layer \[6\] linen Dense\(features=2",
+)
 def _(model: sb.Sequential) -> None:
     model.append(nn.Dense(2, kernel_init=broken))
 
@@ -437,7 +523,12 @@ TRACED = (
     r"building a model inside a JAX transform .* is refused: it would store tracers",
     r"model\.build\(.*model\.init",
 )
-for transform in (jax.jit, jax.vmap, partial(partial, jax.eval_shape), lambda f: jax.grad(lambda x: f(x).sum())):
+for transform in (
+    jax.jit,
+    jax.vmap,
+    partial(partial, jax.eval_shape),
+    lambda f: jax.grad(lambda x: f(x).sum()),
+):
 
     def build_inside(transform: Any = transform) -> None:
         model = sb.Sequential([nn.Dense(3)])
@@ -474,12 +565,17 @@ def _(model: sb.Sequential) -> None:
     assert jnp.array_equal(model(np.asarray(X, np.float64), training=False), y)
 
 
-fault("ints where floats are wanted", ValueError, "int32", r"layer \[0\] linen Dense.*inputs: int64\[2,3\]")(
-    lambda model: model(np.ones((2, 3), int), training=False)
-)
-fault("an array of objects", TypeError, r"layer \[0\] linen Dense\(features=3\); inputs: object\[2,3\]")(
-    lambda model: model(np.full((2, 3), None), training=False)
-)
+fault(
+    "ints where floats are wanted",
+    ValueError,
+    "int32",
+    r"layer \[0\] linen Dense.*inputs: int64\[2,3\]",
+)(lambda model: model(np.ones((2, 3), int), training=False))
+fault(
+    "an array of objects",
+    TypeError,
+    r"layer \[0\] linen Dense\(features=3\); inputs: object\[2,3\]",
+)(lambda model: model(np.full((2, 3), None), training=False))
 fault("an array of texts", TypeError, r"layer \[0\] linen Dense\(features=3\); inputs: <U1\[1,3\]")(
     lambda model: model(np.array([["a", "b", "c"]]), training=False)
 )
@@ -487,7 +583,9 @@ fault("a text", IndexError, r"layer \[0\] linen Dense\(features=3\); inputs: 'ab
     lambda model: model("abc", training=False)
 )
 fault(
-    "a list of numbers, for Haiku", AttributeError, r"layer \[0\] haiku Linear\(3\); inputs: list\(1\.0, 2\.0, 3\.0\)"
+    "a list of numbers, for Haiku",
+    AttributeError,
+    r"layer \[0\] haiku Linear\(3\); inputs: list\(1\.0, 2\.0, 3\.0\)",
 )(lambda model: model[2]([1.0, 2.0, 3.0]))
 MADE_FOR = r"inputs: float32\[2,4\]; its variables were made for: float32\[2,3\]"
 fault(
@@ -497,10 +595,16 @@ fault(
     r"layer \[0\] linen Dense.*" + MADE_FOR,
 )(lambda model: model(jnp.ones((2, 4)), training=False))
 fault(
-    "another number of features, for Haiku", ValueError, r"\(3, 3\).*\[4, 3\]", r"layer \[0\] haiku Linear.*" + MADE_FOR
+    "another number of features, for Haiku",
+    ValueError,
+    r"\(3, 3\).*\[4, 3\]",
+    r"layer \[0\] haiku Linear.*" + MADE_FOR,
 )(lambda model: model[2](jnp.ones((2, 4))))
 fault(
-    "another number of features, for Equinox", TypeError, r"\(3,\) and \(4,\)", r"layer \[0\] equinox Linear.*\[2,4\]"
+    "another number of features, for Equinox",
+    TypeError,
+    r"\(3,\) and \(4,\)",
+    r"layer \[0\] equinox Linear.*\[2,4\]",
 )(lambda model: model[5](jnp.ones((2, 4))))
 fault(
     "another number of features, compiled",
@@ -520,7 +624,10 @@ fault(
     r"one leading axis, the batch; got shapes \(\).*per_example=False",
 )(lambda model: model[5](jnp.ones(())))
 fault(
-    "a sequence for a layer that is mapped", TypeError, r"jax\.vmap\(jax\.vmap\(entry\)\)", r"inputs: float32\[2,2,2\]"
+    "a sequence for a layer that is mapped",
+    TypeError,
+    r"jax\.vmap\(jax\.vmap\(entry\)\)",
+    r"inputs: float32\[2,2,2\]",
 )(lambda model: model[5](jnp.ones((2, 2, 2))))
 
 
@@ -562,11 +669,16 @@ fault("None from the layer before", TypeError, r"layer \[1\] function tanh; inpu
 fault("nothing from the layer before", TypeError, r"layer \[1\] \(function tanh\) needs 'x'")(
     lambda: sb.Sequential([lambda x: (), jnp.tanh])(X)
 )
-fault("a dict from the layer before", TypeError, r"layer \[1\] function tanh; inputs: dict\(float32\[2,3\]\)")(
-    lambda: sb.Sequential([lambda x: {"a": x}, jnp.tanh])(X)
-)
 fault(
-    "a shape that depends on data, compiled", IndexError, "must be concrete", r"layer \[1\] function <lambda>; inputs"
+    "a dict from the layer before",
+    TypeError,
+    r"layer \[1\] function tanh; inputs: dict\(float32\[2,3\]\)",
+)(lambda: sb.Sequential([lambda x: {"a": x}, jnp.tanh])(X))
+fault(
+    "a shape that depends on data, compiled",
+    IndexError,
+    "must be concrete",
+    r"layer \[1\] function <lambda>; inputs",
 )(lambda: sb.jit(sb.Sequential([jnp.tanh, lambda x: x[x > 0]]))(X))
 
 
@@ -610,17 +722,25 @@ STATE = r"\(Sequential\)\[1\]\(Drift\)\.state"
 for how in ("eager", "compiled"):
     late = partial(drift, compiled=how == "compiled")
     fault(
-        f"a state of another dtype, {how}", TypeError, STATE + " was float32 and would become bfloat16: a state keeps"
+        f"a state of another dtype, {how}",
+        TypeError,
+        STATE + " was float32 and would become bfloat16: a state keeps",
     )(lambda late=late: late(jnp.ones(2, jnp.bfloat16)))
-    fault(f"a state of another shape, {how}", ValueError, STATE + r" has shape \(2,\): can't assign shape \(3,\)")(
-        lambda late=late: late(jnp.ones(3))
-    )
-    fault(f"a state of another structure, {how}", KeyError, r"the state of linen Drift.*unknown: batch_stats/state/a")(
-        lambda late=late: late({"a": jnp.ones(2)})
-    )
-    fault(f"a state that is a number, {how}", ValueError, STATE + r" has shape \(2,\): can't assign shape \(\)")(
-        lambda late=late: late(1.0)
-    )
+    fault(
+        f"a state of another shape, {how}",
+        ValueError,
+        STATE + r" has shape \(2,\): can't assign shape \(3,\)",
+    )(lambda late=late: late(jnp.ones(3)))
+    fault(
+        f"a state of another structure, {how}",
+        KeyError,
+        r"the state of linen Drift.*unknown: batch_stats/state/a",
+    )(lambda late=late: late({"a": jnp.ones(2)}))
+    fault(
+        f"a state that is a number, {how}",
+        ValueError,
+        STATE + r" has shape \(2,\): can't assign shape \(\)",
+    )(lambda late=late: late(1.0))
 
 
 @pytest.mark.parametrize("row", table, ids=name_of)

@@ -44,8 +44,16 @@ class Harm:
 NO_WEIGHTS = "holds no weights: it is"
 for name, data, words in (
     ("nothing", b"", "is empty: it was not written, or not downloaded, to the end"),
-    ("a pointer of git-lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
-    ("a web page", b"<!doctype html><html></html>", f"{NO_WEIGHTS} a page of a web site. Download the file itself"),
+    (
+        "a pointer of git-lfs",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "git lfs pull",
+    ),
+    (
+        "a web page",
+        b"<!doctype html><html></html>",
+        f"{NO_WEIGHTS} a page of a web site. Download the file itself",
+    ),
     ("JSON", b'{"layers": []}', f"{NO_WEIGHTS} JSON"),
     (
         "a pickle",
@@ -55,7 +63,11 @@ for name, data, words in (
     ("an archive", b"PK\x03\x04" + bytes(40), r"no safetensors file \(it looks like npz\)"),
     ("HDF5", b"\x89HDF\r\n\x1a\n" + bytes(40), r"no safetensors file \(it looks like h5\)"),
     ("zeros", bytes(40), "is damaged, or no safetensors file"),
-    ("a header of a terabyte", (2**40).to_bytes(8, "little") + b"{}", "is damaged, or no safetensors file"),
+    (
+        "a header of a terabyte",
+        (2**40).to_bytes(8, "little") + b"{}",
+        "is damaged, or no safetensors file",
+    ),
 ):
 
     def load(model: sb.Sequential, folder: Path, data: bytes = data) -> None:
@@ -67,17 +79,29 @@ for name, data, words in (
 
     fault(f"{name} as a file", sb.WeightsError, words)(load)
 
-fault("a file that isn't there", FileNotFoundError, "file")(lambda model, folder: model.load(folder / "file"))
-fault("the name of another format", ValueError, r"is saved is a safetensors file, and .*m\.npz isn't called like one")(
-    lambda model, folder: model.save(folder / "m.npz")
+fault("a file that isn't there", FileNotFoundError, "file")(
+    lambda model, folder: model.load(folder / "file")
 )
-fault("the variables of what isn't built", RuntimeError, r"this isn't built, so it has no variables yet")(
-    lambda folder: sb.Sequential([nn.Dense(3)]).vars().subset("kernel").save(folder / "file")
+fault(
+    "the name of another format",
+    ValueError,
+    r"is saved is a safetensors file, and .*m\.npz isn't called like one",
+)(lambda model, folder: model.save(folder / "m.npz"))
+fault(
+    "the variables of what isn't built",
+    RuntimeError,
+    r"this isn't built, so it has no variables yet",
+)(lambda folder: sb.Sequential([nn.Dense(3)]).vars().subset("kernel").save(folder / "file"))
+fault("a text as a flag", TypeError, "cast= is True or False, not 'no'")(
+    lambda model: model.load("file", cast="no")
 )
-fault("a text as a flag", TypeError, "cast= is True or False, not 'no'")(lambda model: model.load("file", cast="no"))
-fault("a folder as a file", IsADirectoryError, "directory")(lambda model, folder: model.load(folder))
+fault("a folder as a file", IsADirectoryError, "directory")(
+    lambda model, folder: model.load(folder)
+)
 fault("no path at all", TypeError, "'' is no path")(lambda model: model.save(""))
-fault("a number as a path", TypeError, "a path is a str or a Path, not int")(lambda model: model.load(3))
+fault("a number as a path", TypeError, "a path is a str or a Path, not int")(
+    lambda model: model.load(3)
+)
 
 
 @fault("a pipe as a file", sb.WeightsError, "pipe is neither a file nor a folder")
@@ -92,22 +116,30 @@ def damaged(model: sb.Sequential, folder: Path, damage: Callable[[bytes], bytes]
     model.load(folder / "file")
 
 
-fault("a file that is cut off", sb.WeightsError, "file is damaged")(partial(damaged, damage=lambda data: data[:-9]))
+fault("a file that is cut off", sb.WeightsError, "file is damaged")(
+    partial(damaged, damage=lambda data: data[:-9])
+)
 fault("a file with more at its end", sb.WeightsError, "file is damaged")(
     partial(damaged, damage=lambda data: data + b"x")
 )
-fault("a flipped bit", sb.WeightsError, r"file is damaged: its array .* has another checksum than it was saved with")(
-    partial(damaged, damage=lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:])
-)
-fault("a file in a folder that isn't there", FileNotFoundError, "can't be written: there is no folder .*nowhere")(
-    lambda model, folder: model.save(folder / "nowhere" / "file")
-)
+fault(
+    "a flipped bit",
+    sb.WeightsError,
+    r"file is damaged: its array .* has another checksum than it was saved with",
+)(partial(damaged, damage=lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]))
+fault(
+    "a file in a folder that isn't there",
+    FileNotFoundError,
+    "can't be written: there is no folder .*nowhere",
+)(lambda model, folder: model.save(folder / "nowhere" / "file"))
 fault("a folder in place of a file", IsADirectoryError, "is a folder: give the name of a file")(
     lambda model, folder: model.save(folder)
 )
 
 
-@fault("a pipe in place of a file", OSError, "pipe can't be written: it is neither a file nor a folder")
+@fault(
+    "a pipe in place of a file", OSError, "pipe can't be written: it is neither a file nor a folder"
+)
 def _(model: sb.Sequential, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     try:
@@ -159,9 +191,11 @@ def written(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     return folder / "file"
 
 
-fault("names that would be paths", sb.WeightsError, r"doesn't fit, and nothing was loaded.*unexpected: \.\./\.\./x")(
-    lambda model, folder: model.load(written(folder, {"../../x": np.ones(3, np.float32)}))
-)
+fault(
+    "names that would be paths",
+    sb.WeightsError,
+    r"doesn't fit, and nothing was loaded.*unexpected: \.\./\.\./x",
+)(lambda model, folder: model.load(written(folder, {"../../x": np.ones(3, np.float32)})))
 
 
 @fault(
@@ -189,7 +223,9 @@ def _(folder: Path) -> None:
 )
 def _(folder: Path) -> None:
     model = filled(sb.Sequential([nn.Dense(3)]).build((2, 3)))
-    arrays = {name: np.asarray(array).astype(np.int32) for name, array in model.vars().tensors().items()}
+    arrays = {
+        name: np.asarray(array).astype(np.int32) for name, array in model.vars().tensors().items()
+    }
     kept = Kept(model)
     try:
         model.load(written(folder, arrays))
@@ -198,17 +234,25 @@ def _(folder: Path) -> None:
 
 
 fault(
-    "a file for what isn't built", RuntimeError, r"isn't built, so it has no variables yet: call build\(\.\.\.\) first"
+    "a file for what isn't built",
+    RuntimeError,
+    r"isn't built, so it has no variables yet: call build\(\.\.\.\) first",
 )(lambda folder: sb.Sequential([nn.Dense(3)]).load(written(folder, {"x": np.ones(3, np.float32)})))
 fault("a rename of nothing", sb.WeightsError, r"rename: nothing is called 'module\.x'")(
-    lambda model, folder: model.load(written(folder, {"x": np.ones(3, np.float32)}), rename={"module.x": "x"})
+    lambda model, folder: model.load(
+        written(folder, {"x": np.ones(3, np.float32)}), rename={"module.x": "x"}
+    )
 )
 
 
 @design("prefixes of other tools go by a rule")
 def _(folder: Path) -> None:
     model = small()
-    arrays = {f"module.{name}": np.asarray(a) for name, a in model.vars().tensors().items() if "rng" not in name}
+    arrays = {
+        f"module.{name}": np.asarray(a)
+        for name, a in model.vars().tensors().items()
+        if "rng" not in name
+    }
     made = copy.deepcopy(model)
     made[0].bias.assign(jnp.zeros(3))
     made.load(written(folder, arrays), rename=(r"^module\.", ""), strict=False)
@@ -225,7 +269,10 @@ def _() -> None:  # gates, heads, flattened images and the like: test_port.py
 
 
 @fault(
-    "weights that don't fit", sb.WeightsError, "port: nothing was carried, since the results would differ", r"\(3, 4\)"
+    "weights that don't fit",
+    sb.WeightsError,
+    "port: nothing was carried, since the results would differ",
+    r"\(3, 4\)",
 )
 def _(model: sb.Sequential) -> None:
     sb.port(sb.Sequential([partial(hk.Linear, 4)]).build((2, 3)), model[5])
@@ -239,12 +286,20 @@ def _(folder: Path) -> None:
     }  # fmt: skip
     made = sb.VarCollection({name: sb.Variable(array, name=name) for name, array in values.items()})
     made.save(folder / "file")
-    blank = sb.VarCollection({name: sb.Variable(jnp.zeros_like(array), name=name) for name, array in values.items()})
+    blank = sb.VarCollection(
+        {name: sb.Variable(jnp.zeros_like(array), name=name) for name, array in values.items()}
+    )
     blank.load(folder / "file")
-    assert {n: bits(v.value) for n, v in blank.items()} == {n: bits(array) for n, array in values.items()}
+    assert {n: bits(v.value) for n, v in blank.items()} == {
+        n: bits(array) for n, array in values.items()
+    }
 
 
-@fault("a file of a later version", sb.WeightsError, "was saved by seqbridge .*: install that, or later")
+@fault(
+    "a file of a later version",
+    sb.WeightsError,
+    "was saved by seqbridge .*: install that, or later",
+)
 def _(model: sb.Sequential, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seqbridge._saving.FORMAT", 99)
@@ -252,7 +307,9 @@ def _(model: sb.Sequential, folder: Path) -> None:
     model.load(folder / "file")
 
 
-@fault("a checkpoint that isn't there", FileNotFoundError, "there is no checkpoint 7 in .*: there are")
+@fault(
+    "a checkpoint that isn't there", FileNotFoundError, "there is no checkpoint 7 in .*: there are"
+)
 def _(model: sb.Sequential, folder: Path) -> None:
     with sb.Checkpoint(folder / "run", model=model) as checkpoint:
         checkpoint.restore(7)

@@ -41,31 +41,42 @@ def same(a: Any, b: Any) -> bool:
 
 
 def small() -> sb.Sequential:
-    return filled(sb.Sequential([nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3)))
+    return filled(
+        sb.Sequential([nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3))
+    )
 
 
 # Inside of plain transforms
 
 UNKNOWN = "is assigned inside a JAX transform that doesn't know of it: .* leak out as a tracer"
 GRAD: Callable[..., Any] = lambda f: jax.grad(lambda x: jnp.sum(f(x)))  # noqa: E731
-for transform, cure in ((jax.jit, r"sb\.jit"), (jax.vmap, r"sb\.vmap"), (GRAD, r"sb\.value_and_grad or sb\.grad")):
+for transform, cure in (
+    (jax.jit, r"sb\.jit"),
+    (jax.vmap, r"sb\.vmap"),
+    (GRAD, r"sb\.value_and_grad or sb\.grad"),
+):
 
     def assign(model: sb.Sequential, transform: Any = transform) -> None:
         kernel = model[0].kernel
         transform(lambda x: kernel.assign(kernel.value * x.sum()) or x)(X)
 
-    fault(f"an assignment inside of a transform whose cure is {cure}", RuntimeError, f"{KERNEL} {UNKNOWN}.*Use {cure}")(
-        assign
-    )
+    fault(
+        f"an assignment inside of a transform whose cure is {cure}",
+        RuntimeError,
+        f"{KERNEL} {UNKNOWN}.*Use {cure}",
+    )(assign)
 
     def call(model: sb.Sequential, transform: Any = transform) -> None:
         transform(lambda x: model(jnp.atleast_2d(x), training=True))(X)
 
-    # The key of a stream that is split under `jax.vmap` is no tracer, which would say what transform made it.
+    # The key of a stream that is split under `jax.vmap` is no tracer, which would say what
+    # transform made it.
     said = cure.partition(" or")[0]
-    fault(f"a call inside of a transform whose cure is {cure}", RuntimeError, f"{UNKNOWN}.*Use .*{said}.*model.apply")(
-        call
-    )
+    fault(
+        f"a call inside of a transform whose cure is {cure}",
+        RuntimeError,
+        f"{UNKNOWN}.*Use .*{said}.*model.apply",
+    )(call)
 
 fault("a call inside of jax.lax.scan", RuntimeError, UNKNOWN, r"sb\.scan for a loop")(
     lambda model: jax.lax.scan(lambda carry, x: (carry, model(x[None], training=True)), 0.0, X)
@@ -140,7 +151,9 @@ def ways(model: sb.Sequential) -> dict[str, Callable[[], Any]]:
         "compiled and donated": lambda: donating(model, X),
         "gradients": lambda: gradient(model, X),
         "rematerialized": lambda: sb.remat(loss)(model, X),
-        "mapped": lambda: sb.vmap(lambda model, x: model(x[None], training=False), in_axes=(None, 0))(model, X),
+        "mapped": lambda: sb.vmap(
+            lambda model, x: model(x[None], training=False), in_axes=(None, 0)
+        )(model, X),
     }
 
 
@@ -152,7 +165,14 @@ def test_an_error_in_any_layer_changes_nothing(place: int) -> None:
     kept = Kept(filled(sb.Sequential(layers).build((2, 3))))
     for (way, run), error in zip(
         ways(kept.model).items(),
-        (ValueError("mine"), KeyboardInterrupt(), SystemExit(3), GeneratorExit(), RecursionError(), ValueError("last")),
+        (
+            ValueError("mine"),
+            KeyboardInterrupt(),
+            SystemExit(3),
+            GeneratorExit(),
+            RecursionError(),
+            ValueError("last"),
+        ),
         strict=True,
     ):
         bomb.loaded = error
@@ -161,7 +181,10 @@ def test_an_error_in_any_layer_changes_nothing(place: int) -> None:
         bomb.loaded = None
         assert caught.value is error, way
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")]
-        expected = [f"in layer [{place}] function Bomb; inputs: float32[{'1,3' if way == 'mapped' else '2,3'}]"]
+        expected = [
+            f"in layer [{place}] function Bomb; inputs: "
+            f"float32[{'1,3' if way == 'mapped' else '2,3'}]"
+        ]
         assert notes == (expected if isinstance(error, Exception) else [])
         kept.check()
     before = values(kept.model)
@@ -176,7 +199,10 @@ def control_c() -> None:
 
 
 def interrupted(
-    run: Callable[[], Any], at: int, writing: set[str] | None, handler: Callable[[], Any] = control_c
+    run: Callable[[], Any],
+    at: int,
+    writing: set[str] | None,
+    handler: Callable[[], Any] = control_c,
 ) -> bool:
     """Ctrl-C before a line, by its number among those that run of some functions of the library; None: of JAX."""
     lines = itertools.count()
@@ -207,9 +233,13 @@ def quick() -> sb.PureLayer:
         return {"params": {"w": jax.random.normal(key, (3,))}, "state": {"n": jnp.zeros(())}}
 
     def apply(variables: Any, key: Any, x: Any) -> Any:
-        return x * jnp.broadcast_to(variables["params"]["w"], x.shape), {"state": {"n": variables["state"]["n"] + 1}}
+        return x * jnp.broadcast_to(variables["params"]["w"], x.shape), {
+            "state": {"n": variables["state"]["n"] + 1}
+        }
 
-    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(scale), label="quick", ecosystem="test")
+    return sb.PureLayer(
+        init=init, apply=apply, signature=sb.signature_of(scale), label="quick", ecosystem="test"
+    )
 
 
 def test_control_c_between_any_two_lines_changes_all_or_nothing() -> None:
@@ -256,7 +286,11 @@ def test_a_signal_handler_saves_a_whole_step_or_is_told_to_wait(tmp_path: Path) 
             except RuntimeError as error:
                 said.append(str(error))
             else:
-                counts = {float(n) for name, n in sb.read(tmp_path / "saved").items() if name.endswith(".n")}
+                counts = {
+                    float(n)
+                    for name, n in sb.read(tmp_path / "saved").items()
+                    if name.endswith(".n")
+                }
                 said.append(len(counts))
 
         steps = 1
@@ -276,7 +310,10 @@ ROW = jnp.linspace(1.0, 2.0, 3)
 def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
     """In which case the next build makes what the first would have made."""
     placement = Placement(jax.make_mesh((1,), ("data",)))
-    wanted = {name: bits(v.value) for name, v in sb.Sequential([quick(), quick()]).build((3,)).vars().items()}
+    wanted = {
+        name: bits(v.value)
+        for name, v in sb.Sequential([quick(), quick()]).build((3,)).vars().items()
+    }
     builds: tuple[Callable[[sb.Sequential], Any], ...] = (
         lambda model: model.build((3,)),
         lambda model: model(ROW, training=False),
@@ -287,7 +324,9 @@ def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
             model = sb.Sequential([quick(), quick()])
             model._placement = placement
             stopped = interrupted(partial(build, model), at, {"take", "_fill", "_place", "_build"})
-            assert len({(layer.built, len(layer.vars())) for layer in model}) == 1, f"line {at}: a part is built"
+            assert len({(layer.built, len(layer.vars())) for layer in model}) == 1, (
+                f"line {at}: a part is built"
+            )
             assert {name: bits(v.value) for name, v in model.build((3,)).vars().items()} == wanted
             if not stopped:
                 break
@@ -308,7 +347,8 @@ def test_a_build_that_fails_takes_no_initial_values_away() -> None:
 
 
 def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> None:
-    # Not those that hold `edits.lock`: a tracer raises where a signal can't, between the end of a block and its lock's.
+    # Not those that hold `edits.lock`: a tracer raises where a signal can't, between the end of a
+    # block and its lock's.
     functions = {"_edit", "_tie", "_unify", "share", "take", "_fill"}
     at = 0
     for at in itertools.count():
@@ -402,16 +442,20 @@ def failing(x: Any) -> Any:
 
 @design("an error while the program runs changes nothing, and with donation says what is gone")
 def _() -> None:
-    model = filled(sb.Sequential([nn.BatchNorm(), lambda x, fail=False: failing(x) if fail else x]).build((2, 3)))
+    model = filled(
+        sb.Sequential([nn.BatchNorm(), lambda x, fail=False: failing(x) if fail else x]).build(
+            (2, 3)
+        )
+    )
     kept = Kept(model)
     for run in (model, sb.jit(model)):
         with pytest.raises(Exception, match="the device says no"):
             run(X, training=True, fail=True)
         kept.check()
-    good = {name: np.array(array) for name, array in model.vars().tensors().items()}  # a view would keep the arrays
-    gone = (
-        r"the arrays of \(Sequential\)\[0\]\(BatchNorm\)\.mean, .*\.var were donated and are gone: assign them, or load"
-    )
+    good = {
+        name: np.array(array) for name, array in model.vars().tensors().items()
+    }  # a view would keep the arrays
+    gone = r"the arrays of \(Sequential\)\[0\]\(BatchNorm\)\.mean, .*\.var were donated and are gone: assign them, or load"
     for run in (
         lambda: sb.jit(model, donate=True)(X, training=True, fail=True),
         lambda: model(X, training=False),
@@ -421,7 +465,9 @@ def _() -> None:
         with pytest.raises(Exception) as caught:  # noqa: PT011
             run()
         assert any(re.search(gone, note) for note in caught.value.__notes__)
-    with pytest.raises(RuntimeError, match=r"the array of .*\.mean was donated and is gone: assign it, or load"):
+    with pytest.raises(
+        RuntimeError, match=r"the array of .*\.mean was donated and is gone: assign it, or load"
+    ):
         model.save("never")
     model.vars().assign(good)
     kept.check()
@@ -439,7 +485,9 @@ def failing_step(model: sb.Sequential, **how: Any) -> Callable[[bool], Any]:
     @sb.jit(**how)
     def step(model: sb.Sequential, x: Any) -> None:
         for variable in model.vars().subset("params").values():
-            variable.assign(variable + jax.pure_callback(report, jax.ShapeDtypeStruct((), x.dtype), x.sum()))
+            variable.assign(
+                variable + jax.pure_callback(report, jax.ShapeDtypeStruct((), x.dtype), x.sum())
+            )
         model(x, training=True)
 
     def run(failing: bool) -> None:
@@ -453,12 +501,15 @@ def failing_step(model: sb.Sequential, **how: Any) -> Callable[[bool], Any]:
 @design("what was lost by a donated step comes back by a load and by any assignment")
 def _(folder: Path) -> None:
     for how in ({"donate": True}, {"donate": True, "pack": True}):
-        model = filled(sb.Sequential([nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3)))
+        model = filled(
+            sb.Sequential([nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3))
+        )
         step = failing_step(model, **how)
         step(False)
         model.save(folder / "good")
         good = {
-            name: np.array(array) for name, array in model.vars().subset(lambda v: v.kind != "rng").tensors().items()
+            name: np.array(array)
+            for name, array in model.vars().subset(lambda v: v.kind != "rng").tensors().items()
         }
         key = jax.random.clone(model.vars()["(Sequential).rng"].value)
         kept = Kept(model)
@@ -474,7 +525,9 @@ def _(folder: Path) -> None:
         for revive in (lambda: model.load(folder / "good"), together, one_by_one):  # noqa: B023
             with pytest.raises(Exception, match="the device says no"):
                 step(True)
-            with pytest.raises(RuntimeError, match="was donated before and is gone: assign it, or load the model"):
+            with pytest.raises(
+                RuntimeError, match="was donated before and is gone: assign it, or load the model"
+            ):
                 step(False)
             revive()
             kept.check()
@@ -506,27 +559,42 @@ def _() -> None:
 RECURSIVE: dict[str, Any] = {}
 
 
-@fault("a layer that calls its own model", RecursionError, r"in layer \[1\] function <lambda>; inputs: float32\[2,3\]$")
+@fault(
+    "a layer that calls its own model",
+    RecursionError,
+    r"in layer \[1\] function <lambda>; inputs: float32\[2,3\]$",
+)
 def _() -> None:
-    RECURSIVE["model"] = model = sb.Sequential([nn.BatchNorm(), lambda x: RECURSIVE["model"](x, training=True)])
+    RECURSIVE["model"] = model = sb.Sequential(
+        [nn.BatchNorm(), lambda x: RECURSIVE["model"](x, training=True)]
+    )
     model[:1].build((2, 3))
     before = model[0].mean.value
     try:
         with pytest.raises(RecursionError) as caught:
             model(X, training=True)
         notes = caught.value.__notes__
-        assert len(set(notes)) == len(notes)  # each once, however often the layer was in the middle of a call
+        assert len(set(notes)) == len(
+            notes
+        )  # each once, however often the layer was in the middle of a call
         raise caught.value
     finally:
         assert model[0].mean.value is before
 
 
 fault(
-    "a layer that holds its own model", TypeError, "holds model, a Sequential: its variables would be lost. Put it into"
+    "a layer that holds its own model",
+    TypeError,
+    "holds model, a Sequential: its variables would be lost. Put it into",
 )(lambda model: model.append(lambda x: model(x)))
 
 
-@fault("a result that is no number, if JAX is to look", FloatingPointError, "nan", r"layer \[1\] function <lambda>")
+@fault(
+    "a result that is no number, if JAX is to look",
+    FloatingPointError,
+    "nan",
+    r"layer \[1\] function <lambda>",
+)
 def _() -> None:
     model = sb.Sequential([jnp.abs, lambda x: jnp.log(-x)])
     with jax.debug_nans(True):
@@ -539,7 +607,10 @@ def _() -> None:
     sb.jit(lambda model, x: (model(x, training=True), model(2 * x, training=True)))(model, X)
     twin(X, training=True)
     twin(2 * X, training=True)
-    assert all(jnp.allclose(a, b) for a, b in zip(*(m.variables["state"].values() for m in (model, twin)), strict=True))
+    assert all(
+        jnp.allclose(a, b)
+        for a, b in zip(*(m.variables["state"].values() for m in (model, twin)), strict=True)
+    )
 
 
 @design("a call inside of remat, of a nested jit and around a custom derivative")
@@ -565,14 +636,22 @@ def _() -> None:
 for value, error, words in (
     (1.0, ValueError, r"has shape \(3,\): can't assign shape \(\)"),
     (jnp.zeros(2), ValueError, r"has shape \(3,\): can't assign shape \(2,\)"),
-    (jnp.zeros(3, jnp.complex64), TypeError, "is float32: can't assign complex64 without loss; cast it yourself"),
+    (
+        jnp.zeros(3, jnp.complex64),
+        TypeError,
+        "is float32: can't assign complex64 without loss; cast it yourself",
+    ),
     ("abc", TypeError, "takes an array: can't assign str 'abc'"),
     (None, TypeError, "takes an array: can't assign None$"),
     ([10**400] * 3, TypeError, r"takes an array: can't assign list \[1000"),
     ([1, "x", 2], TypeError, r"takes an array: can't assign list \[1, 'x', 2\]"),
     (np.array([None] * 3), TypeError, r"takes an array: can't assign object\[3\]"),
     (jax.random.split(jax.random.key(0), 3), TypeError, "is float32: can't assign key<fry>"),
-    (jax.ShapeDtypeStruct((3,), jnp.float32), TypeError, r"takes an array: can't assign float32\[3\]"),
+    (
+        jax.ShapeDtypeStruct((3,), jnp.float32),
+        TypeError,
+        r"takes an array: can't assign float32\[3\]",
+    ),
 ):
     fault(f"{type(value).__name__} {words[-12:]} for a bias", error, f"{BIAS} {words}")(
         lambda model, value=value: model[0].bias.assign(value)
@@ -582,16 +661,31 @@ for value, error, words in (
 fault("a kind that is none", ValueError, "one of params, state, rng, not 'param'")(
     lambda: sb.Variable(jnp.zeros(3), kind="param")  # pyright: ignore[reportArgumentType]
 )
-for dtype, numbers in ((jnp.uint8, [256, 0]), (jnp.uint8, [0, -1]), (jnp.int32, [2**40, 0]), (jnp.int4, [7, 8])):
-    fault(f"{numbers} for {jnp.dtype(dtype)}", TypeError, "can't assign numbers that are too large for it")(
-        lambda dtype=dtype, numbers=numbers: sb.Variable(jnp.zeros(2, dtype)).assign(np.array(numbers))
+for dtype, numbers in (
+    (jnp.uint8, [256, 0]),
+    (jnp.uint8, [0, -1]),
+    (jnp.int32, [2**40, 0]),
+    (jnp.int4, [7, 8]),
+):
+    fault(
+        f"{numbers} for {jnp.dtype(dtype)}",
+        TypeError,
+        "can't assign numbers that are too large for it",
+    )(
+        lambda dtype=dtype, numbers=numbers: sb.Variable(jnp.zeros(2, dtype)).assign(
+            np.array(numbers)
+        )
     )
 fault("a list of numbers for uint8", TypeError, "can't assign numbers that are too large for it")(
     lambda: sb.Variable(jnp.zeros(2, jnp.uint8)).assign([300, 1])
 )
 
 
-@fault("an array that is gone", ValueError, f"{BIAS} can't be assigned an array that is deleted: it was donated")
+@fault(
+    "an array that is gone",
+    ValueError,
+    f"{BIAS} can't be assigned an array that is deleted: it was donated",
+)
 def _(model: sb.Sequential) -> None:
     array = jnp.ones(3)
     array.delete()
@@ -607,59 +701,93 @@ for value in (0, jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
 fault("a float for an int", TypeError, "count is int32: can't assign float32 without loss")(
     lambda: sb.Variable(jnp.zeros(3, jnp.int32), name="count").assign(jnp.ones(3))
 )
-fault("a scalar for a statistic", ValueError, r"\[3\]\(BatchNorm\)\.mean has shape \(3,\): can't assign shape \(\)")(
-    lambda model: model.assign({"state": {**model.variables["state"], "(Sequential)[3](BatchNorm).mean": 0.0}})
+fault(
+    "a scalar for a statistic",
+    ValueError,
+    r"\[3\]\(BatchNorm\)\.mean has shape \(3,\): can't assign shape \(\)",
+)(
+    lambda model: model.assign(
+        {"state": {**model.variables["state"], "(Sequential)[3](BatchNorm).mean": 0.0}}
+    )
 )
 
 
 def renamed(variables: dict[str, Any], new: str) -> dict[str, Any]:
-    return {new if name == "(Sequential)[0](Dense).kernel" else name: array for name, array in variables.items()}
+    return {
+        new if name == "(Sequential)[0](Dense).kernel" else name: array
+        for name, array in variables.items()
+    }
 
 
 FORM = r'takes \{"params": \{name: array\}, "state": \{name: array\}\}, as init returns it'
-NEAR = r"missing: .*kernel; unknown: .*\.kernal; did you mean '\(Sequential\)\[0\]\(Dense\)\.kernel'"
+NEAR = (
+    r"missing: .*kernel; unknown: .*\.kernal; did you mean '\(Sequential\)\[0\]\(Dense\)\.kernel'"
+)
 fault("a misspelt name", KeyError, f"assign: the names don't match: {NEAR}")(
-    lambda model: model.assign({"params": renamed(model.variables["params"], "(Sequential)[0](Dense).kernal")})
+    lambda model: model.assign(
+        {"params": renamed(model.variables["params"], "(Sequential)[0](Dense).kernal")}
+    )
 )
-fault("a misspelt name of a collection", KeyError, "assign: there is no 'parms'; did you mean 'params'")(
-    lambda model: model.assign({"parms": model.variables["params"]})
-)
+fault(
+    "a misspelt name of a collection",
+    KeyError,
+    "assign: there is no 'parms'; did you mean 'params'",
+)(lambda model: model.assign({"parms": model.variables["params"]}))
 fault("variables without their kinds", TypeError, f"assign {FORM}; got a flat dict")(
     lambda model: model.assign(model.variables["params"])
 )
 fault("no variables", TypeError, f"assign {FORM}; got NoneType")(lambda model: model.assign(None))
-fault("a pure call without variables", TypeError, f"apply {FORM}; got NoneType")(lambda model: model.apply(None, X))
+fault("a pure call without variables", TypeError, f"apply {FORM}; got NoneType")(
+    lambda model: model.apply(None, X)
+)
 fault("a pure call with the inputs first", TypeError, f"apply {FORM}; got ArrayImpl")(
     lambda model: model.apply(X, model.variables, training=False)
 )
 fault(
-    "a pure call with a part of the variables", KeyError, r"apply: the names don't match: missing: .*\[3\]\(Batch.*mean"
+    "a pure call with a part of the variables",
+    KeyError,
+    r"apply: the names don't match: missing: .*\[3\]\(Batch.*mean",
 )(lambda model: model.apply({"params": model.variables["params"]}, X, training=False))
 fault("a list that is too short", ValueError, "got 1 arrays for 11 variables: .*Dense.*bias")(
     lambda model: model.vars().assign([X])
 )
-fault("a number for all variables", TypeError, "assign takes arrays by name, or a list of them, not int")(
-    lambda model: model.vars().assign(3)
-)
-fault("the last of many arrays is wrong", ValueError, r"\.rng has shape \(\): can't assign shape \(2,\)")(
+fault(
+    "a number for all variables",
+    TypeError,
+    "assign takes arrays by name, or a list of them, not int",
+)(lambda model: model.vars().assign(3))
+fault(
+    "the last of many arrays is wrong",
+    ValueError,
+    r"\.rng has shape \(\): can't assign shape \(2,\)",
+)(
     lambda model: model.vars().assign(
-        {name: v.value + 1 if v.kind != "rng" else jax.random.split(v.value) for name, v in model.vars().items()}
+        {
+            name: v.value + 1 if v.kind != "rng" else jax.random.split(v.value)
+            for name, v in model.vars().items()
+        }
     )
 )
 fault(
-    "a misspelt name in a native tree", KeyError, "load_native: .* unknown: params/kernal; did you mean 'params/kernel'"
+    "a misspelt name in a native tree",
+    KeyError,
+    "load_native: .* unknown: params/kernal; did you mean 'params/kernel'",
 )(lambda model: model[0].load_native({"params": {"kernal": X, "bias": X[0]}}))
-fault("a wrong shape in a native tree", ValueError, rf"{BIAS} has shape \(3,\): can't assign shape \(2, 3\)")(
-    lambda model: model[0].load_native({"params": {"kernel": jnp.ones((3, 3)), "bias": X}})
-)
+fault(
+    "a wrong shape in a native tree",
+    ValueError,
+    rf"{BIAS} has shape \(3,\): can't assign shape \(2, 3\)",
+)(lambda model: model[0].load_native({"params": {"kernel": jnp.ones((3, 3)), "bias": X}}))
 fault(
     "a variable that isn't there",
     AttributeError,
     "linen Dense.* has no 'kernal'; did you mean 'kernel'.*: bias, kernel",
 )(lambda model: model[0].kernal)
-fault("a model in place of its variables", TypeError, r"by name, not a Sequential, whose \.vars\(\) are such")(
-    lambda model: sb.VarCollection(model)
-)
+fault(
+    "a model in place of its variables",
+    TypeError,
+    r"by name, not a Sequential, whose \.vars\(\) are such",
+)(lambda model: sb.VarCollection(model))
 fault(
     "another name for a layer",
     AttributeError,
@@ -667,7 +795,9 @@ fault(
 )(lambda model: setattr(model[0], "name", "dense"))
 
 
-@fault("a step on a loop's own name", TypeError, r"leave the variable as it is: write `v\.value -= x`")
+@fault(
+    "a step on a loop's own name", TypeError, r"leave the variable as it is: write `v\.value -= x`"
+)
 def _(model: sb.Sequential) -> None:
     for v in model.vars().subset("params").values():
         v -= 0.1
@@ -676,9 +806,11 @@ def _(model: sb.Sequential) -> None:
 fault("a part of a variable", TypeError, r"v\.value = v\.value\.at\[index\]\.set")(
     lambda model: model[0].kernel.__setitem__(0, 1.0)
 )
-fault("an array in place of a variable", AttributeError, r"kernel is a variable: write \.kernel\.assign\(\.\.\.\)")(
-    lambda model: setattr(model[0], "kernel", X)
-)
+fault(
+    "an array in place of a variable",
+    AttributeError,
+    r"kernel is a variable: write \.kernel\.assign\(\.\.\.\)",
+)(lambda model: setattr(model[0], "kernel", X))
 
 
 @design("a number is cast to the variable's dtype, and is not weak")
@@ -761,7 +893,9 @@ def _(folder: Path) -> None:
     thread.start()
     try:
         compiled = sb.jit(model)
-        differences = [float(jnp.abs(run(jnp.zeros(3))).sum()) for run in (model, compiled) for _ in range(40)]
+        differences = [
+            float(jnp.abs(run(jnp.zeros(3))).sum()) for run in (model, compiled) for _ in range(40)
+        ]
     finally:
         stop.set()
         thread.join(60)
@@ -772,13 +906,21 @@ def _(folder: Path) -> None:
 def _() -> None:  # in another process: test_list.py
     model = small()
     data = pickle.dumps(model)
-    names = [arg for op, arg, _ in pickletools.genops(data) if op.name in ("SHORT_BINUNICODE", "BINUNICODE")]
+    names = [
+        arg
+        for op, arg, _ in pickletools.genops(data)
+        if op.name in ("SHORT_BINUNICODE", "BINUNICODE")
+    ]
     assert "numpy" in " ".join(map(str, names))
     assert not [name for name in names if str(name).startswith(("jax._src", "jaxlib"))]
     assert same(pickle.loads(data)(X, training=False), model(X, training=False))
 
 
-fault("a pickle of a function that can't be imported", Exception, "[Cc]an't (pickle|get) local object .*<lambda>")(
+fault(
+    "a pickle of a function that can't be imported",
+    Exception,
+    "[Cc]an't (pickle|get) local object .*<lambda>",
+)(
     # Only the pickler knows what it can (cloudpickle takes this), so the error is its own.
     lambda: pickle.dumps(sb.Sequential([(lambda n: lambda x: n * x)(2)]))
 )
@@ -841,7 +983,9 @@ def _() -> None:
     assert (float(a.value[0]), float(b.value[0])) == (2.0, 3.0)
 
 
-@design("an array of NumPy that was assigned is the caller's own, and so is a dict that was handed out")
+@design(
+    "an array of NumPy that was assigned is the caller's own, and so is a dict that was handed out"
+)
 def _() -> None:
     model = small()
     mine = np.zeros(3, np.float32)

@@ -69,7 +69,9 @@ def slashes(folder: Path) -> Stored:
 
 
 def dots(folder: Path) -> Stored:
-    save_file({name.replace("/", "."): array for name, array in FLAT.items()}, folder / "w.safetensors")
+    save_file(
+        {name.replace("/", "."): array for name, array in FLAT.items()}, folder / "w.safetensors"
+    )
     return Stored(folder / "w.safetensors", Block(), BLOCK)
 
 
@@ -104,14 +106,20 @@ def pickled(make: Callable[[Any], Any], protocol: int) -> Callable[[Path], Store
 
 def scopes(folder: Path) -> Stored:
     params = MLP.init(KEY, X)
-    flat: Any = {f"{scope}//{name}": np.asarray(w) for scope, inner in params.items() for name, w in inner.items()}
+    flat: Any = {
+        f"{scope}//{name}": np.asarray(w)
+        for scope, inner in params.items()
+        for name, w in inner.items()
+    }
     np.savez(folder / "w.npz", **flat)
     return Stored(folder / "w.npz", MLP, (params, {}))
 
 
 def leaves(folder: Path, *, state: bool = True) -> Stored:
     def make(key: Any) -> Any:
-        return eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=key), eqx.nn.BatchNorm(3, "batch", mode="batch")])
+        return eqx.nn.Sequential(
+            [eqx.nn.Linear(4, 3, key=key), eqx.nn.BatchNorm(3, "batch", mode="batch")]
+        )
 
     pair = eqx.nn.make_with_state(make)(KEY)
     eqx.tree_serialise_leaves(folder / "w.eqx", pair if state else pair[0])
@@ -120,10 +128,14 @@ def leaves(folder: Path, *, state: bool = True) -> Stored:
 
 def net() -> keras.Sequential:
     layers = keras.layers
-    return keras.Sequential([layers.Dense(3), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(2)])
+    return keras.Sequential(
+        [layers.Dense(3), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(2)]
+    )
 
 
-def of_keras(make: Callable[[], Any], wrap: Callable[[Any], Any], shape: Any = (4,)) -> Callable[[Path], Stored]:
+def of_keras(
+    make: Callable[[], Any], wrap: Callable[[Any], Any], shape: Any = (4,)
+) -> Callable[[Path], Stored]:
     def write(folder: Path) -> Stored:
         layer = make()
         with jax.numpy_rank_promotion("allow"):
@@ -144,11 +156,17 @@ def functional(layer: Any) -> Any:
 
 def numbered(folder: Path) -> Stored:
     def make() -> Any:
-        return objax.nn.Sequential([objax.nn.Linear(4, 3), objax.nn.BatchNorm0D(3), objax.nn.Dropout(0.5)])
+        return objax.nn.Sequential(
+            [objax.nn.Linear(4, 3), objax.nn.BatchNorm0D(3), objax.nn.Dropout(0.5)]
+        )
 
     module = make()
     objax.io.save_var_collection(str(folder / "w.npz"), module.vars())
-    own = {name: box.value for name, box in module.vars().items() if not isinstance(box, objax.RandomState)}
+    own = {
+        name: box.value
+        for name, box in module.vars().items()
+        if not isinstance(box, objax.RandomState)
+    }
     return Stored(folder / "w.npz", make(), own)
 
 
@@ -170,15 +188,21 @@ WRITERS: dict[str, Callable[[Path], Stored]] = {
     "orbax of nnx": orbax_nnx,
     "haiku pickle of jax arrays": pickled(lambda pair: pair, 4),
     "haiku pickle of numpy arrays": pickled(lambda pair: jax.tree.map(np.asarray, pair), 2),
-    "haiku pickle, latest protocol": pickled(lambda pair: jax.tree.map(lambda a: np.array(a, order="F"), pair), 5),
-    "haiku pickle of FlatMapping": pickled(lambda pair: tuple(map(hk.data_structures.to_immutable_dict, pair)), 3),
+    "haiku pickle, latest protocol": pickled(
+        lambda pair: jax.tree.map(lambda a: np.array(a, order="F"), pair), 5
+    ),
+    "haiku pickle of FlatMapping": pickled(
+        lambda pair: tuple(map(hk.data_structures.to_immutable_dict, pair)), 3
+    ),
     "haiku pickle of FrozenDict": pickled(lambda pair: tuple(map(freeze, pair)), 4),
     "haiku npz": scopes,
     "equinox with state": leaves,
     "equinox without state": lambda folder: leaves(folder, state=False),
     "equinox after a line of JSON": after_notes,
     "keras model": of_keras(net, lambda layer: layer),
-    "keras layer, sequential": of_keras(lambda: keras.layers.Dense(3), lambda layer: keras.Sequential([layer])),
+    "keras layer, sequential": of_keras(
+        lambda: keras.layers.Dense(3), lambda layer: keras.Sequential([layer])
+    ),
     "keras layer, functional": of_keras(
         lambda: keras.layers.Bidirectional(keras.layers.LSTM(3, dropout=0.1)), functional, (5, 4)
     ),
@@ -204,7 +228,10 @@ def refused(layer: sb.Layer, path: Path, match: str | None = None, **options: An
     with pytest.raises((sb.WeightsError, FileNotFoundError), match=match) as caught:
         layer.load_native(path, **options)
     assert str(path) in str(caught.value)
-    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(before, values(layer), strict=True))
+    assert all(
+        a.dtype == b.dtype and np.array_equal(a, b)
+        for a, b in zip(before, values(layer), strict=True)
+    )
     return str(caught.value)
 
 
@@ -214,12 +241,17 @@ def test_a_file_of_a_library_goes_into_its_layer(name: str, tmp_path: Path) -> N
     layer = layer_for(stored)
     own = values(layer)
     layer.load_native(str(stored.path), **stored.options)
-    got, want = jax.tree.leaves(eqx.filter(layer.native, eqx.is_array)), jax.tree.leaves(stored.native)
+    got, want = (
+        jax.tree.leaves(eqx.filter(layer.native, eqx.is_array)),
+        jax.tree.leaves(stored.native),
+    )
     assert len(got) >= len(want) > 0
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    assert any(not np.array_equal(a, b) for a, b in zip(own, values(layer), strict=True)), "it had these values already"
+    assert any(not np.array_equal(a, b) for a, b in zip(own, values(layer), strict=True)), (
+        "it had these values already"
+    )
 
 
 FILES = [name for name in WRITERS if not name.startswith("orbax")]
@@ -249,7 +281,9 @@ def test_flipped_bits_are_errors_or_found_by_a_checksum(name: str, tmp_path: Pat
     errors = (sb.WeightsError,) if summed else (sb.WeightsError, KeyError, ValueError, TypeError)
     for _ in range(300 if summed else 40):
         at = chance.randrange(8 * len(data))
-        stored.path.write_bytes(data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :])
+        stored.path.write_bytes(
+            data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :]
+        )
         with contextlib.suppress(*errors):
             layer.load_native(stored.path, **stored.options)
         if summed:
@@ -263,7 +297,9 @@ def dense(entry: Any) -> sb.Layer:
     return sb.Sequential([entry]).build((2, 4))[0]
 
 
-def test_the_format_is_seen_from_the_content_and_held_against_the_one_that_is_asked_for(tmp_path: Path) -> None:
+def test_the_format_is_seen_from_the_content_and_held_against_the_one_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
     np.savez(tmp_path / "w.npz", **GOOD)
     path = (tmp_path / "w.npz").rename(tmp_path / "w.safetensors")
     assert sb.read(path)["kernel"].shape == (4, 3)
@@ -276,10 +312,18 @@ def test_the_format_is_seen_from_the_content_and_held_against_the_one_that_is_as
 
 
 def test_what_is_read_belongs_to_nobody_else_and_has_the_machines_own_bytes(tmp_path: Path) -> None:
-    arrays = {"big": np.arange(3, dtype=">f4"), "half": np.ones(2, ml_dtypes.bfloat16), "none": np.zeros((0, 3))}
+    arrays = {
+        "big": np.arange(3, dtype=">f4"),
+        "half": np.ones(2, ml_dtypes.bfloat16),
+        "none": np.zeros((0, 3)),
+    }
     np.savez(tmp_path / "w.npz", **arrays)
     got = sb.read(tmp_path / "w.npz")
-    assert {name: a.dtype.name for name, a in got.items()} == {"big": "float32", "half": "bfloat16", "none": "float64"}
+    assert {name: a.dtype.name for name, a in got.items()} == {
+        "big": "float32",
+        "half": "bfloat16",
+        "none": "float64",
+    }
     for name, array in got.items():
         assert array.flags.writeable
         assert array.dtype.isnative
@@ -294,4 +338,8 @@ def test_a_file_of_more_than_the_layer_is_refused(tmp_path: Path) -> None:
         two = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(3)])
         two.build((None, 4))
     two.save_weights(tmp_path / "w.weights.h5")
-    refused(dense(keras.layers.Dense(3)), tmp_path / "w.weights.h5", "it has 4 arrays, and this layer takes 2")
+    refused(
+        dense(keras.layers.Dense(3)),
+        tmp_path / "w.weights.h5",
+        "it has 4 arrays, and this layer takes 2",
+    )

@@ -165,7 +165,9 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:\\s*Possibly assigning a JAX-transformed callable")  # Equinox' own word on it
+@pytest.mark.filterwarnings(
+    "ignore:\\s*Possibly assigning a JAX-transformed callable"
+)  # Equinox' own word on it
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
 @pytest.mark.parametrize("wrap", [jax.vmap, jax.jit, lambda m: lambda x: m(x)])
 @pytest.mark.parametrize("name", ["equinox", "nnx", "objax"])
@@ -177,13 +179,21 @@ def test_a_module_in_another_librarys_module_is_refused(
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
-@pytest.mark.parametrize("function", [jnp.tanh, jax.jit(jnp.tanh), lambda x: x * 2, functools.partial(jnp.clip, min=0)])
-def test_functions_without_modules_are_welcome_there(function: Any, hold: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    "function", [jnp.tanh, jax.jit(jnp.tanh), lambda x: x * 2, functools.partial(jnp.clip, min=0)]
+)
+def test_functions_without_modules_are_welcome_there(
+    function: Any, hold: Callable[[Any], Any]
+) -> None:
     assert sb.Sequential([hold(function)]).build(X.shape)(X).shape == (3, 3)
 
 
 LINEAR = eqx.nn.Linear(3, 2, key=jax.random.key(0))
-MAPPED, COMPILED, BOUND = jax.vmap(LINEAR), jax.jit(LINEAR), functools.partial(lambda module, x: module(x), LINEAR)
+MAPPED, COMPILED, BOUND = (
+    jax.vmap(LINEAR),
+    jax.jit(LINEAR),
+    functools.partial(lambda module, x: module(x), LINEAR),
+)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +204,12 @@ MAPPED, COMPILED, BOUND = jax.vmap(LINEAR), jax.jit(LINEAR), functools.partial(l
         ("BOUND", lambda x: BOUND(x) + 1),
     ],
 )
-def test_a_module_in_a_function_among_the_globals_is_refused(name: str, function: Callable[[Any], Any]) -> None:
-    with pytest.raises(TypeError, match=rf"uses {name}, which holds a Linear \(equinox\).*Put {name} into the list"):
+def test_a_module_in_a_function_among_the_globals_is_refused(
+    name: str, function: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(
+        TypeError, match=rf"uses {name}, which holds a Linear \(equinox\).*Put {name} into the list"
+    ):
         sb.Sequential([function])
 
 
@@ -208,7 +222,12 @@ FACTORED = functools.partial(lambda factor, x: factor * x, 2.0)
 
 # What a function reads of what is around it
 
-norm, dropout, model, softmax = nn.LayerNorm(), nn.Dropout(0.5), sb.Sequential([nn.Dense(3)]), lambda x: LINEAR(x)
+norm, dropout, model, softmax = (
+    nn.LayerNorm(),
+    nn.Dropout(0.5),
+    sb.Sequential([nn.Dense(3)]),
+    lambda x: LINEAR(x),
+)
 CONFIG = types.SimpleNamespace(dropout=0.5, model=types.SimpleNamespace(width=2))
 
 
@@ -222,7 +241,9 @@ CONFIG = types.SimpleNamespace(dropout=0.5, model=types.SimpleNamespace(width=2)
         lambda x: x * norm.epsilon * LINEAR.in_features,
     ],
 )
-def test_attributes_and_constants_that_are_called_like_a_global_are_none(function: Callable[[Any], Any]) -> None:
+def test_attributes_and_constants_that_are_called_like_a_global_are_none(
+    function: Callable[[Any], Any],
+) -> None:
     entry = sb.Sequential([function, hk.transform(function)]).build(X.shape)
     assert not entry.vars()
     assert jnp.allclose(entry(X), function(function(X)))
@@ -237,7 +258,9 @@ def test_variables_of_a_function_that_are_called_like_a_global_are_none() -> Non
         return lambda x: x * norm
 
     for function in (centred, closed(2.0)):
-        assert jnp.allclose(sb.Sequential([function, hk.transform(function)])(X), function(function(X)))
+        assert jnp.allclose(
+            sb.Sequential([function, hk.transform(function)])(X), function(function(X))
+        )
 
 
 @pytest.mark.parametrize(
@@ -250,7 +273,9 @@ def test_variables_of_a_function_that_are_called_like_a_global_are_none() -> Non
         lambda x: [layer(x) for layer in [norm]],
     ],
 )
-def test_globals_that_are_used_as_modules_are_refused_beside_them(function: Callable[[Any], Any]) -> None:
+def test_globals_that_are_used_as_modules_are_refused_beside_them(
+    function: Callable[[Any], Any],
+) -> None:
     with pytest.raises(TypeError, match=r"(hold|use)s .*(would be|lost)"):
         sb.Sequential([function])
 
@@ -261,7 +286,9 @@ class Agent:
     def __init__(self) -> None:
         self.scale, self.shift, self.key = 2.0, jnp.ones((1, 3)), jax.random.key(0)
         self.policy = sb.Sequential([nn.Dense(3), lambda x: x * self.scale]).build(X.shape)
-        self.value = sb.Sequential([nn.Dense(3), lambda x: x * self.scale, self.shifted]).build(X.shape)
+        self.value = sb.Sequential([nn.Dense(3), lambda x: x * self.scale, self.shifted]).build(
+            X.shape
+        )
 
     def shifted(self, x: jax.Array) -> jax.Array:
         return x + self.shift
@@ -280,7 +307,10 @@ def test_of_an_object_only_what_is_read_counts() -> None:
     assert jnp.array_equal(agent.value(X), agent.value[0](X) * 2)
     assert jnp.array_equal(agent.shift, jnp.ones((1, 3)))  # the object is as it was
     assert len(copy.deepcopy(agent).value.vars()) == 3
-    for function, error in ((agent.judged, "a Sequential: its variables would be lost"), (agent.whole, "lost|hides")):
+    for function, error in (
+        (agent.judged, "a Sequential: its variables would be lost"),
+        (agent.whole, "lost|hides"),
+    ):
         with pytest.raises(TypeError, match=error):
             sb.Sequential([function])
 
@@ -336,7 +366,11 @@ def test_a_compiled_function_with_an_array_is_a_layer_with_a_parameter() -> None
     entry[0].w.assign(jnp.full((1, 3), 2.0))
     for call in (entry, sb.jit(entry)):
         assert jnp.array_equal(call(X), X * 2)
-    assert jnp.allclose(next(iter(sb.grad(lambda m: m(X).sum())(entry).values())), X.sum(0, keepdims=True), atol=1e-6)
+    assert jnp.allclose(
+        next(iter(sb.grad(lambda m: m(X).sum())(entry).values())),
+        X.sum(0, keepdims=True),
+        atol=1e-6,
+    )
     other = sb.Sequential([nn.Dense(3)]).build(X.shape)
     with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
         sb.Sequential([sb.jit(lambda x: other(x), vars=other)])
@@ -402,7 +436,14 @@ def test_no_use_of_an_object_is_overlooked() -> None:
     with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
         sb.Sequential([Derived().after_a_store])
     model = Model()
-    for name in ("after_a_store", "in_a_loop", "in_a_function", "by_itself", "by_a_name", "changed"):
+    for name in (
+        "after_a_store",
+        "in_a_loop",
+        "in_a_function",
+        "by_itself",
+        "by_a_name",
+        "changed",
+    ):
         with pytest.raises(TypeError, match="a Sequential: its variables would be lost"):
             sb.Sequential([getattr(model, name)])
 

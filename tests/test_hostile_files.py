@@ -38,7 +38,9 @@ def values(layer: sb.Layer) -> list[Any]:
     return [np.array(variable.value) for variable in layer.vars().values()]
 
 
-def refused(layer: sb.Layer, path: Path, match: str | None, error: Any = sb.WeightsError, **options: Any) -> None:
+def refused(
+    layer: sb.Layer, path: Path, match: str | None, error: Any = sb.WeightsError, **options: Any
+) -> None:
     before = values(layer)
     tracemalloc.start()
     try:
@@ -56,7 +58,10 @@ def refused(layer: sb.Layer, path: Path, match: str | None, error: Any = sb.Weig
 
 NO_WEIGHTS = {
     "empty": (b"", "is empty"),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    "git-lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "git lfs pull",
+    ),
     "HTML": (b"<!DOCTYPE html>\n<html><head>", "web site"),
     "XML": (b"\n  <?xml version='1.0'?>", "web site"),
     "JSON": (b'{"model_type": "bert"}', "JSON"),
@@ -90,7 +95,10 @@ def test_a_missing_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
 
 
 def test_the_whole_files_of_other_libraries_are_told_apart(tmp_path: Path) -> None:
-    for name, match in (("archive/data.pkl", "pickle of another library"), ("model.weights.h5", "save_weights")):
+    for name, match in (
+        ("archive/data.pkl", "pickle of another library"),
+        ("model.weights.h5", "save_weights"),
+    ):
         with zipfile.ZipFile(tmp_path / "w.bin", "w") as archive:
             archive.writestr(name, b"x")
         refused(layer_of(nn.Dense(3)), tmp_path / "w.bin", match)
@@ -101,19 +109,33 @@ def test_the_whole_files_of_other_libraries_are_told_apart(tmp_path: Path) -> No
 
 def header(shape: Any, dtype: str = "<f4", data: bytes = b"") -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue() + data
 
 
 ARCHIVES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "a bomb": ([("kernel.npy", header((3 * 10**7,), data=bytes(12 * 10**7)))], "bomb"),
-    "a shape beyond memory": ([("kernel.npy", header((2**40, 2**10)))], "no float32 array of shape"),
-    "a shape beyond all numbers": ([("kernel.npy", header((2**63, 2**63, 2)))], "no float32 array of shape"),
-    "a negative shape": ([("kernel.npy", header((-1, -3), data=bytes(12)))], "no float32 array of shape"),
+    "a shape beyond memory": (
+        [("kernel.npy", header((2**40, 2**10)))],
+        "no float32 array of shape",
+    ),
+    "a shape beyond all numbers": (
+        [("kernel.npy", header((2**63, 2**63, 2)))],
+        "no float32 array of shape",
+    ),
+    "a negative shape": (
+        [("kernel.npy", header((-1, -3), data=bytes(12)))],
+        "no float32 array of shape",
+    ),
     "items without a size": ([("kernel.npy", header((2**40,), "|V0"))], "array of shape"),
     "more than it says": ([("kernel.npy", header((2,), data=bytes(99)))], "array of shape"),
     "objects": ([("kernel.npy", header((2,), "|O", b"cos\nsystem\n."))], "objects"),
-    "two of a name": ([("kernel.npy", header((1,), data=bytes(4)))] * 2, "two arrays of one name, kernel"),
+    "two of a name": (
+        [("kernel.npy", header((1,), data=bytes(4)))] * 2,
+        "two arrays of one name, kernel",
+    ),
     "a NUL in a name": ([("kernel\0.npy", header((1,), data=bytes(4)))], "NUL"),
     "something else": ([("kernel.txt", b"hello")], "no npz file"),
     "no array": ([("kernel.npy", b"hello")], "magic string"),
@@ -123,7 +145,10 @@ ARCHIVES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_archives(name: str, tmp_path: Path) -> None:
     members, match = ARCHIVES[name]
-    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        warnings.catch_warnings(),
+        zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         warnings.simplefilter("ignore", UserWarning)
         for member, data in members:
             archive.writestr(member.replace("\0", "~"), data)
@@ -138,7 +163,12 @@ def test_archives(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [header((2**40,)), header((-1,)), header((2**40,), "|V0"), header((2,), "|O", b"cos\nsystem\n.")],
+    [
+        header((2**40,)),
+        header((-1,)),
+        header((2**40,), "|V0"),
+        header((2,), "|O", b"cos\nsystem\n."),
+    ],
 )
 def test_arrays_without_names_that_claim_too_much(data: bytes, tmp_path: Path) -> None:
     entry = eqx.nn.Linear(4, 3, key=KEY)
@@ -169,7 +199,10 @@ PACKED: dict[str, tuple[Any, str]] = {
     "structures": (packed((4,), "f4,f4", bytes(32)), "no type of numbers"),
     "objects": (packed((4,), "object", bytes(32)), "damaged|no type of numbers"),
     "an unknown extension": (packed((4, 3), "float32", bytes(48), 77), "of type 77"),
-    "text": (msgpack.packb({"params": {"kernel": "abc"}}), "params.kernel is no array, but of type str"),
+    "text": (
+        msgpack.packb({"params": {"kernel": "abc"}}),
+        "params.kernel is no array, but of type str",
+    ),
     "two of a name": (b"\x82\xa1a\x01\xa1a\x02", "a name stands twice"),
     "depth": (b"\x81\xa1a" * 100_000 + b"\x01", "damaged"),
     "a huge map": (b"\xdf\xff\xff\xff\xff\xa1a\x01", "damaged"),
@@ -211,7 +244,10 @@ def payloads(marker: str) -> dict[str, Any]:
         "text": "abc",
         "objects": np.array([Runs(os.system, f"touch {marker}")], object),
     }
-    hidden = {name: {"linear": {"w": np.ones((4, 3), np.float32), "b": call}} for name, call in calls.items()}
+    hidden = {
+        name: {"linear": {"w": np.ones((4, 3), np.float32), "b": call}}
+        for name, call in calls.items()
+    }
     return calls | {f"{name} among arrays": tree for name, tree in hidden.items()}
 
 

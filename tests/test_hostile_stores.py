@@ -49,7 +49,9 @@ def in_part(file: h5py.File) -> None:
 
 def many_zeros(file: h5py.File) -> None:
     for i in range(8):
-        file.create_dataset(f"layers/dense/vars/{i}", data=np.zeros(2**22, "f4"), compression="gzip")
+        file.create_dataset(
+            f"layers/dense/vars/{i}", data=np.zeros(2**22, "f4"), compression="gzip"
+        )
 
 
 def circle(file: h5py.File) -> None:
@@ -61,8 +63,14 @@ H5: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "an external link": (lambda file: link(file, h5py.ExternalLink("/etc/passwd", "/x")), "a link"),
     "a soft link": (lambda file: link(file, h5py.SoftLink("/layers")), "a link"),
     "a virtual dataset": (virtual, "in another file"),
-    "an external dataset": (made((4, 3), "f4", external=[("/etc/passwd", 0, 48)]), "in another file"),
-    "a shape bomb": (made((2**20, 2**20), "f4", chunks=(2**10, 2**10), compression="gzip"), "which isn't there"),
+    "an external dataset": (
+        made((4, 3), "f4", external=[("/etc/passwd", 0, 48)]),
+        "in another file",
+    ),
+    "a shape bomb": (
+        made((2**20, 2**20), "f4", chunks=(2**10, 2**10), compression="gzip"),
+        "which isn't there",
+    ),
     "an array that was never written": (made((4, 3), "f4"), "which isn't there"),
     "an array that was written in part": (in_part, "which isn't there"),
     "a fill value": (made((4, 3), "f4", chunks=(2, 3), fillvalue=0.5), "which isn't there"),
@@ -75,7 +83,9 @@ H5: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", H5)
-@pytest.mark.parametrize("entry", [lambda: nn.Dense(3), lambda: keras.layers.Dense(3)], ids=["linen", "keras"])
+@pytest.mark.parametrize(
+    "entry", [lambda: nn.Dense(3), lambda: keras.layers.Dense(3)], ids=["linen", "keras"]
+)
 def test_hdf5(name: str, entry: Callable[[], Any], tmp_path: Path) -> None:
     write, match = H5[name]
     with h5py.File(tmp_path / "w.weights.h5", "w") as file:
@@ -89,7 +99,10 @@ def test_hdf5(name: str, entry: Callable[[], Any], tmp_path: Path) -> None:
 class Model(keras.Model):
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.first, self.more = keras.layers.Dense(4), [keras.layers.Dense(4), keras.layers.Dense(2)]
+        self.first, self.more = (
+            keras.layers.Dense(4),
+            [keras.layers.Dense(4), keras.layers.Dense(2)],
+        )
 
     def call(self, x: Any) -> Any:
         for layer in (self.first, *self.more):
@@ -110,11 +123,15 @@ class Own(keras.layers.Layer):
 
 def functional() -> keras.Model:
     x = keras.Input((4,))
-    return keras.Model(x, keras.layers.Dense(2)(keras.layers.BatchNormalization()(keras.layers.Dense(3)(x))))
+    return keras.Model(
+        x, keras.layers.Dense(2)(keras.layers.BatchNormalization()(keras.layers.Dense(3)(x)))
+    )
 
 
 LAYERS: dict[str, Callable[[], Any]] = {
-    "Sequential": lambda: keras.Sequential([keras.layers.Dense(3), keras.layers.Dropout(0.5), keras.layers.Dense(2)]),
+    "Sequential": lambda: keras.Sequential(
+        [keras.layers.Dense(3), keras.layers.Dropout(0.5), keras.layers.Dense(2)]
+    ),
     "Functional": functional,
     "Model": Model,
     "Own": Own,
@@ -137,7 +154,9 @@ def stored(path: Path, make: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 @jax.numpy_rank_promotion("allow")
-def test_a_file_of_keras_and_the_layer_that_it_is_for(name: str, built: bool, tmp_path: Path) -> None:
+def test_a_file_of_keras_and_the_layer_that_it_is_for(
+    name: str, built: bool, tmp_path: Path
+) -> None:
     want = stored(tmp_path / "w.weights.h5", LAYERS[name])
     entry = LAYERS[name]()
     if built:
@@ -147,7 +166,9 @@ def test_a_file_of_keras_and_the_layer_that_it_is_for(name: str, built: bool, tm
     assert not np.array_equal(model(X, training=False), want)
     model[0].load_native(tmp_path / "w.weights.h5")
     np.testing.assert_allclose(model(X, training=False), want, rtol=1e-6)
-    assert all(np.array_equal(a, weight.value) for a, weight in zip(own, entry.weights, strict=True))
+    assert all(
+        np.array_equal(a, weight.value) for a, weight in zip(own, entry.weights, strict=True)
+    )
     for other, make in LAYERS.items():
         if other != name:
             stored(tmp_path / "other.weights.h5", make)
@@ -157,9 +178,15 @@ def test_a_file_of_keras_and_the_layer_that_it_is_for(name: str, built: bool, tm
 @jax.numpy_rank_promotion("allow")
 def test_what_keras_would_cast_is_refused(tmp_path: Path) -> None:
     for stored_as, own in (("float32", "bfloat16"), ("bfloat16", "float32")):
-        stored(tmp_path / "w.weights.h5", lambda dtype=stored_as: keras.layers.Dense(3, dtype=dtype))
+        stored(
+            tmp_path / "w.weights.h5", lambda dtype=stored_as: keras.layers.Dense(3, dtype=dtype)
+        )
         layer = layer_of(keras.layers.Dense(3, dtype=own))
-        refused(layer, tmp_path / "w.weights.h5", f"arrays of {stored_as}, and this layer weights of {own}")
+        refused(
+            layer,
+            tmp_path / "w.weights.h5",
+            f"arrays of {stored_as}, and this layer weights of {own}",
+        )
 
 
 @jax.numpy_rank_promotion("allow")
@@ -169,7 +196,9 @@ def test_a_layer_that_keeps_what_follows_from_its_weights_stays_what_it_was(tmp_
         layer.adapt(np.random.default_rng(0).normal(mean, 3, (50, 4)).astype("f4"))
         return layer
 
-    keras.Sequential([keras.Input((4,)), normalization(5.0)]).save_weights(tmp_path / "w.weights.h5")
+    keras.Sequential([keras.Input((4,)), normalization(5.0)]).save_weights(
+        tmp_path / "w.weights.h5"
+    )
     entry = normalization(-5.0)
     before = np.array(entry(X))
     layer = sb.Sequential([entry])[0]
@@ -187,11 +216,19 @@ TREE = nn.Dense(3).init(jax.random.key(1), X)
 def test_folders_of_several_trees_and_of_one_with_another_name(tmp_path: Path) -> None:
     def save(folder: Path, **items: Any) -> Path:
         with ocp.CheckpointManager(folder) as manager:
-            manager.save(3, args=ocp.args.Composite(**{n: ocp.args.StandardSave(tree) for n, tree in items.items()}))
+            manager.save(
+                3,
+                args=ocp.args.Composite(
+                    **{n: ocp.args.StandardSave(tree) for n, tree in items.items()}
+                ),
+            )
         return folder
 
     layer = layer_of(nn.Dense(3))
-    for folder in (save(tmp_path / "one", variables=TREE), save(tmp_path / "two", a=TREE, b=TREE) / "3" / "a"):
+    for folder in (
+        save(tmp_path / "one", variables=TREE),
+        save(tmp_path / "two", a=TREE, b=TREE) / "3" / "a",
+    ):
         layer.kernel.assign(jnp.zeros((4, 3)))
         layer.load_native(folder)
         np.testing.assert_array_equal(layer.kernel, TREE["params"]["kernel"])
@@ -224,7 +261,11 @@ def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
         checkpointer.save(whole, TREE)
     data = next((whole / "d").iterdir()).relative_to(whole)
     folders = []
-    for victim in (data, "manifest.ocdbt", "_METADATA"):  # a folder for each, as a thread may still read the last one
+    for victim in (
+        data,
+        "manifest.ocdbt",
+        "_METADATA",
+    ):  # a folder for each, as a thread may still read the last one
         for n in range(2):
             folders.append(shutil.copytree(whole, tmp_path / f"damaged{len(folders)}"))
             bytes_of = (folders[-1] / victim).read_bytes()
@@ -238,5 +279,7 @@ def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
 
 def test_a_folder_that_would_be_too_much(tmp_path: Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "w", {"params": {"kernel": np.zeros((2**13, 2**12), np.float32)}})
+        checkpointer.save(
+            tmp_path / "w", {"params": {"kernel": np.zeros((2**13, 2**12), np.float32)}}
+        )
     refused(layer_of(nn.Dense(3)), tmp_path / "w", "a bomb")

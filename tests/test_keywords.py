@@ -44,8 +44,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_each_layer_gets_the_keywords_that_it_names() -> None:
-    model = sb.Sequential([lambda x, negative_slope=0.01: jnp.maximum(x, x * negative_slope), scale, nn.leaky_relu])
-    assert same(model(X, negative_slope=0.5, factor=2.0), nn.leaky_relu(2 * jnp.maximum(X, X * 0.5), 0.5))
+    model = sb.Sequential(
+        [lambda x, negative_slope=0.01: jnp.maximum(x, x * negative_slope), scale, nn.leaky_relu]
+    )
+    assert same(
+        model(X, negative_slope=0.5, factor=2.0), nn.leaky_relu(2 * jnp.maximum(X, X * 0.5), 0.5)
+    )
     assert same(model(X), nn.leaky_relu(jnp.maximum(X, X * 0.01)))
 
 
@@ -70,7 +74,10 @@ def test_the_call_wins_over_a_partial_but_not_over_a_mode_that_is_set() -> None:
     assert same(model(X), 3 * X)
     assert same(model(X, factor=2.0), 2 * X)
     frozen = sb.Sequential(
-        [functools.partial(lambda x, training: x if training else -x, training=False), nn.Dropout(0.5)]
+        [
+            functools.partial(lambda x, training: x if training else -x, training=False),
+            nn.Dropout(0.5),
+        ]
     )
     assert same(sb.Sequential(frozen[:1])(X, training=True), -X)
     set_by_constructor = sb.Sequential([nn.Dropout(0.5, deterministic=True)])
@@ -113,16 +120,27 @@ def test_callables_without_a_signature_get_no_keywords_and_run() -> None:
 
 
 def test_names_of_python_itself_are_free() -> None:
-    model = sb.Sequential([lambda x, self, args, layer, method, mutable: x * self * args * layer * method * mutable])
+    model = sb.Sequential(
+        [lambda x, self, args, layer, method, mutable: x * self * args * layer * method * mutable]
+    )
     assert same(model(X, self=2.0, args=3.0, layer=1.0, method=1.0, mutable=1.0), 6 * X)
 
 
 def test_single_layers_are_addressed_by_name_and_by_position() -> None:
-    model = sb.Sequential({"a": scale, "b": functools.partial(scale), "c": sb.Sequential([scale, scale])})
+    model = sb.Sequential(
+        {"a": scale, "b": functools.partial(scale), "c": sb.Sequential([scale, scale])}
+    )
     assert same(model(X, factor=2.0), 16 * X)
     assert same(model(X, factor=2.0, per_layer={"b": {"factor": 5.0}}), 40 * X)
     assert same(
-        model(X, per_layer={"c": {"factor": 3.0, "per_layer": {-1: {"factor": 7.0}}}, 0: {"factor": 2.0}}), 42 * X
+        model(
+            X,
+            per_layer={
+                "c": {"factor": 3.0, "per_layer": {-1: {"factor": 7.0}}},
+                0: {"factor": 2.0},
+            },
+        ),
+        42 * X,
     )
     assert same(sb.jit(model)(X, per_layer={"c": {"factor": 3.0}, 0: {"factor": 2.0}}), 18 * X)
     with pytest.raises(KeyError, match="no layer is called 'd'"):
@@ -155,7 +173,10 @@ def test_key_means_what_the_ecosystem_means() -> None:
     model = sb.Sequential([functools.partial(Attend)])
     assert same(model(X, key=X), X @ X)
     drawn = sb.Sequential([lambda x, key: jax.random.normal(key, x.shape)])
-    assert same(drawn(X, rng=jax.random.key(1)), jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), X.shape))
+    assert same(
+        drawn(X, rng=jax.random.key(1)),
+        jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), X.shape),
+    )
     with pytest.raises(TypeError):
         drawn(X, key="mine")
 
@@ -172,7 +193,8 @@ class Flags(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "flag", ["training", "train", "is_training", "deterministic", "use_running_average", "inference"]
+    "flag",
+    ["training", "train", "is_training", "deterministic", "use_running_average", "inference"],
 )
 def test_one_flag_reaches_every_spelling(flag: str) -> None:
     namespace: dict[str, Any] = {}
@@ -202,8 +224,12 @@ def test_a_default_decides_and_none_does_not() -> None:
 
 
 def test_of_a_missing_mode_only_the_layers_that_want_it_are_named() -> None:
-    model = sb.Sequential([nn.Dense(2), nn.BatchNorm(), nn.Dropout(0.5), lambda x, train=False: x]).build((2, 2))
-    with pytest.raises(TypeError, match=r"difference to \(Sequential\)\[1\]\(BatchNorm\) \(linen\)\. Say"):
+    model = sb.Sequential(
+        [nn.Dense(2), nn.BatchNorm(), nn.Dropout(0.5), lambda x, train=False: x]
+    ).build((2, 2))
+    with pytest.raises(
+        TypeError, match=r"difference to \(Sequential\)\[1\]\(BatchNorm\) \(linen\)\. Say"
+    ):
         model(X, deterministic=True)
 
 
@@ -262,7 +288,9 @@ def test_a_traced_or_mistyped_mode_is_refused() -> None:
 
 def test_every_layer_that_needs_a_mode_is_named() -> None:
     model = sb.Sequential([nn.Dropout(0.5), scale, nn.BatchNorm()]).build((2, 2))
-    with pytest.raises(TypeError, match=r"\[0\]\(Dropout\) \(linen\), .*\[2\]\(BatchNorm\) \(linen\)"):
+    with pytest.raises(
+        TypeError, match=r"\[0\]\(Dropout\) \(linen\), .*\[2\]\(BatchNorm\) \(linen\)"
+    ):
         model(X)
 
 
@@ -296,7 +324,9 @@ def test_a_call_that_draws_nothing_takes_no_key() -> None:
     assert stream.value is not before
 
 
-@pytest.mark.parametrize("key", [3, jax.random.key(3), jax.random.PRNGKey(3)], ids=["int", "typed", "raw"])
+@pytest.mark.parametrize(
+    "key", [3, jax.random.key(3), jax.random.PRNGKey(3)], ids=["int", "typed", "raw"]
+)
 def test_seeds_and_keys_of_every_kind(key: Any) -> None:
     expected = sb.Sequential([nn.Dense(2)], seed=3).build((2, 2)).variables
     for variables in (
@@ -333,7 +363,9 @@ def test_errors_keep_type_fields_and_traceback_and_are_noted_once() -> None:
         model(X, colour=Colour.RED)
     assert error.value.code == 7
     notes = [n for n in error.value.__notes__ if n.startswith("in layer")]
-    assert notes == ["in layer [1].inner function fail; inputs: float32[2,2]; keywords: colour=<Colour.RED: 1>"]
+    assert notes == [
+        "in layer [1].inner function fail; inputs: float32[2,2]; keywords: colour=<Colour.RED: 1>"
+    ]
     assert error.traceback[-1].name == "fail"
 
 
@@ -341,10 +373,15 @@ def test_an_error_says_what_containers_hold_and_what_is_no_array() -> None:
     def fail(x: Any, *args: Any, dtype: Any = None, mask: Any = 0) -> Any:
         raise ValueError
 
-    inputs, keywords = "dict(float32[3], 2), None, float32[2,2]", "dtype=dtype('float16'), mask=tuple(float32[2,2])"
+    inputs, keywords = (
+        "dict(float32[3], 2), None, float32[2,2]",
+        "dtype=dtype('float16'), mask=tuple(float32[2,2])",
+    )
     note = f"in layer [0] function fail; inputs: {inputs}; keywords: {keywords}"
     with pytest.raises(ValueError, match=re.escape(note) + "$"):
-        sb.Sequential([fail])({"a": jnp.ones(3), "b": 2}, None, X, dtype=np.dtype("float16"), mask=(X, None))
+        sb.Sequential([fail])(
+            {"a": jnp.ones(3), "b": 2}, None, X, dtype=np.dtype("float16"), mask=(X, None)
+        )
 
 
 def test_the_unicode_error_that_breaks_reraising() -> None:
@@ -361,7 +398,9 @@ def test_build_says_what_it_takes(inputs: Any) -> None:
 
 def test_a_size_that_decides_a_shape_must_be_given() -> None:
     model = sb.Sequential([nn.relu, nn.Dense(2)])
-    with pytest.raises(ValueError, match=r"decides the shape of \(Sequential\)\[1\]\(Dense\)\.kernel"):
+    with pytest.raises(
+        ValueError, match=r"decides the shape of \(Sequential\)\[1\]\(Dense\)\.kernel"
+    ):
         model.build((None, None))
     assert not model.built
     assert model.build((None, 3)).built
@@ -403,7 +442,9 @@ def test_many_takers_are_not_all_listed() -> None:
 
     for n, listed in ((4, "[0], [1], [2], [3])"), (5, "[0], [1], [2], [3], ...)")):
         with pytest.raises(TypeError) as caught:
-            sb.Sequential([(lambda x, factor=1.0: layer(x, factor)) for _ in range(n)])(X, factr=2.0)
+            sb.Sequential([(lambda x, factor=1.0: layer(x, factor)) for _ in range(n)])(
+                X, factr=2.0
+            )
         text = re.sub(r"\(Sequential\)|\(<lambda>\)", "", str(caught.value))
         assert text.endswith(f"factor ({listed}"), text
 
@@ -424,7 +465,11 @@ def test_keywords_for_single_layers_inside_reach_them_alone() -> None:
         return x
 
     inner = sb.Sequential(
-        {"first": sb.Layer(layer), "second": lambda x, factor=1.0: layer(x, factor), "last": whatever}
+        {
+            "first": sb.Layer(layer),
+            "second": lambda x, factor=1.0: layer(x, factor),
+            "last": whatever,
+        }
     )
     given = {0: {"per_layer": {"first": {"factor": 2.0}, 1: {"factor": 3.0}, "last": {"a": 1.0}}}}
     model = sb.Sequential([inner]).build((2, 3), per_layer=given)

@@ -58,7 +58,9 @@ def linear(n, text="linear"):
     def apply(variables, key, x):
         return x @ variables["params"]["w"] + variables["params"]["b"][None], {}
 
-    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(f), label=text, ecosystem="test")
+    return sb.PureLayer(
+        init=init, apply=apply, signature=sb.signature_of(f), label=text, ecosystem="test"
+    )
 
 
 def narrow(n):
@@ -121,7 +123,14 @@ def raised(function, *args):
 
 @pytest.mark.parametrize(
     "given",
-    [([f, g],), (f, g), ((f, g),), (iter([f, g]),), ((e for e in (f, g)),), (sb.Sequential([f, g]),)],
+    [
+        ([f, g],),
+        (f, g),
+        ((f, g),),
+        (iter([f, g]),),
+        ((e for e in (f, g)),),
+        (sb.Sequential([f, g]),),
+    ],
     ids=["list", "*layers", "tuple", "iterator", "generator", "Sequential"],
 )
 def test_a_model_is_made_from_a_list_or_from_its_layers(given):
@@ -360,7 +369,9 @@ def edits():
         "set": lambda m: m.__setitem__(1, f),
         "set the last": lambda m: m.__setitem__(-1, f),
         "set a slice": lambda m: m.__setitem__(slice(1, 3), [f]),
-        "set a slice from a generator": lambda m: m.__setitem__(slice(1, 2), (e for e in (h, h, f))),
+        "set a slice from a generator": lambda m: m.__setitem__(
+            slice(1, 2), (e for e in (h, h, f))
+        ),
         "set an empty slice": lambda m: m.__setitem__(slice(1, 1), [h, h]),
         "set all": lambda m: m.__setitem__(slice(None), []),
         "set an extended slice": lambda m: m.__setitem__(slice(None, None, 2), [h, g]),
@@ -419,7 +430,9 @@ def test_pop_returns_the_layer_with_its_variables():
     assert len(model.vars()) == 0
 
 
-@pytest.mark.parametrize("bad", [3, None, "relu", {"a": f}, [f], b"x", object()], ids=lambda bad: type(bad).__name__)
+@pytest.mark.parametrize(
+    "bad", [3, None, "relu", {"a": f}, [f], b"x", object()], ids=lambda bad: type(bad).__name__
+)
 @pytest.mark.parametrize(
     "door",
     [
@@ -464,7 +477,12 @@ def test_an_iterator_that_fails_changes_nothing():
 
     model = sb.Sequential([g])
     before = Snapshot(model)
-    for edit in (model.extend, model.__iadd__, model.__add__, partial(model.__setitem__, slice(0, 1))):
+    for edit in (
+        model.extend,
+        model.__iadd__,
+        model.__add__,
+        partial(model.__setitem__, slice(0, 1)),
+    ):
         with pytest.raises(OSError, match="disk"):
             edit(broken())
         before.check()
@@ -473,7 +491,12 @@ def test_an_iterator_that_fails_changes_nothing():
 def test_an_edit_inside_a_transform_is_refused():
     model = sb.Sequential([linear(3), f]).build((1, 3))
     before = Snapshot(model)
-    for edit in (lambda: model.append(g), model.reverse, model.clear, lambda: model.__setitem__(0, f)):
+    for edit in (
+        lambda: model.append(g),
+        model.reverse,
+        model.clear,
+        lambda: model.__setitem__(0, f),
+    ):
 
         @jax.jit
         def traced(x, edit=edit):
@@ -563,7 +586,10 @@ def test_a_model_whose_layers_are_all_built_is_built():
     model = sb.Sequential([linear(3), f])
     model[:].build((1, 3))
     assert model.built
-    assert set(model.variables["params"]) == {"(Sequential)[0](linear).w", "(Sequential)[0](linear).b"}
+    assert set(model.variables["params"]) == {
+        "(Sequential)[0](linear).w",
+        "(Sequential)[0](linear).b",
+    }
 
 
 def test_augmented_assignment_is_in_place_and_keeps_the_type():
@@ -647,16 +673,22 @@ def test_a_copy_of_itself_may_be_contained():
     assert model.count(model[2]) == 1
     assert len(model.vars().tensors()) == 2
     once = X @ model[0].w.value + model[0].b.value[None] + 1
-    np.testing.assert_allclose(model(X), once @ model[0].w.value + model[0].b.value[None] + 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        model(X), once @ model[0].w.value + model[0].b.value[None] + 1, rtol=1e-6
+    )
 
 
 # Names
 
 
 def test_names_work_as_keys_and_attributes_and_stand_in_the_names_of_variables():
-    model = sb.Sequential({"conv": nn.Conv(2, (3,)), "act": jnp.tanh, "head": nn.Dense(2)}).build((1, 5, 1))
+    model = sb.Sequential({"conv": nn.Conv(2, (3,)), "act": jnp.tanh, "head": nn.Dense(2)}).build(
+        (1, 5, 1)
+    )
     assert list(model.vars()) == [
-        f"(Sequential).{name}.{v}" for name in ("conv(Conv)", "head(Dense)") for v in ("bias", "kernel")
+        f"(Sequential).{name}.{v}"
+        for name in ("conv(Conv)", "head(Dense)")
+        for v in ("bias", "kernel")
     ]
     assert model["conv"] is model.conv is model[0]
     assert model.head.kernel.name == "(Sequential).head(Dense).kernel"
@@ -665,7 +697,11 @@ def test_names_work_as_keys_and_attributes_and_stand_in_the_names_of_variables()
     assert not hasattr(model, "cnov")
     with pytest.raises(AttributeError, match="did you mean 'conv'"):
         _ = model.cnov
-    for edit in (lambda: model["cnov"], lambda: model.pop("cnov"), lambda: model.__setitem__("cnov", f)):
+    for edit in (
+        lambda: model["cnov"],
+        lambda: model.pop("cnov"),
+        lambda: model.__setitem__("cnov", f),
+    ):
         with pytest.raises(KeyError, match="did you mean 'conv'"):
             edit()
 
@@ -752,7 +788,23 @@ def test_two_layers_can_not_have_one_name(edit):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "1", "a b", "a.b", "a/b", "a-b", "\0", "\ud800", "append", "build", "vars", "names", "__class__", "class", 3],
+    [
+        "",
+        "1",
+        "a b",
+        "a.b",
+        "a/b",
+        "a-b",
+        "\0",
+        "\ud800",
+        "append",
+        "build",
+        "vars",
+        "names",
+        "__class__",
+        "class",
+        3,
+    ],
     ids=ascii,
 )
 @pytest.mark.parametrize(
@@ -870,7 +922,9 @@ def test_an_entry_with_options_shares_the_variables_of_the_entry():
 
 def test_an_embedding_is_tied_to_its_other_method():
     embed = nn.Embed(5, 3)
-    model = sb.Sequential([embed, jnp.tanh, sb.Layer(embed, method="attend")]).build(jnp.array([[1, 2]]))
+    model = sb.Sequential([embed, jnp.tanh, sb.Layer(embed, method="attend")]).build(
+        jnp.array([[1, 2]])
+    )
     assert len(model.vars()) == 2
     assert len(model.vars().tensors()) == 1
     table = model[0].embedding
@@ -887,7 +941,9 @@ def test_a_tied_embedding_is_one_array_in_the_pure_form():
     variables = model.variables
     assert len(variables["params"]) == 1
     np.testing.assert_array_equal(model.apply(variables, ids)[0], model(ids))
-    (pure,) = jax.grad(lambda params: model.apply({"params": params}, ids)[0].sum())(variables["params"]).values()
+    (pure,) = jax.grad(lambda params: model.apply({"params": params}, ids)[0].sum())(
+        variables["params"]
+    ).values()
     (stateful,) = sb.grad(lambda model: model(ids).sum())(model).values()
     np.testing.assert_allclose(pure, stateful, rtol=1e-6)
 
@@ -1014,7 +1070,10 @@ def test_initial_values_depend_on_seed_and_position_alone():
 
 
 def test_adding_a_layer_does_not_change_the_initial_values_of_others():
-    short, long = sb.Sequential([linear(3), linear(3)]), sb.Sequential([linear(3), linear(3), linear(3)])
+    short, long = (
+        sb.Sequential([linear(3), linear(3)]),
+        sb.Sequential([linear(3), linear(3), linear(3)]),
+    )
     short.build((1, 3))
     long.build((1, 3))
     for i in range(2):
@@ -1048,7 +1107,9 @@ def test_a_layer_that_needs_a_keyword_is_built_by_the_next_call():
     ],
     ids=["linen", "haiku", "pure"],
 )
-def test_a_layer_that_no_longer_fits_is_named_at_the_next_call_and_never_rebuilt(first, second, other):
+def test_a_layer_that_no_longer_fits_is_named_at_the_next_call_and_never_rebuilt(
+    first, second, other
+):
     model = sb.Sequential([first, jnp.tanh, second]).build((1, 3))
     kept = Snapshot(model[2:])
     model[0] = other
@@ -1143,12 +1204,16 @@ def rich():
             "first": linen_dense,
             "act": nn.relu,
             "norm": nn.BatchNorm(momentum=0.5),
-            "inner": sb.Sequential([partial(hk.Linear, 3), shared, partial(nn.leaky_relu, negative_slope=0.1)]),
+            "inner": sb.Sequential(
+                [partial(hk.Linear, 3), shared, partial(nn.leaky_relu, negative_slope=0.1)]
+            ),
             "drop": nn.Dropout(0.5),
         }
     ).build((1, 3))
     for i, variable in enumerate(v for v in model.vars().values() if v.kind != "rng"):
-        variable.assign(jnp.linspace(0.5, 1.5, variable.size).reshape(variable.shape) + jnp.float32(i))
+        variable.assign(
+            jnp.linspace(0.5, 1.5, variable.size).reshape(variable.shape) + jnp.float32(i)
+        )
     return model
 
 
@@ -1177,7 +1242,11 @@ def test_copies_are_equal_and_independent(way, read_first):
     assert str(made.vars()) == str(model.vars())
     assert not set(made.vars().values()) & set(model.vars().values())
     for name, variable in made.vars().items():
-        assert variable.name == name if made.vars()[name] not in made.inner[1].vars().values() else True
+        assert (
+            variable.name == name
+            if made.vars()[name] not in made.inner[1].vars().values()
+            else True
+        )
         assert (variable.kind, variable.path) == (model.vars()[name].kind, model.vars()[name].path)
     np.testing.assert_array_equal(made(X, training=False), model(X, training=False))
     np.testing.assert_array_equal(made(X, training=True), model(X, training=True))
@@ -1399,7 +1468,9 @@ def test_new_layers_start_with_values_of_their_own():
     tail = model[1:]
     tail.append(linear(3))
     tail.build((1, 3))
-    kernels = {v: v.value for v in [*model.vars().values(), *tail.vars().values()] if v.path[-1] == "w"}
+    kernels = {
+        v: v.value for v in [*model.vars().values(), *tail.vars().values()] if v.path[-1] == "w"
+    }
     assert len({np.asarray(k).tobytes() for k in kernels.values()}) == len(kernels) == 5
 
 
@@ -1456,7 +1527,8 @@ class _Coder(nnx.Module):
 def test_what_is_frozen_in_one_layer_is_frozen_in_all_that_share_it(flags):
     coder = _Coder()
     parts = [
-        sb.Layer(coder, method=method, trainable=flag) for method, flag in zip(("encode", "decode"), flags, strict=True)
+        sb.Layer(coder, method=method, trainable=flag)
+        for method, flag in zip(("encode", "decode"), flags, strict=True)
     ]
     model = sb.Sequential(parts)
     assert model[0].linear.kernel is model[1].linear.kernel

@@ -1,7 +1,7 @@
 """Random edits, each done to a built model and to a plain Python list of the same entries; the two must agree.
 
-What the model computes is checked against NumPy on values that the test keeps for itself, so that weights which
-move to another layer, or are made anew, show.
+What the model computes is checked against NumPy on values that the test keeps for itself, so that
+weights which move to another layer, or are made anew, show.
 """
 
 import dataclasses
@@ -31,7 +31,9 @@ LONGEST = 8
 
 POSITIONS = st.integers(-LONGEST - 2, LONGEST + 2)
 SLICES = st.builds(
-    slice, *[st.none() | st.integers(-LONGEST, LONGEST)] * 2, st.sampled_from([None, None, 1, 2, -1, -2, 0])
+    slice,
+    *[st.none() | st.integers(-LONGEST, LONGEST)] * 2,
+    st.sampled_from([None, None, 1, 2, -1, -2, 0]),
 )
 ENTRIES = st.integers(0, 8)
 FEW = st.lists(ENTRIES, max_size=3)
@@ -49,12 +51,19 @@ def affine():
     """A small layer with parameters that belongs to no library; it has no zero among its initial values."""
 
     def init(key, x):
-        return {"params": {"w": jax.random.uniform(key, (3, 3), minval=0.1), "b": jnp.linspace(1.0, 2.0, 3)}}
+        return {
+            "params": {
+                "w": jax.random.uniform(key, (3, 3), minval=0.1),
+                "b": jnp.linspace(1.0, 2.0, 3),
+            }
+        }
 
     def apply(variables, key, x):
         return x @ variables["params"]["w"] + variables["params"]["b"][None], {}
 
-    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(shift), label="affine", ecosystem="test")
+    return sb.PureLayer(
+        init=init, apply=apply, signature=sb.signature_of(shift), label="affine", ecosystem="test"
+    )
 
 
 def refuse(key, x):
@@ -98,7 +107,8 @@ class Edits(RuleBasedStateMachine):
             nested,
         ]
         self.plain, self.names = [], []
-        self.values = {}  # of each layer seen: its variables by name, with the array that each must hold
+        # of each layer seen: its variables by name, with the array that each must hold
+        self.values = {}
 
     @initialize(chosen=FEW, named=st.booleans())
     def start(self, chosen, named):
@@ -120,11 +130,14 @@ class Edits(RuleBasedStateMachine):
             change: A function of the list.
             model_change: The same for the model, if it isn't the same function.
             names: A function of the list of names; by default `change`.
-            staying: The positions, before the edit, of the entries that must keep their layers. By default all.
+            staying: The positions, before the edit, of the entries that must keep their layers. By
+                default all.
         """
         before = list(self.model)
         staying = [self.plain[i] for i in (range(len(self.plain)) if staying is None else staying)]
-        kept = {id(entry_of(item)): item for item in before if any(entry_of(item) is e for e in staying)}
+        kept = {
+            id(entry_of(item)): item for item in before if any(entry_of(item) is e for e in staying)
+        }
         plain = list(self.plain)
         want, got = result(change, plain), result(model_change or change, self.model)
         if isinstance(want, Exception):
@@ -158,7 +171,9 @@ class Edits(RuleBasedStateMachine):
     def append(self, i, add):
         entry = self.pool[i]
         self.edit(
-            lambda m: m.append(entry), lambda m: (m.add if add else m.append)(entry), lambda names: names.append(None)
+            lambda m: m.append(entry),
+            lambda m: (m.add if add else m.append)(entry),
+            lambda names: names.append(None),
         )
 
     @precondition(lambda self: len(self.plain) < LONGEST)
@@ -181,7 +196,11 @@ class Edits(RuleBasedStateMachine):
     def replace(self, at, i):
         n = len(self.plain)
         staying = [k for k in range(n) if k != at % max(n, 1)] if -n <= at < n else None
-        self.edit(lambda m: operator.setitem(m, at, self.pool[i]), names=lambda names: None, staying=staying)
+        self.edit(
+            lambda m: operator.setitem(m, at, self.pool[i]),
+            names=lambda names: None,
+            staying=staying,
+        )
 
     @precondition(lambda self: len(self.plain) < LONGEST)
     @rule(where=SLICES, chosen=FEW)
@@ -251,7 +270,12 @@ class Edits(RuleBasedStateMachine):
 
     # Edits that must change nothing
 
-    @rule(chosen=FEW, bad=st.sampled_from([3, None, "relu", REFUSED]), at=st.integers(0, 3), how=st.integers(0, 3))
+    @rule(
+        chosen=FEW,
+        bad=st.sampled_from([3, None, "relu", REFUSED]),
+        at=st.integers(0, 3),
+        how=st.integers(0, 3),
+    )
     def fail(self, chosen, bad, at, how):
         new = [self.pool[i] for i in chosen]
         new.insert(at, bad)
@@ -270,7 +294,10 @@ class Edits(RuleBasedStateMachine):
 
     @rule(where=SLICES)
     def slice(self, where):
-        want, got = result(operator.getitem, self.plain, where), result(operator.getitem, self.model, where)
+        want, got = (
+            result(operator.getitem, self.plain, where),
+            result(operator.getitem, self.model, where),
+        )
         if isinstance(want, Exception):
             assert type(got) is type(want)
             return
@@ -318,9 +345,17 @@ class Edits(RuleBasedStateMachine):
     def the_entries_are_those_of_the_list(self):
         assert len(self.model) == len(self.plain)
         assert bool(self.model) is bool(self.plain)
-        assert all(entry_of(item) is entry for item, entry in zip(self.model, self.plain, strict=True))
-        assert all(entry_of(item) is entry for item, entry in zip(reversed(self.model), self.plain[::-1], strict=True))
-        assert all(entry_of(self.model[i]) is self.plain[i] for i in range(-len(self.plain), len(self.plain)))
+        assert all(
+            entry_of(item) is entry for item, entry in zip(self.model, self.plain, strict=True)
+        )
+        assert all(
+            entry_of(item) is entry
+            for item, entry in zip(reversed(self.model), self.plain[::-1], strict=True)
+        )
+        assert all(
+            entry_of(self.model[i]) is self.plain[i]
+            for i in range(-len(self.plain), len(self.plain))
+        )
         assert self.model.names == tuple(self.names)
         assert all(self.model[name] is self.model[i] for i, name in enumerate(self.names) if name)
 

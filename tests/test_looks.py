@@ -76,16 +76,24 @@ def test_inputs_may_be_integers() -> None:
 
 
 def test_sizes_of_images_may_be_open_too() -> None:
-    model = sb.Sequential([nn.Conv(3, (5, 5), padding="VALID"), lambda x: x.mean((1, 2)), nn.Dense(2)])
+    model = sb.Sequential(
+        [nn.Conv(3, (5, 5), padding="VALID"), lambda x: x.mean((1, 2)), nn.Dense(2)]
+    )
     summary = model.summary((None, None, None, 1))
-    assert [row.outputs for row in summary.rows] == ["float32[None,None,None,3]", "float32[None,3]", "float32[None,2]"]
+    assert [row.outputs for row in summary.rows] == [
+        "float32[None,None,None,3]",
+        "float32[None,3]",
+        "float32[None,2]",
+    ]
     assert summary.flops is None  # they depend on the size
     assert "FLOPs" not in str(summary)
 
 
 def test_a_layer_that_repeats_others_shows_them() -> None:
     block = sb.Sequential({"wide": nn.Dense(4), "norm": nn.BatchNorm()})
-    model = sb.Sequential([sb.Repeat(sb.Sequential([sb.Repeat(block, 3), nn.relu]), 2), nn.Dense(1)])
+    model = sb.Sequential(
+        [sb.Repeat(sb.Sequential([sb.Repeat(block, 3), nn.relu]), 2), nn.Dense(1)]
+    )
     summary = model.summary((None, 4))
     assert [(row.place, row.depth, row.copies) for row in summary.rows] == [
         ("[0]", 0, 0), ("[0]", 1, 2), ("[0] wide", 2, 6), ("[1] norm", 2, 6), ("[1]", 1, 2), ("[1]", 0, 0),
@@ -127,7 +135,9 @@ def test_each_variable_is_counted_once() -> None:
         (nn.MultiHeadDotProductAttention(2), (2, 5, 8)),
     ],
 )
-def test_operations_are_those_of_xla_for_the_module_run_by_its_library(module: Any, shape: Any) -> None:
+def test_operations_are_those_of_xla_for_the_module_run_by_its_library(
+    module: Any, shape: Any
+) -> None:
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     native: Any = jax.jit(module.apply).lower(variables, x).cost_analysis()
@@ -136,12 +146,17 @@ def test_operations_are_those_of_xla_for_the_module_run_by_its_library(module: A
 
 def test_operations_of_loops_are_counted_as_often_as_they_run() -> None:
     def steps(x: jax.Array, n: int, unroll: Any) -> jax.Array:
-        return jax.lax.scan(lambda c, _: (jnp.sin(c @ EYE), None), x, None, length=n, unroll=unroll)[0]
+        return jax.lax.scan(
+            lambda c, _: (jnp.sin(c @ EYE), None), x, None, length=n, unroll=unroll
+        )[0]
 
     def inner(x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda c, _: (jax.jit(steps, static_argnums=(1, 2))(c, 3, False), None), x, None, length=4)[
-            0
-        ]
+        return jax.lax.scan(
+            lambda c, _: (jax.jit(steps, static_argnums=(1, 2))(c, 3, False), None),
+            x,
+            None,
+            length=4,
+        )[0]
 
     def looped(x: jax.Array) -> jax.Array:
         for _ in range(12):
@@ -153,7 +168,9 @@ def test_operations_of_loops_are_counted_as_often_as_they_run() -> None:
     forms = [inner, *(functools.partial(steps, n=12, unroll=unroll) for unroll in (1, 3, 5, True))]
     for form in forms:  # a loop adds its counter
         assert sb.Sequential([form]).summary((2, 4)).flops == pytest.approx(expected, abs=4 * 12)
-    unknown = sb.Sequential([lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)])
+    unknown = sb.Sequential(
+        [lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)]
+    )
     assert unknown.summary((2, 4)).flops is None
 
 
@@ -169,7 +186,9 @@ def test_without_shapes_it_shows_what_can_be_told() -> None:
 def test_what_a_call_would_refuse_a_summary_refuses() -> None:
     for model in (sb.Sequential([nn.Dense(4)]), sb.Sequential([nn.Dense(4)]).build((2, 3))):
         for show in (model.summary, functools.partial(sb.plot, model)):
-            with pytest.raises(TypeError, match="no layer takes the keyword 'trainig'; did you mean 'training'"):
+            with pytest.raises(
+                TypeError, match="no layer takes the keyword 'trainig'; did you mean 'training'"
+            ):
                 show(trainig=True)
             with pytest.raises(IndexError, match="there is no layer 7"):
                 show(per_layer={7: {}})
@@ -181,7 +200,9 @@ def test_what_a_call_would_refuse_a_summary_refuses() -> None:
 
 
 def test_what_is_not_known_is_said() -> None:
-    model = sb.Sequential([lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x), nn.Dense(3)])
+    model = sb.Sequential(
+        [lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x), nn.Dense(3)]
+    )
     summary = model.summary((2, 4))
     assert summary.flops is None
     assert f"at least {summary.rows[1].flops:.0f} FLOPs" in str(summary)
@@ -212,7 +233,9 @@ def test_keywords_and_modes_reach_the_layers() -> None:
 
     model = sb.Sequential([widen, nn.BatchNorm()])
     assert model.summary((2, 3), times=2).rows[-1].outputs == "float32[2,6]"
-    training, evaluation = (model.summary((2, 3), training=training).flops or 0 for training in (True, False))
+    training, evaluation = (
+        model.summary((2, 3), training=training).flops or 0 for training in (True, False)
+    )
     assert training > evaluation > 0
     with pytest.raises(TypeError, match="no layer takes the keyword 'tims'; did you mean 'times'"):
         model.summary((2, 3), tims=2)
@@ -244,7 +267,9 @@ def test_colours_in_a_terminal_and_plain_text_elsewhere(monkeypatch: pytest.Monk
     assert re.sub("\x1b\\[[01]m", "", str(summary)) == summary.text()
 
 
-def test_a_number_is_never_cut_off_where_a_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_is_never_cut_off_where_a_terminal_is_narrow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = sb.Sequential({"encoder_block_attention_projection": nn.Dense(128), "act": nn.relu})
     summary = model.summary((None, 784))
     monkeypatch.setattr(sys, "stdout", Terminal())
@@ -257,7 +282,10 @@ def test_a_number_is_never_cut_off_where_a_terminal_is_narrow(monkeypatch: pytes
 def test_a_collection_of_what_is_no_array_shows_it() -> None:
     model = sb.Sequential([nn.Dense(2)]).build((None, 3))
     masks = jax.tree.map(lambda v: v.ndim > 1, model.vars())
-    assert re.findall(r"(\w+) +(True|False)", repr(masks)) == [("bias", "False"), ("kernel", "True")]
+    assert re.findall(r"(\w+) +(True|False)", repr(masks)) == [
+        ("bias", "False"),
+        ("kernel", "True"),
+    ]
 
 
 def test_programs_are_called_like_their_functions() -> None:
@@ -312,10 +340,16 @@ def test_the_paths_of_a_tree_lead_where_they_say() -> None:
 
     def render(node: Any, path: str) -> Any:
         found.append((node, path))
-        return node.__treescope_repr__(path, render) if hasattr(node, "__treescope_repr__") else str(node)
+        return (
+            node.__treescope_repr__(path, render)
+            if hasattr(node, "__treescope_repr__")
+            else str(node)
+        )
 
     model = mixed().build((2, 4))
-    mlp = sb.Sequential([eqx.nn.MLP(4, 2, 3, 1, key=jax.random.key(0)), hk.transform(lambda x: hk.Linear(3)(x))])
+    mlp = sb.Sequential(
+        [eqx.nn.MLP(4, 2, 3, 1, key=jax.random.key(0)), hk.transform(lambda x: hk.Linear(3)(x))]
+    )
     for root in (model, mlp.build((2, 4)), model.vars()):
         render(root, "root")
         for node, path in found:
@@ -343,8 +377,12 @@ def test_a_picture_has_every_layer_and_every_shape(tmp_path: Path) -> None:
     assert texts.count("float32[None,4]") == 6  # also into the nested model, and inside it
     assert texts.count("float32[None,3]") == 3
     assert root.find("{http://www.w3.org/2000/svg}title") is not None
-    fills = {r.get("stroke") for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("stroke")}
-    assert len(fills) == 6  # linen, functions, Haiku, Equinox, NNX, and the frame of the nested model
+    fills = {
+        r.get("stroke") for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("stroke")
+    }
+    assert (
+        len(fills) == 6
+    )  # linen, functions, Haiku, Equinox, NNX, and the frame of the nested model
     picture.save(tmp_path / "model.svg")
     assert (tmp_path / "model.svg").read_text() == picture.svg == picture._repr_svg_()
     picture.save(tmp_path / "model.PNG")
@@ -356,9 +394,13 @@ def test_a_picture_has_every_layer_and_every_shape(tmp_path: Path) -> None:
 
 def test_every_shape_is_inside_the_picture() -> None:
     for shapes in (((128, 256), (256, 512)), ((None, 224, 224, 256), (None, 224, 224, 256))):
-        root = ElementTree.fromstring(sb.plot(sb.Sequential([jnp.add if None in shapes[0] else jnp.dot]), *shapes).svg)
+        root = ElementTree.fromstring(
+            sb.plot(sb.Sequential([jnp.add if None in shapes[0] else jnp.dot]), *shapes).svg
+        )
         for text in root.iter("{http://www.w3.org/2000/svg}text"):
-            assert float(text.get("x", 0)) + 7.3 * len(text.text or "") < float(root.get("width", 0))
+            assert float(text.get("x", 0)) + 7.3 * len(text.text or "") < float(
+                root.get("width", 0)
+            )
 
 
 def test_a_picture_of_anything() -> None:
@@ -394,7 +436,9 @@ def test_differences_are_those_of_numpy() -> None:
 
 
 def test_differences_of_files_trees_layers_and_collections(tmp_path: Path) -> None:
-    model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5), functools.partial(hk.Linear, 2)]).build((2, 4))
+    model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5), functools.partial(hk.Linear, 2)]).build(
+        (2, 4)
+    )
     model.save(tmp_path / "model.safetensors")
     assert not sb.diff(model, tmp_path / "model.safetensors")
     assert not sb.diff(tmp_path / "model.safetensors", model.vars())
@@ -402,7 +446,12 @@ def test_differences_of_files_trees_layers_and_collections(tmp_path: Path) -> No
     assert sb.diff(model, tmp_path / "model.safetensors").names == ("(Sequential).rng",)
     assert not sb.diff(model.variables, model.vars().subset("params"))
     assert not sb.diff(model[0], model[0].native["params"])
-    np.savez(tmp_path / "layer.npz", kernel=np.ones((4, 3), np.float16), bias=np.zeros(3, np.float32), more=np.ones(1))
+    np.savez(
+        tmp_path / "layer.npz",
+        kernel=np.ones((4, 3), np.float16),
+        bias=np.zeros(3, np.float32),
+        more=np.ones(1),
+    )
     rows = {row.name: row.what for row in sb.diff(model[0], str(tmp_path / "layer.npz"))}
     assert rows == {"kernel": "value, dtype float32, float16", "more": "only in the second"}
     model[0].kernel.value = jnp.ones((4, 3))
@@ -439,7 +488,10 @@ def test_infinite_and_large_numbers_differ() -> None:
     assert sb.diff(tree(2**62), tree(2**62 + 1))[0].largest == 1
     assert sb.diff(tree(2**62), tree(2**62 + 100), atol=0.5)
     low, high = (np.array([n], np.int8) for n in (-128, 127))
-    assert [sb.diff({"w": a}, {"w": b})[0].largest for a, b in ((low, high), (high, low))] == [255, 255]
+    assert [sb.diff({"w": a}, {"w": b})[0].largest for a, b in ((low, high), (high, low))] == [
+        255,
+        255,
+    ]
     assert sb.diff({"w": 1.0}, {"w": 3.0})[0].largest == 2  # a number is an array, too
     with pytest.raises(TypeError, match="compares numbers, and w holds none"):
         sb.diff({"w": "a"}, {"w": "b"})
@@ -465,7 +517,9 @@ def test_not_a_number_is_the_same_as_itself_and_unlike_any_other() -> None:
     (row,) = sb.diff(nan, one)
     assert row.changed == 1
     assert np.isnan(row.largest)
-    (row,) = sb.diff({"w": jnp.array([jnp.nan, jnp.inf, 1.0, 3.0])}, {"w": jnp.array([1.0, 1.0, 1.0, 1.0])})
+    (row,) = sb.diff(
+        {"w": jnp.array([jnp.nan, jnp.inf, 1.0, 3.0])}, {"w": jnp.array([1.0, 1.0, 1.0, 1.0])}
+    )
     assert (row.what, row.changed, row.largest) == ("value, 2 not finite", 3, 2.0)
     assert row.relative == pytest.approx(2 / 10**0.5)
     with pytest.raises(RuntimeError, match="isn't built"):
@@ -499,7 +553,9 @@ def test_what_each_layer_returns_is_what_the_model_up_to_it_returns() -> None:
 
 
 def test_it_is_a_call() -> None:
-    model, other = (sb.Sequential([nn.BatchNorm(), nn.Dropout(0.5)]).build((2, 4)) for _ in range(2))
+    model, other = (
+        sb.Sequential([nn.BatchNorm(), nn.Dropout(0.5)]).build((2, 4)) for _ in range(2)
+    )
     outputs = model.trace(X, training=True)
     np.testing.assert_array_equal(outputs["[1]"], other(X, training=True))
     assert not sb.diff(model, other)
@@ -522,6 +578,13 @@ def test_in_a_program_it_keeps_its_order() -> None:
 
 def test_programs_show_the_names_of_layers() -> None:
     model = mixed().build((2, 4))
-    text = sb.jit(lambda model, x: model(x, training=False)).lower(model, X).as_text(debug_info=True)
-    for scope in (".first(Dense)", ".body(Sequential)/[0](Linear)", ".deep(Repeat)", ".norm(LayerNorm)"):
+    text = (
+        sb.jit(lambda model, x: model(x, training=False)).lower(model, X).as_text(debug_info=True)
+    )
+    for scope in (
+        ".first(Dense)",
+        ".body(Sequential)/[0](Linear)",
+        ".deep(Repeat)",
+        ".norm(LayerNorm)",
+    ):
         assert scope in text

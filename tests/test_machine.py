@@ -1,7 +1,8 @@
 """Long random lives of a model, beside a plain one: a list of functions and dicts of NumPy arrays.
 
-`test_list_properties.py` goes through the list's own operations, and `test_pack.py` holds packed steps against unpacked
-ones. Here everything is mixed: edits, calls, compiled and donated steps, gradients, values that come and go.
+`test_list_properties.py` goes through the list's own operations, and `test_pack.py` holds packed
+steps against unpacked ones. Here everything is mixed: edits, calls, compiled and donated steps,
+gradients, values that come and go.
 """
 
 from __future__ import annotations
@@ -73,13 +74,16 @@ class Plain:
             now = (x.mean(0), x.var(0)) if training else (mean, var)
             if training:
                 mean[:], var[:] = (
-                    MOMENTUM * old + (1 - MOMENTUM) * new for old, new in zip((mean, var), now, strict=True)
+                    MOMENTUM * old + (1 - MOMENTUM) * new
+                    for old, new in zip((mean, var), now, strict=True)
                 )
             return (x - now[0]) / np.sqrt(now[1] + EPSILON) * scale + bias
         if len(arrays) == 1:
             return x * arrays[0]
         bias, weight = sorted(arrays, key=np.ndim)
-        return (x @ (weight.T if self.kind == 4 else weight) + bias) * (2 if self.kind == NESTED else 1)
+        return (x @ (weight.T if self.kind == 4 else weight) + bias) * (
+            2 if self.kind == NESTED else 1
+        )
 
 
 def loss(model: Any, x: Any) -> Any:
@@ -93,7 +97,9 @@ def update(model: Any, optimizer: Any, x: Any) -> Any:
 
 
 OPTIONS = [{}, {"pack": True}, {"donate": True}, {"pack": True, "donate": True}]
-CALLS = [sb.jit(lambda model, x, training: model(x, training=training), **options) for options in OPTIONS]
+CALLS = [
+    sb.jit(lambda model, x, training: model(x, training=training), **options) for options in OPTIONS
+]
 STEPS = [sb.jit(update, **options) for options in OPTIONS]
 LOSSES = sb.jit(lambda model, x: sb.value_and_grad(loss)(model, x))
 HOWS = st.integers(-1, len(OPTIONS) - 1)  # -1: eagerly
@@ -131,7 +137,9 @@ class Life(RuleBasedStateMachine):
             if item not in known:
                 new = {name: np.array(v.value) for name, v in self.boxes(item).items()}
                 for n, (name, array) in enumerate(new.items()):
-                    array[:] = np.linspace(0.25, 0.75 + n / 4, array.size, dtype=array.dtype).reshape(array.shape)
+                    array[:] = np.linspace(
+                        0.25, 0.75 + n / 4, array.size, dtype=array.dtype
+                    ).reshape(array.shape)
                     self.boxes(item)[name].assign(array)
                 known[item] = Plain(kind, new)
             self.plain.append(known[item])
@@ -236,7 +244,9 @@ class Life(RuleBasedStateMachine):
         self.every_value_is_that_of_the_plain_model()
         for item, plain in self.distinct().items():
             for name, box in self.boxes(item).items():
-                plain.arrays[name][:] = np.clip(np.asarray(box.value), 0.125 if name == "var" else -2.0, 2.0)
+                plain.arrays[name][:] = np.clip(
+                    np.asarray(box.value), 0.125 if name == "var" else -2.0, 2.0
+                )
                 box.assign(plain.arrays[name])
 
     # Values
@@ -251,7 +261,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 20))
     def freeze(self, n: int) -> None:
-        boxes = [box for item in self.items for box in self.boxes(item).values() if box.kind == "params"]
+        boxes = [
+            box for item in self.items for box in self.boxes(item).values() if box.kind == "params"
+        ]
         if boxes:
             boxes[n % len(boxes)].trainable = not boxes[n % len(boxes)].trainable
 
@@ -298,15 +310,23 @@ class Life(RuleBasedStateMachine):
         for item, plain in zip(self.items, self.plain, strict=True):
             assert list(self.boxes(item)) == list(plain.arrays)
             for name, box in self.boxes(item).items():
-                np.testing.assert_allclose(box.value, plain.arrays[name], rtol=2e-3, atol=2e-3, err_msg=box.name)
+                np.testing.assert_allclose(
+                    box.value, plain.arrays[name], rtol=2e-3, atol=2e-3, err_msg=box.name
+                )
 
     @invariant()
     def the_list_is_the_plain_one(self) -> None:
         assert list(self.model) == self.items
         assert self.model.built
         assert len({id(item) for item in self.items}) == len({id(plain) for plain in self.plain})
-        trained = {name for name, v in self.model.vars().tensors().items() if self.model.vars()[name].trainable}
-        assert len(trained) == sum(v.trainable for v in {v for i in self.items for v in self.boxes(i).values()})
+        trained = {
+            name
+            for name, v in self.model.vars().tensors().items()
+            if self.model.vars()[name].trainable
+        }
+        assert len(trained) == sum(
+            v.trainable for v in {v for i in self.items for v in self.boxes(i).values()}
+        )
 
 
 def test_the_life_of_a_model_is_that_of_a_plain_one() -> None:

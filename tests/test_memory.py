@@ -1,6 +1,7 @@
 """Memory: what isn't used any more is gone, at once where nothing else is in the way, and nothing grows.
 
-In processes of their own, where nobody else's arrays are counted. Each says what it has counted; nothing is timed.
+In processes of their own, where nobody else's arrays are counted. Each says what it has counted;
+nothing is timed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def loss(model, x):
     return (model(x, training=True) ** 2).mean()
 """
 
-# How many megabytes a process may grow by: allocators keep some, and pages that were never touched are touched.
+# How many megabytes a process may grow by: allocators keep some, and pages that were never touched
+# are touched.
 SLACK = 24
 
 
@@ -228,7 +230,8 @@ uses = {
     "stax": sb.to_stax,
 }
 for name, use in uses.items():
-    for again in (False, True):  # the first time, it is compiled, and what was compiled keeps constants
+    # the first time, it is compiled, and what was compiled keeps constants
+    for again in (False, True):
         gc.collect()
         gc.disable()
         before = len(jax.live_arrays())

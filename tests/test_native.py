@@ -93,7 +93,9 @@ SGD = optax.sgd(0.1)
 
 
 def model() -> sb.Sequential:
-    return sb.Sequential([CONV, NORM, nn.relu, lambda x: x.reshape(x.shape[0], -1), DROP, HEAD]).build(X.shape)
+    return sb.Sequential(
+        [CONV, NORM, nn.relu, lambda x: x.reshape(x.shape[0], -1), DROP, HEAD]
+    ).build(X.shape)
 
 
 def cross_entropy(logits: Any) -> Any:
@@ -104,7 +106,10 @@ def by_hand(params: Any, stats: Any, stream: Any, x: Any) -> Any:
     following, key = jax.random.split(stream)
     x = CONV.apply({"params": params["conv"]}, x)
     x, new = NORM.apply(
-        {"params": params["norm"], "batch_stats": stats}, x, use_running_average=False, mutable=["batch_stats"]
+        {"params": params["norm"], "batch_stats": stats},
+        x,
+        use_running_average=False,
+        mutable=["batch_stats"],
     )
     x = nn.relu(x).reshape(x.shape[0], -1)
     x = DROP.apply({}, x, deterministic=False, rngs={"dropout": jax.random.fold_in(key, 4)})
@@ -112,12 +117,17 @@ def by_hand(params: Any, stats: Any, stream: Any, x: Any) -> Any:
 
 
 def parts(model: sb.Sequential) -> tuple[Any, Any, Any]:
-    params = {"conv": model[0].native["params"], "norm": model[1].native["params"], "head": model[5].native[0]}
+    params = {
+        "conv": model[0].native["params"],
+        "norm": model[1].native["params"],
+        "head": model[5].native[0],
+    }
     return params, model[1].native["batch_stats"], model.vars()["(Sequential).rng"].value
 
 
 def operations(lowered: Any) -> collections.Counter[str]:
-    # A key that comes out of a program has a note, `stablehlo.mesh`, which is no operation; its numbers have none.
+    # A key that comes out of a program has a note, `stablehlo.mesh`, which is no operation; its
+    # numbers have none.
     return collections.Counter(re.findall(r"stablehlo\.(?!mesh\b)\w+|\bcall @", lowered.as_text()))
 
 

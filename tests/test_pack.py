@@ -61,7 +61,10 @@ def arrays_passed(step: Any, *args: Any) -> int:
 
 def values(*holders: Any) -> list[Any]:
     arrays = [v.value for holder in holders for v in holder.vars().values()]
-    return [jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in arrays]
+    return [
+        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+        for a in arrays
+    ]
 
 
 @pytest.mark.parametrize("donate", [False, True])
@@ -74,14 +77,20 @@ def test_training_is_the_same_and_passes_few_arrays(donate: bool) -> None:
     # parameters, statistics, the stream of keys, moments, the batch
     assert arrays_passed(packed, model, optimizer, X) == 5
     assert arrays_passed(plain, other, its, X) == len(model.vars()) + len(optimizer.vars()) + 1
-    close(sb.jit(predict)(model, X), sb.jit(predict)(other, X))  # whoever doesn't ask for it has it, too
+    close(
+        sb.jit(predict)(model, X), sb.jit(predict)(other, X)
+    )  # whoever doesn't ask for it has it, too
     assert arrays_passed(sb.jit(predict), model, X) == 4
 
 
 def test_the_program_computes_the_same() -> None:
     def operations(step: Any, model: Any) -> set[str]:
         text = step.lower(model, X).as_text()
-        return {line.split("stablehlo.")[1].split(" ")[0] for line in text.splitlines() if "stablehlo." in line}
+        return {
+            line.split("stablehlo.")[1].split(" ")[0]
+            for line in text.splitlines()
+            if "stablehlo." in line
+        }
 
     packed = operations(sb.jit(predict, pack=True), mixed())
     assert packed - operations(sb.jit(predict), mixed()) <= {"slice", "reshape"}
@@ -224,12 +233,16 @@ def test_on_a_mesh() -> None:
     close(local(model, optimizer, X), plain(other, its, X))  # packed on one device first
     for _ in range(2):
         close(spread(model, optimizer, X), plain(other, its, X))
-        chex.assert_trees_all_close(values(model, optimizer), values(other, its), rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(
+            values(model, optimizer), values(other, its), rtol=1e-4, atol=1e-5
+        )
     assert arrays_passed(spread, model, optimizer, X) == 5
     model.shard(mesh, {r"Dense.*kernel": PartitionSpec(None, "data")})
     for _ in range(2):
         close(spread(model, optimizer, X), plain(other, its, X))
-        chex.assert_trees_all_close(values(model, optimizer), values(other, its), rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(
+            values(model, optimizer), values(other, its), rtol=1e-4, atol=1e-5
+        )
     assert model[0].kernel.value.sharding.spec == PartitionSpec(None, "data")
 
 
@@ -249,7 +262,18 @@ def test_a_pack_keeps_no_model_alive() -> None:
         gc.enable()
 
 
-STEPS = ("step", "assign", "freeze", "append", "replace", "pop", "load", "predict", "encode", "copy")
+STEPS = (
+    "step",
+    "assign",
+    "freeze",
+    "append",
+    "replace",
+    "pop",
+    "load",
+    "predict",
+    "encode",
+    "copy",
+)
 
 
 @settings(max_examples=5, deadline=None)

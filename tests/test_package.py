@@ -19,14 +19,19 @@ from cases import CASES
 from targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = sorted(path for path in (ROOT / "adapters").iterdir() if path.name.startswith("seqbridge_"))
+ADAPTERS = sorted(
+    path for path in (ROOT / "adapters").iterdir() if path.name.startswith("seqbridge_")
+)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-d", str(target)], cwd=ROOT, check=True, capture_output=True
+        [sys.executable, "-m", "hatchling", "build", "-d", str(target)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     return target
 
@@ -61,7 +66,11 @@ def test_the_sdist_holds_what_a_developer_needs(built: Path) -> None:
 def test_every_adapter_is_typed_has_an_entry_point_and_cases(adapter: Path) -> None:
     assert (adapter / "py.typed").exists()
     takes, knows = (
-        [p for p in entry_points(group=f"seqbridge.{group}") if p.value.startswith(f"{adapter.name}:")]
+        [
+            p
+            for p in entry_points(group=f"seqbridge.{group}")
+            if p.value.startswith(f"{adapter.name}:")
+        ]
         for group in ("adapters", "layouts")
     )
     assert takes or knows  # one that knows weights in files alone takes no entries
@@ -70,7 +79,9 @@ def test_every_adapter_is_typed_has_an_entry_point_and_cases(adapter: Path) -> N
 
 def test_every_adapter_that_takes_entries_has_an_extra() -> None:
     extras = metadata("seqbridge").get_all("Provides-Extra") or []
-    taking = {p.value.partition(":")[0] for p in entry_points(group="seqbridge.adapters")} & {a.name for a in ADAPTERS}
+    taking = {p.value.partition(":")[0] for p in entry_points(group="seqbridge.adapters")} & {
+        a.name for a in ADAPTERS
+    }
     assert {name.removeprefix("seqbridge_") for name in taking} <= set(extras)
 
 
@@ -91,19 +102,27 @@ def test_two_distributions_that_claim_one_name_are_an_error_that_names_both(tmp_
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import seqbridge as sb; sb.Sequential([abs])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode
-    assert re.search(r"two adapters claim 'mine': (first|second) .* and (first|second) .*Uninstall", run.stderr)
+    assert re.search(
+        r"two adapters claim 'mine': (first|second) .* and (first|second) .*Uninstall", run.stderr
+    )
 
 
 def test_the_documented_matrices_are_those_of_the_suites_and_all_green() -> None:
     page = (ROOT / "docs" / "conformance.md").read_text()
     properties, ways = (
-        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+        [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in part.splitlines()
+            if line.startswith("|")
+        ]
         for part in page.split("# What goes where")
     )
     suite = (ROOT / "tests" / "test_conformance.py").read_text()
     ecosystems = list(dict.fromkeys(case.ecosystem for case in CASES))
     assert properties[0][1:] == ecosystems
-    assert {row[0] for row in properties[2:]} == {n.replace("_", " ") for n in re.findall(r"def test_(\w+)\(", suite)}
+    assert {row[0] for row in properties[2:]} == {
+        n.replace("_", " ") for n in re.findall(r"def test_(\w+)\(", suite)
+    }
     assert ways[0][1:] == [f"to {target}" for target in TARGETS]
     assert [row[0] for row in ways[2:]] == [f"from {ecosystem}" for ecosystem in ecosystems]
     for row in (*properties[2:], *ways[2:]):
@@ -118,8 +137,18 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_the_api_page_has_every_public_name_once() -> None:
-    shown = re.findall(r"^::: seqbridge\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    shown = re.findall(
+        r"^::: seqbridge\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE
+    )
     ours = {adapter.name for adapter in ADAPTERS}
-    ways = {f"to_{p.name}" for p in entry_points(group="seqbridge.exports") if p.value.partition(":")[0] in ours}
-    public = {name for name in vars(sb) if not name.startswith("_") and not inspect.ismodule(getattr(sb, name))}
+    ways = {
+        f"to_{p.name}"
+        for p in entry_points(group="seqbridge.exports")
+        if p.value.partition(":")[0] in ours
+    }
+    public = {
+        name
+        for name in vars(sb)
+        if not name.startswith("_") and not inspect.ismodule(getattr(sb, name))
+    }
     assert sorted(shown) == sorted(public | ways)

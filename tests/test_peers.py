@@ -113,9 +113,13 @@ def test_dropout() -> None:
         hk.transform_with_state(lifted).init(KEY, X)
 
     bridged = to_nnx(nn.Dropout(0.5, deterministic=False))
-    assert not np.array_equal(bridged(X, rngs=nnx.Rngs(dropout=0)), bridged(X, rngs=nnx.Rngs(dropout=1)))
+    assert not np.array_equal(
+        bridged(X, rngs=nnx.Rngs(dropout=0)), bridged(X, rngs=nnx.Rngs(dropout=1))
+    )
 
-    model = sb.Sequential([nn.Dropout(0.5), hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x))])
+    model = sb.Sequential(
+        [nn.Dropout(0.5), hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.5, x))]
+    )
     assert not np.array_equal(model(X, training=True), model(X, training=True))
 
 
@@ -123,7 +127,10 @@ def test_dropout() -> None:
 
 
 def test_positions_slices_and_edits() -> None:
-    for chain in (nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu), nn.Sequential([nn.Dense(3), nn.relu])):
+    for chain in (
+        nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu),
+        nn.Sequential([nn.Dense(3), nn.relu]),
+    ):
         look: Any = chain
         with pytest.raises(TypeError, match="not subscriptable"):
             look[0]
@@ -162,7 +169,9 @@ except TypeError as error:
     table = tabulate(hk.transform_with_state(mixed))(X)
     assert "LiftingModule" in table
     assert "Dense" not in table
-    model = sb.Sequential([functools.partial(hk.Linear, 3), nn.Dense(2), nnx.Linear(2, 2, rngs=nnx.Rngs(0))])
+    model = sb.Sequential(
+        [functools.partial(hk.Linear, 3), nn.Dense(2), nnx.Linear(2, 2, rngs=nnx.Rngs(0))]
+    )
     text = model.summary((2, 4)).text()
     assert all(word in text for word in ("haiku", "Linear(3)", "linen", "Dense(features=2)", "nnx"))
 
@@ -175,7 +184,9 @@ def test_jax_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     layers: Any = keras.layers
     for layer in (
         layers.FlaxLayer(nn.Dense(3)),
-        layers.JaxLayer(lambda params, inputs: inputs @ params, lambda rng, inputs: jnp.ones((4, 3))),
+        layers.JaxLayer(
+            lambda params, inputs: inputs @ params, lambda rng, inputs: jnp.ones((4, 3))
+        ),
     ):
         with pytest.raises(ImportError, match="tensorflow"):
             layer(X)

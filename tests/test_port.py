@@ -145,7 +145,10 @@ def of_nnx() -> sb.Sequential:
 
 
 def of_keras() -> sb.Sequential:
-    layers = [keras.layers.Conv2D(8, 3, padding="same"), keras.layers.BatchNormalization(epsilon=1e-5)]
+    layers = [
+        keras.layers.Conv2D(8, 3, padding="same"),
+        keras.layers.BatchNormalization(epsilon=1e-5),
+    ]
     layers += [keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(16)]
     layers += [keras.layers.Lambda(jax.nn.gelu), keras.layers.Dense(16)]
     return sb.Sequential([keras.Sequential(layers)]).build(IMAGE)
@@ -160,11 +163,17 @@ def test_a_model_in_one_piece_goes_into_one_of_another_library_and_home(make: An
         assert plan.difference < 1e-5
         home = net(seed=5)
         assert sb.port(target, home, check=IMAGE).difference == pytest.approx(0, abs=1e-5)
-    np.testing.assert_allclose(home(IMAGE, training=False), source(IMAGE, training=False), atol=1e-6)
+    np.testing.assert_allclose(
+        home(IMAGE, training=False), source(IMAGE, training=False), atol=1e-6
+    )
 
 
 def test_a_model_that_keras_has_fitted() -> None:
-    layers = [keras.layers.Input((8,)), keras.layers.Dense(16), keras.layers.BatchNormalization(epsilon=1e-5)]
+    layers = [
+        keras.layers.Input((8,)),
+        keras.layers.Dense(16),
+        keras.layers.BatchNormalization(epsilon=1e-5),
+    ]
     fitted = keras.Sequential([*layers, keras.layers.ReLU(), keras.layers.Dense(3)])
     x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     linen = sb.Sequential([nn.Dense(16), nn.BatchNorm(), nn.relu, nn.Dense(3)]).build((1, 8))
@@ -188,7 +197,9 @@ def test_channels_first_and_last_and_a_flattened_image_between() -> None:
         ]
     ).build(IMAGE)
     linen = sb.Sequential([nn.Conv(8, (3, 3)), nn.relu, flat, nn.Dense(5)]).build(IMAGE)
-    with pytest.raises(sb.WeightsError, match=r"looks? like a flattened image of 8 channels.*say flatten="):
+    with pytest.raises(
+        sb.WeightsError, match=r"looks? like a flattened image of 8 channels.*say flatten="
+    ):
         sb.port(equinox, linen)
     flatten = {"[3]": (8, 4, 4)}
     difference = sb.port(equinox, linen, flatten=flatten, check=IMAGE).difference
@@ -208,10 +219,19 @@ def test_channels_first_and_last_and_a_flattened_image_between() -> None:
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_a_norm_of_a_flattened_image(norm: str) -> None:
     conv = eqx.nn.Conv2d(3, 8, 3, padding=1, key=jax.random.key(0))
-    theirs = {"batch": eqx.nn.BatchNorm(128, axis_name="batch", mode="batch"), "layer": eqx.nn.LayerNorm(128)}
+    theirs = {
+        "batch": eqx.nn.BatchNorm(128, axis_name="batch", mode="batch"),
+        "layer": eqx.nn.LayerNorm(128),
+    }
     ours = {"batch": nn.BatchNorm(), "layer": nn.LayerNorm(epsilon=1e-5)}
     equinox = sb.Sequential(
-        [lambda x: jnp.moveaxis(x, -1, 1), conv, flat, theirs[norm], eqx.nn.Linear(128, 5, key=jax.random.key(1))]
+        [
+            lambda x: jnp.moveaxis(x, -1, 1),
+            conv,
+            flat,
+            theirs[norm],
+            eqx.nn.Linear(128, 5, key=jax.random.key(1)),
+        ]
     ).build(IMAGE)
     for variable in equinox[3].vars().subset("params").values():
         variable.assign(jax.random.normal(jax.random.key(2), variable.shape))
@@ -242,15 +262,21 @@ def test_layers_that_are_alike_are_told_apart_by_their_names_or_else_their_order
         plan = sb.port(source, target)
         assert any("only their order tells" in note for note in plan.notes) == ("a" not in names)
         for ours, theirs in zip("abc", "abc" if "a" in names else names, strict=True):
-            np.testing.assert_array_equal(source[0][ours].kernel.value, target[0][theirs].kernel.value)
+            np.testing.assert_array_equal(
+                source[0][ours].kernel.value, target[0][theirs].kernel.value
+            )
 
 
 def test_what_is_ambiguous_is_reported_and_settled_by_a_mapping() -> None:
     source = sb.Sequential([square("a", "b")(), nn.LayerNorm()], seed=1).build((2, 4))
     target = sb.Sequential([nn.Dense(4), nn.LayerNorm(), nn.Dense(4)], seed=2).build((2, 4))
-    with pytest.raises(sb.WeightsError, match=r"\[0\]\(Dense\) may be any of .*\.a, .*\.b: say which by mapping="):
+    with pytest.raises(
+        sb.WeightsError, match=r"\[0\]\(Dense\) may be any of .*\.a, .*\.b: say which by mapping="
+    ):
         sb.port(source, target)
-    plan = sb.port(source, target, mapping={"a": "[2]", "(Sequential)[0](Squares).b": "(Sequential)[0](Dense)"})
+    plan = sb.port(
+        source, target, mapping={"a": "[2]", "(Sequential)[0](Squares).b": "(Sequential)[0](Dense)"}
+    )
     assert len(plan.rows) == 6
     np.testing.assert_array_equal(source[0].a.kernel.value, target[2].kernel.value)
     np.testing.assert_array_equal(source[0].b.kernel.value, target[0].kernel.value)
@@ -272,7 +298,10 @@ def test_a_wrong_mapping_says_what_is_wrong(mapping: Any, match: str) -> None:
 
 
 def test_everything_that_would_make_a_difference_stands_in_one_report_and_nothing_changes() -> None:
-    source, target = net(), of_haiku(partial(jax.nn.gelu, approximate=False), eps=1e-3, decay_rate=0.9)
+    source, target = (
+        net(),
+        of_haiku(partial(jax.nn.gelu, approximate=False), eps=1e-3, decay_rate=0.9),
+    )
     before = target.variables
     with lenient(), pytest.raises(sb.WeightsError) as caught:
         sb.port(source, target)
@@ -283,7 +312,9 @@ def test_everything_that_would_make_a_difference_stands_in_one_report_and_nothin
     jax.tree.map(np.testing.assert_array_equal, before, target.variables)
     with lenient():
         plan = sb.port(source, target, accept={"epsilon", "momentum", "activation"})
-        with pytest.raises(sb.WeightsError, match=r"accept='epsilom' names no option .*; did you mean 'epsilon'"):
+        with pytest.raises(
+            sb.WeightsError, match=r"accept='epsilom' names no option .*; did you mean 'epsilon'"
+        ):
             sb.port(source, target, accept="epsilom")
     assert len(plan.accepted) == 3
 
@@ -295,7 +326,9 @@ def test_a_plan_can_be_looked_at_before_it_is_carried_out() -> None:
         plan = sb.port(source, target, dry_run=True)
     text = str(plan)
     assert re.search(
-        r"Net\)\.Dense_1\.kernel +\(Sequential\).*\.linear_1\.w +linear kernel +\(128, 16\) +as it is", text
+        r"Net\)\.Dense_1\.kernel +\(Sequential\).*\.linear_1\.w +linear kernel +\(128, 16\) +as it "
+        r"is",
+        text,
     )
     jax.tree.map(np.testing.assert_array_equal, before, target.variables)
     plan.apply()
@@ -313,8 +346,12 @@ def test_a_plan_can_be_looked_at_before_it_is_carried_out() -> None:
 
 def test_more_than_the_target_has_or_less() -> None:
     source = sb.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)], seed=1).build((2, 4))
-    target = sb.Sequential([partial(hk.Linear, 8), jax.nn.relu, partial(hk.Linear, 5)], seed=2).build((2, 4))
-    with pytest.raises(sb.WeightsError, match=r"nothing fits .*\[2\]\(Linear\), linear .*\n.*nothing takes .*\[2\]"):
+    target = sb.Sequential(
+        [partial(hk.Linear, 8), jax.nn.relu, partial(hk.Linear, 5)], seed=2
+    ).build((2, 4))
+    with pytest.raises(
+        sb.WeightsError, match=r"nothing fits .*\[2\]\(Linear\), linear .*\n.*nothing takes .*\[2\]"
+    ):
         sb.port(source, target)
     before = np.asarray(target[2].w.value)
     sb.port(source, target, strict=False)
@@ -348,7 +385,9 @@ def test_arrays_that_nobody_knows_are_carried_by_name_only() -> None:
 
     source = sb.Sequential([Positions()]).build((2, 4))
     target = sb.Sequential([hk.transform(function)]).build((2, 4))
-    with pytest.raises(sb.WeightsError, match=r"positions isn't carried: nobody says what it is\. mapping="):
+    with pytest.raises(
+        sb.WeightsError, match=r"positions isn't carried: nobody says what it is\. mapping="
+    ):
         sb.port(source, target)
     ours, theirs = "(Sequential)[0](Positions).positions", "(Sequential)[0](function).~.where"
     theirs = next(name for name in target.vars() if name.endswith("where"))
@@ -359,7 +398,10 @@ def test_arrays_that_nobody_knows_are_carried_by_name_only() -> None:
 def test_precision_that_would_be_lost_is_reported() -> None:
     source = sb.Sequential([nn.Dense(4)]).build((2, 4))
     target = sb.Sequential([nn.Dense(4, param_dtype=jnp.bfloat16, dtype=jnp.float32)]).build((2, 4))
-    with pytest.raises(sb.WeightsError, match=r"is bfloat16, and would take float32, which loses precision .*'dtype'"):
+    with pytest.raises(
+        sb.WeightsError,
+        match=r"is bfloat16, and would take float32, which loses precision .*'dtype'",
+    ):
         sb.port(source, target)
     sb.port(target, source)
     sb.port(source, target)  # what came from there goes back whole
@@ -414,7 +456,9 @@ def test_a_layer_under_a_scan_is_none_that_is_known() -> None:
             def body(layer: nn.Module, x: jax.Array, _: Any) -> Any:
                 return nn.Dense(4)(x), None
 
-            scanned = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            scanned = nn.scan(
+                body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
             return scanned(self, x, None)[0]
 
     source = sb.Sequential([Stacked()]).build((2, 4))
@@ -445,7 +489,9 @@ def test_a_cnn_of_pytorch(x64: None) -> None:
     ).build(jax.ShapeDtypeStruct(golden.x.shape, jnp.float64))
     with pytest.raises(sb.WeightsError, match="which look like a flattened image of 8 channels"):
         sb.port(golden.state, model)
-    plan = sb.port(golden.state, model, flatten={"[7]": (8, 3, 2)}, check=golden.x, expected=golden.y)
+    plan = sb.port(
+        golden.state, model, flatten={"[7]": (8, 3, 2)}, check=golden.x, expected=golden.y
+    )
     assert plan.difference is not None
     assert plan.difference < 1e-6  # linen's statistics are in float32
     wrapped = {f"module._orig_mod.{name}": array for name, array in golden.state.items()}
@@ -494,7 +540,10 @@ class _Separate(nn.Module):
     ("name", "make"),
     [
         ("weight norm", lambda of: [nn.Dense(5, **of)]),
-        ("separate attention", lambda of: [_Separate(nn.MultiHeadDotProductAttention(2, qkv_features=8, **of))]),
+        (
+            "separate attention",
+            lambda of: [_Separate(nn.MultiHeadDotProductAttention(2, qkv_features=8, **of))],
+        ),
         ("old weight norm", lambda of: [nn.Conv(4, (3, 3), padding="VALID", **of)]),
         ("stacked lstm", lambda of: [nn.RNN(nn.OptimizedLSTMCell(4, **of)) for _ in range(2)]),
         ("bidirectional gru", lambda of: [_both_ways(of)]),
@@ -502,9 +551,17 @@ class _Separate(nn.Module):
 )
 def test_what_pytorch_has_in_several_ways(name: str, make: Any, x64: None) -> None:
     golden = OTHERS[name]
-    model = sb.Sequential(make({"param_dtype": jnp.float64})).build(jax.ShapeDtypeStruct(golden.x.shape, jnp.float64))
-    mapping = {"l0": "forward_rnn.cell", "l0_reverse": "backward_rnn.cell"} if name == "bidirectional gru" else {}
-    difference = sb.port(golden.state, model, mapping=mapping, check=golden.x, expected=golden.y).difference
+    model = sb.Sequential(make({"param_dtype": jnp.float64})).build(
+        jax.ShapeDtypeStruct(golden.x.shape, jnp.float64)
+    )
+    mapping = (
+        {"l0": "forward_rnn.cell", "l0_reverse": "backward_rnn.cell"}
+        if name == "bidirectional gru"
+        else {}
+    )
+    difference = sb.port(
+        golden.state, model, mapping=mapping, check=golden.x, expected=golden.y
+    ).difference
     assert difference is not None
     assert difference < 1e-9
 
@@ -519,7 +576,9 @@ def test_a_file_has_no_order_but_that_of_numbers(tmp_path: Path) -> None:
         for i in range(12):
             np.testing.assert_array_equal(model[i].kernel.value, state[f"layers.{i}.weight"].T)
     named = {"q_proj.weight": state["layers.0.weight"], "k_proj.weight": state["layers.1.weight"]}
-    with pytest.raises(sb.WeightsError, match=r"may be any of q_proj, k_proj: say which by mapping="):
+    with pytest.raises(
+        sb.WeightsError, match=r"may be any of q_proj, k_proj: say which by mapping="
+    ):
         sb.port(named, model[:2])
     sb.port(named, model[:2], mapping={"q_proj": "[0]", "k_proj": "[1]"})
     np.testing.assert_array_equal(model[1].kernel.value, named["k_proj.weight"].T)
@@ -527,8 +586,12 @@ def test_a_file_has_no_order_but_that_of_numbers(tmp_path: Path) -> None:
 
 def test_transposed_convolutions_of_pytorch_in_groups(x64: None) -> None:
     golden = OTHERS["transposed in groups"]
-    module = eqx.nn.ConvTranspose2d(4, 6, 3, 2, padding=1, groups=2, dtype=jnp.float64, key=jax.random.key(0))
-    model = sb.Sequential([lambda x: jnp.moveaxis(x, -1, 1), module, lambda x: jnp.moveaxis(x, 1, -1)])
+    module = eqx.nn.ConvTranspose2d(
+        4, 6, 3, 2, padding=1, groups=2, dtype=jnp.float64, key=jax.random.key(0)
+    )
+    model = sb.Sequential(
+        [lambda x: jnp.moveaxis(x, -1, 1), module, lambda x: jnp.moveaxis(x, 1, -1)]
+    )
     difference = sb.port(golden.state, model, check=golden.x, expected=golden.y).difference
     assert difference is not None
     assert difference < 1e-9

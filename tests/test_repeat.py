@@ -67,9 +67,15 @@ def test_it_is_a_list_of_so_many_layers(make: Callable[[], Any]) -> None:
                 same(repeated[0][i].native, one.native)
 
     compare()  # initial values
-    step = sb.jit(lambda model, x: sb.value_and_grad(lambda model: model(x, training=True).sum(), wrt="params")(model))
+    step = sb.jit(
+        lambda model, x: sb.value_and_grad(
+            lambda model: model(x, training=True).sum(), wrt="params"
+        )(model)
+    )
     for _ in range(2):
-        same(repeated(X, training=True), listed(X, training=True))  # random numbers and states as well
+        same(
+            repeated(X, training=True), listed(X, training=True)
+        )  # random numbers and states as well
         compare()
         if repeated.vars().subset("params"):
             same(step(repeated, X)[0], step(listed, X)[0])
@@ -106,7 +112,8 @@ def test_every_adapters_entries_can_be_repeated(case: Case) -> None:
             same(model(*case.arrays(), training=training, rng=key, **case.keywords), expected)
             for i in range(2):
                 arrays = [
-                    [a for a in jax.tree.leaves(t) if hasattr(a, "dtype")] for t in (model[0][i].native, after[i])
+                    [a for a in jax.tree.leaves(t) if hasattr(a, "dtype")]
+                    for t in (model[0][i].native, after[i])
                 ]
                 same(*arrays)
 
@@ -173,7 +180,11 @@ def test_copies_inside_transforms() -> None:
     same(halve(model), before[1] / 2)
     same(model[0].kernel.value, before.at[1].divide(2))
     grads = sb.grad(lambda model: (model[0][1].kernel.value ** 2).sum())(model)
-    assert [float(abs(g).sum()) > 0 for g in grads["(Sequential)[0](Repeat).kernel"]] == [False, True, False]
+    assert [float(abs(g).sum()) > 0 for g in grads["(Sequential)[0](Repeat).kernel"]] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_keywords_are_broadcast_or_per_copy() -> None:
@@ -184,16 +195,23 @@ def test_keywords_are_broadcast_or_per_copy() -> None:
     same(sb.jit(model)(X, rate=rates, shift=1.0), ((X + 1) * 2 + 1) * 3 + 1)
     same(sb.Sequential([sb.Repeat(scale, 3)])(X, rate=2.0), X * 8)
     for wrong in (jnp.ones(2), [1.0, 2.0, 3.0]):
-        with pytest.raises(ValueError, match="'rate' holds a value for each of the 3 copies: give an array"):
+        with pytest.raises(
+            ValueError, match="'rate' holds a value for each of the 3 copies: give an array"
+        ):
             model(X, rate=wrong)
     with pytest.raises(TypeError, match=r"per_copy='rte'.*did you mean 'rate'"):
         sb.Repeat(scale, 3, per_copy="rte")
-    blocks = sb.Sequential([sb.Repeat([nn.Dense(8), scale], 3, per_copy=("rate",))]).build((2, 8), rate=rates)
+    blocks = sb.Sequential([sb.Repeat([nn.Dense(8), scale], 3, per_copy=("rate",))]).build(
+        (2, 8), rate=rates
+    )
     same(blocks(X * 0, rate=rates), X * 0)
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(TypeError, match=r"must return what it takes.*took float32\[4,8\] and returned float32\[4,4\]"):
+    with pytest.raises(
+        TypeError,
+        match=r"must return what it takes.*took float32\[4,8\] and returned float32\[4,4\]",
+    ):
         sb.Sequential([sb.Repeat(nn.Dense(4), 3)])(X)
     with pytest.raises(ValueError, match="not n=0"):
         sb.Repeat(nn.Dense(4), 0)
@@ -254,15 +272,21 @@ def test_several_inputs_are_carried() -> None:
 
 
 def test_it_is_copied_pickled_saved_and_edited(tmp_path: Path) -> None:
-    model = sb.Sequential([nn.Dense(8), sb.Repeat(sb.Sequential([nn.Dense(8), nn.BatchNorm()]), 3)]).build((None, 8))
+    model = sb.Sequential(
+        [nn.Dense(8), sb.Repeat(sb.Sequential([nn.Dense(8), nn.BatchNorm()]), 3)]
+    ).build((None, 8))
     expected = model(X, training=False)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert isinstance(twin[1], sb.Repeat)
         same(twin(X, training=False), expected)
         twin[1][0].Dense_0.kernel.assign(jnp.zeros((8, 8)))
         same(model(X, training=False), expected)
-    other = sb.Sequential([nn.Dense(8), sb.Repeat(sb.Sequential([nn.Dense(8), nn.BatchNorm()]), 3)], seed=4)
-    other.build((None, 8)).load(model.save(tmp_path / "deep.safetensors") or tmp_path / "deep.safetensors")
+    other = sb.Sequential(
+        [nn.Dense(8), sb.Repeat(sb.Sequential([nn.Dense(8), nn.BatchNorm()]), 3)], seed=4
+    )
+    other.build((None, 8)).load(
+        model.save(tmp_path / "deep.safetensors") or tmp_path / "deep.safetensors"
+    )
     same(other(X, training=False), expected)
     model[1] = sb.Repeat(nn.Dense(8), 2)
     assert model[1].kernel.shape == (2, 8, 8)
@@ -289,7 +313,9 @@ def test_training_packed_donated_and_by_the_pure_form() -> None:
     same(model.apply(model.variables, X)[0], model(X))
 
 
-@pytest.mark.parametrize("make", [lambda: sb.Repeat(nn.Dense(8), 10), lambda: sb.Repeat(block(), 10, unroll=1)])
+@pytest.mark.parametrize(
+    "make", [lambda: sb.Repeat(nn.Dense(8), 10), lambda: sb.Repeat(block(), 10, unroll=1)]
+)
 def test_the_program_is_the_same_size_for_any_number(make: Callable[[], sb.Repeat]) -> None:
     def size(n: int) -> int:
         layer = make()
@@ -311,7 +337,9 @@ def test_remat_of_what_is_repeated() -> None:
     saving = sb.Sequential([sb.Repeat(sb.remat(block(), prevent_cse=False), 3)]).build((None, 8))
     loss = lambda model, x: (model(x, training=True) ** 2).mean()  # noqa: E731
     same(sb.grad(loss)(saving, X), sb.grad(loss)(plain, X))
-    assert "remat" in str(jax.make_jaxpr(lambda x: saving.apply(saving.variables, x, training=False)[0])(X))
+    assert "remat" in str(
+        jax.make_jaxpr(lambda x: saving.apply(saving.variables, x, training=False)[0])(X)
+    )
 
     def temporary(model: sb.Sequential, rows: int) -> int:
         step = sb.jit(lambda model, x: sb.grad(loss)(model, x))

@@ -73,7 +73,9 @@ def test_a_model_of_several_libraries_comes_back_bit_by_bit_with_its_keys(tmp_pa
     assert report.whole
     assert set(report.loaded) == set(model.vars())
     assert_equal(values(model), values(other))
-    np.testing.assert_array_equal(model(X, training=True), other(X, training=True))  # the same masks, too
+    np.testing.assert_array_equal(
+        model(X, training=True), other(X, training=True)
+    )  # the same masks, too
 
 
 def test_training_goes_on_exactly_from_one_file(tmp_path: Path) -> None:
@@ -101,7 +103,18 @@ def test_training_goes_on_exactly_from_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "dtype",
     [
-        *("bool", "int8", "uint8", "int16", "uint32", "int32", "float16", "bfloat16", "float32", "complex64"),
+        *(
+            "bool",
+            "int8",
+            "uint8",
+            "int16",
+            "uint32",
+            "int32",
+            "float16",
+            "bfloat16",
+            "float32",
+            "complex64",
+        ),
         *("float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "int4", "uint4"),
     ],
 )
@@ -117,7 +130,9 @@ def test_dtypes_and_shapes(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -
 
 
 @given(axes=st.permutations(range(3)), step=st.sampled_from([1, 2, -1]))
-def test_the_order_in_memory_makes_no_difference(tmp_path_factory: Any, axes: list[int], step: int) -> None:
+def test_the_order_in_memory_makes_no_difference(
+    tmp_path_factory: Any, axes: list[int], step: int
+) -> None:
     """The writer of safetensors 0.8 takes the bytes as they lie, whatever the strides."""
     path = tmp_path_factory.mktemp("order") / "f"
     array = np.arange(60, dtype=np.float32).reshape(3, 4, 5).transpose(axes)[::step]
@@ -130,7 +145,9 @@ def test_other_tools_read_the_file_and_what_it_says(tmp_path: Path) -> None:
     model.save(tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", "np") as file:
         assert set(file.keys()) == set(model.vars())
-        np.testing.assert_array_equal(file.get_tensor("(Sequential)[0](Dense).kernel"), model[0].kernel.value)
+        np.testing.assert_array_equal(
+            file.get_tensor("(Sequential)[0](Dense).kernel"), model[0].kernel.value
+        )
         about = json.loads(file.metadata()["seqbridge"])["about"]
     assert about["versions"]["jax"] == jax.__version__
     kinds = {name: note["kind"] for name, note in about["variables"].items()}
@@ -142,7 +159,10 @@ def test_what_is_shared_is_stored_once(tmp_path: Path) -> None:
     dense = nn.Dense(3)
     model = sb.Sequential([dense, jnp.tanh, dense]).build((4, 3))
     model.save(tmp_path / "f")
-    assert set(load_file(tmp_path / "f")) == {"(Sequential)[0](Dense).kernel", "(Sequential)[0](Dense).bias"}
+    assert set(load_file(tmp_path / "f")) == {
+        "(Sequential)[0](Dense).kernel",
+        "(Sequential)[0](Dense).bias",
+    }
     again = sb.Sequential([dense, jnp.tanh, dense], seed=3).build((4, 3))
     assert again.load(tmp_path / "f").whole
     # Where the two are no longer one layer, each gets the values that it had.
@@ -154,7 +174,9 @@ def test_what_is_shared_is_stored_once(tmp_path: Path) -> None:
 def test_what_is_shared_goes_under_other_names(tmp_path: Path) -> None:
     dense = nn.Dense(3)
     sb.Sequential([dense, jnp.tanh, dense]).build((4, 3)).save(tmp_path / "f")
-    named = sb.Sequential({"first": dense, "between": jnp.tanh, "last": nn.Dense(3)}, seed=3).build((4, 3))
+    named = sb.Sequential({"first": dense, "between": jnp.tanh, "last": nn.Dense(3)}, seed=3).build(
+        (4, 3)
+    )
     rename = {re.compile(r"\[0\]"): ".first", re.compile(r"\[2\]"): ".last"}
     assert named.load(tmp_path / "f", rename=rename).whole
     np.testing.assert_array_equal(named.first.kernel.value, named["last"].kernel.value)
@@ -178,14 +200,19 @@ def test_two_values_for_what_is_shared_are_refused(tmp_path: Path) -> None:
         (np.array([1, np.nan], np.float16), False),
     ],
 )
-def test_two_arrays_for_what_is_shared_must_be_one_value(tmp_path: Path, second: Any, taken: bool) -> None:
+def test_two_arrays_for_what_is_shared_must_be_one_value(
+    tmp_path: Path, second: Any, taken: bool
+) -> None:
     save_file({"a": np.array([1, np.nan], np.float32), "b": second}, tmp_path / "f")
     shared = sb.Variable(jnp.zeros(2))
     here = sb.VarCollection({"a": shared, "b": shared})
     if taken:
         assert here.load(tmp_path / "f").loaded == ("a",)
     else:
-        with pytest.raises(sb.WeightsError, match=r"two arrays for a, which is shared: b is another value|wrong shape"):
+        with pytest.raises(
+            sb.WeightsError,
+            match=r"two arrays for a, which is shared: b is another value|wrong shape",
+        ):
             here.load(tmp_path / "f")
 
 
@@ -212,7 +239,10 @@ class _Block(sb.Sequential):
 def test_names_of_classes_need_not_be_the_same(tmp_path: Path) -> None:
     sb.Sequential([nn.Dense(3)]).build((4, 3)).save(tmp_path / "f")
     other = _Block([nn.DenseGeneral(3)], seed=3).build((4, 3))
-    assert other.load(tmp_path / "f").loaded == ("(_Block)[0](DenseGeneral).bias", "(_Block)[0](DenseGeneral).kernel")
+    assert other.load(tmp_path / "f").loaded == (
+        "(_Block)[0](DenseGeneral).bias",
+        "(_Block)[0](DenseGeneral).kernel",
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,7 +267,8 @@ def test_one_pair_renames_all(tmp_path: Path) -> None:
     sb.Sequential({"old": nn.Dense(3)}).build((4, 3)).save(tmp_path / "f")
     model = sb.Sequential({"new": nn.Dense(3)}).build((4, 3))
     with pytest.raises(
-        sb.WeightsError, match=r"missing: .*\.new\(Dense\)\.bias; did you mean '.*\.old\(Dense\)\.bias'"
+        sb.WeightsError,
+        match=r"missing: .*\.new\(Dense\)\.bias; did you mean '.*\.old\(Dense\)\.bias'",
     ):
         model.load(tmp_path / "f")
     assert model.load(tmp_path / "f", rename=(r"\.old", ".new")).whole
@@ -246,13 +277,19 @@ def test_one_pair_renames_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rename", "error", "match"),
     [
-        ({"(Sequential)[0](Dense).kernal": "x"}, sb.WeightsError, "nothing is called .*; did you mean"),
+        (
+            {"(Sequential)[0](Dense).kernal": "x"},
+            sb.WeightsError,
+            "nothing is called .*; did you mean",
+        ),
         (lambda name: "same", sb.WeightsError, "would both be called same"),
         ("kernel", TypeError, "a dict from old to new names"),
         (["kernel"], TypeError, "pairs of a regular expression"),
     ],
 )
-def test_a_wrong_rename_says_what_is_wrong(tmp_path: Path, rename: Any, error: Any, match: str) -> None:
+def test_a_wrong_rename_says_what_is_wrong(
+    tmp_path: Path, rename: Any, error: Any, match: str
+) -> None:
     model = sb.Sequential([nn.Dense(3)]).build((4, 3))
     model.save(tmp_path / "f")
     with pytest.raises(error, match=match):
@@ -263,18 +300,27 @@ def test_everything_that_is_wrong_stands_in_one_report_and_nothing_changes(tmp_p
     source = sb.Sequential({"a": nn.Dense(3), "b": nn.Dense(5), "old": nn.Dense(2)}).build((4, 3))
     source.save(tmp_path / "f")
     target = sb.Sequential(
-        {"a": nn.Dense(3, dtype=jnp.float32, param_dtype=jnp.bfloat16), "b": nn.Dense(4), "new": nn.Dense(2)}, seed=2
+        {
+            "a": nn.Dense(3, dtype=jnp.float32, param_dtype=jnp.bfloat16),
+            "b": nn.Dense(4),
+            "new": nn.Dense(2),
+        },
+        seed=2,
     )
     target.build((4, 3))
     before = values(target)
     with pytest.raises(sb.WeightsError) as caught:
         target.load(tmp_path / "f")
     said = str(caught.value)
-    assert "missing: (Sequential).new(Dense).bias; did you mean '(Sequential).old(Dense).bias'?" in said
+    assert (
+        "missing: (Sequential).new(Dense).bias; did you mean '(Sequential).old(Dense).bias'?"
+        in said
+    )
     assert "unexpected: (Sequential).old(Dense).bias" in said
     assert "wrong shape: (Sequential).b(Dense).kernel is (3, 4), and the file has (3, 5)" in said
     assert (
-        "wrong dtype: (Sequential).a(Dense).kernel is bfloat16, and the file has float32 (cast=True takes it)" in said
+        "wrong dtype: (Sequential).a(Dense).kernel is bfloat16, and the file has float32 "
+        "(cast=True takes it)" in said
     )
     assert_equal(values(target), before)
     report = target.load(tmp_path / "f", strict=False, cast=True)
@@ -300,7 +346,9 @@ def test_what_fits_nowhere_is_an_error_even_if_not_strict(tmp_path: Path) -> Non
         (np.int32(3), "float32", {"cast": True}),
     ],
 )
-def test_dtypes_that_hold_the_values_are_taken(tmp_path: Path, stored: Any, wanted: str, how: Any) -> None:
+def test_dtypes_that_hold_the_values_are_taken(
+    tmp_path: Path, stored: Any, wanted: str, how: Any
+) -> None:
     save_file({"v": np.asarray(stored)}, tmp_path / "f")
     here = sb.VarCollection({"v": sb.Variable(jnp.zeros((), wanted))})
     if how:
@@ -311,7 +359,8 @@ def test_dtypes_that_hold_the_values_are_taken(tmp_path: Path, stored: Any, want
 
 
 @pytest.mark.parametrize(
-    ("stored", "wanted"), [(np.float32(1.5), "int32"), (np.int64(2**40), "int32"), (np.float64(1e300), "float32")]
+    ("stored", "wanted"),
+    [(np.float32(1.5), "int32"), (np.int64(2**40), "int32"), (np.float64(1e300), "float32")],
 )
 def test_dtypes_that_do_not_are_not(tmp_path: Path, stored: Any, wanted: str) -> None:
     save_file({"v": np.asarray(stored)}, tmp_path / "f")
@@ -436,7 +485,15 @@ def header(entries: str, data: bytes = b"") -> bytes:
         ),
         header("[" * 100_000),
     ],
-    ids=["a huge shape", "too many bytes", "a negative shape", "no such dtype", "cut off", "a name twice", "deep"],
+    ids=[
+        "a huge shape",
+        "too many bytes",
+        "a negative shape",
+        "no such dtype",
+        "cut off",
+        "a name twice",
+        "deep",
+    ],
 )
 def test_a_hostile_header(small: Any, data: bytes) -> None:
     model, path, _ = small
@@ -456,11 +513,15 @@ def test_a_hostile_header(small: Any, data: bytes) -> None:
 def test_what_a_file_says_of_itself_is_not_believed(small: Any, about: Any) -> None:
     """Whoever makes a file on purpose makes its checksums, too."""
     model, path, _ = small
-    write_safetensors(str(path), {"(Sequential)[0](Dense).kernel": np.zeros((3, 3), np.float32)}, about)
+    write_safetensors(
+        str(path), {"(Sequential)[0](Dense).kernel": np.zeros((3, 3), np.float32)}, about
+    )
     assert assert_never_wrong(model, path)
 
 
-@pytest.mark.parametrize("note", [{}, {"crc32": 0}, {"crc32": 0, "dtype": "object", "shape": [1]}, 3])
+@pytest.mark.parametrize(
+    "note", [{}, {"crc32": 0}, {"crc32": 0, "dtype": "object", "shape": [1]}, 3]
+)
 def test_what_a_file_says_of_its_arrays_is_not_believed(small: Any, note: Any) -> None:
     model, path, _ = small
     text = json.dumps({"about": {}, "arrays": {"v": note}})
@@ -470,7 +531,9 @@ def test_what_a_file_says_of_its_arrays_is_not_believed(small: Any, note: Any) -
 
 
 def test_names_are_never_paths(tmp_path: Path) -> None:
-    here = sb.VarCollection({"../../evil": sb.Variable(jnp.ones(3)), "/etc/x\0y": sb.Variable(jnp.ones(2))})
+    here = sb.VarCollection(
+        {"../../evil": sb.Variable(jnp.ones(3)), "/etc/x\0y": sb.Variable(jnp.ones(2))}
+    )
     here.save(tmp_path / "f")
     assert os.listdir(tmp_path) == ["f"]
     assert here.load(tmp_path / "f").whole
@@ -501,9 +564,13 @@ for i in range(1, 10_000):
 
 def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    here = sb.VarCollection({"v": sb.Variable(np.zeros((2000, 2000))), "w": sb.Variable(np.zeros(1000))})
+    here = sb.VarCollection(
+        {"v": sb.Variable(np.zeros((2000, 2000))), "w": sb.Variable(np.zeros(1000))}
+    )
     for seconds in (0.03, 0.11, 0.2):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "saved\n"
         time.sleep(seconds)
@@ -530,7 +597,9 @@ except OSError as error:
 
 def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    run = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True
+    )
     assert run.stdout == "OSError\n"
     assert os.listdir(tmp_path) == ["f"]
     assert load_file(path)["v"].all()
@@ -629,7 +698,9 @@ def test_a_name_that_could_be_of_two_is_of_none(tmp_path: Path) -> None:
 def test_a_key_and_numbers_are_told_apart_in_both_directions(tmp_path: Path) -> None:
     sb.VarCollection({"v": sb.Variable(jax.random.key(1), kind="rng")}).save(tmp_path / "f")
     here = sb.VarCollection({"v": sb.Variable(jnp.zeros(()))})
-    with pytest.raises(sb.WeightsError, match=r"wrong dtype: v is float32, and the file has key<fry>"):
+    with pytest.raises(
+        sb.WeightsError, match=r"wrong dtype: v is float32, and the file has key<fry>"
+    ):
         here.load(tmp_path / "f")
 
 

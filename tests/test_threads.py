@@ -1,7 +1,8 @@
 """Threads: whatever two of them do with one model, it is as if one had done it after the other.
 
-One thread stops in the middle of what it does, inside of a layer or between two lines of the library, until the other
-is done or waits for a lock; so nothing here depends on time. Without locks the same checks fail, as is shown, too.
+One thread stops in the middle of what it does, inside of a layer or between two lines of the
+library, until the other is done or waits for a lock; so nothing here depends on time. Without locks
+the same checks fail, as is shown, too.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def counter() -> sb.PureLayer:
     def apply(variables: Any, key: Any, x: Any) -> Any:
         return x, {"state": {name: value + 1 for name, value in variables["state"].items()}}
 
-    return sb.PureLayer(init=init, apply=apply, signature=sb.signature_of(gate), label="counter", ecosystem="test")
+    return sb.PureLayer(
+        init=init, apply=apply, signature=sb.signature_of(gate), label="counter", ecosystem="test"
+    )
 
 
 def made() -> sb.Sequential:
@@ -136,7 +139,9 @@ def train(model: Any, x: Any) -> Any:
     return model(x, training=True).sum()
 
 
-def together(first: Callable[[], Any], second: Callable[[], Any], lock: Any = None, gate: Gate = GATE) -> bool:
+def together(
+    first: Callable[[], Any], second: Callable[[], Any], lock: Any = None, gate: Gate = GATE
+) -> bool:
     """Starts the second when the first has stopped inside. Returns whether the first has stopped at all."""
     errors: list[BaseException] = []
 
@@ -202,7 +207,9 @@ def counts(model: sb.Sequential) -> list[float]:
 
 def saved(model: sb.Sequential, folder: Path) -> list[float]:
     model.save(folder / "saved")
-    return [float(array) for name, array in load_file(folder / "saved").items() if "counter" in name]
+    return [
+        float(array) for name, array in load_file(folder / "saved").items() if "counter" in name
+    ]
 
 
 def assigned(model: sb.Sequential, _: Path) -> None:
@@ -260,10 +267,16 @@ def outcome(model: sb.Sequential, folder: Path, names: tuple[str, str], lock: An
     """What is wrong after two threads have done it; nothing, if all is well."""
     ways = [WAYS[name] for name in names]
     read: list[Any] = []
-    model.vars().assign({name: jnp.full(v.shape, 0.5 if v.ndim else 0.0) for name, v in model.vars().items()})
+    model.vars().assign(
+        {name: jnp.full(v.shape, 0.5 if v.ndim else 0.0) for name, v in model.vars().items()}
+    )
     stop = ways[0].stop
-    with GATE.at(stop[0], stop[1], before=stop[2]) if stop is not None else contextlib.nullcontext():
-        stopped = together(*(lambda way=way: read.append(way.run(model, folder)) for way in ways), lock=lock)
+    with (
+        GATE.at(stop[0], stop[1], before=stop[2]) if stop is not None else contextlib.nullcontext()
+    ):
+        stopped = together(
+            *(lambda way=way: read.append(way.run(model, folder)) for way in ways), lock=lock
+        )
     if not stopped:
         return "it didn't stop"
     first, second = (way.effect for way in ways)
@@ -323,7 +336,9 @@ def test_a_first_call_in_two_threads_builds_once() -> None:
     model, lock = sb.Sequential([counter(), gate, nn.Dense(3), nn.Dropout(0.5)]), Lock()
     model._lock = lock  # pyright: ignore[reportAttributeAccessIssue]
     boxes: list[Any] = []
-    assert together(*[lambda: boxes.append((train(model, X), model[2].kernel, model._stream))] * 2, lock=lock)
+    assert together(
+        *[lambda: boxes.append((train(model, X), model[2].kernel, model._stream))] * 2, lock=lock
+    )
     assert counts(model) == [2.0, 2.0]
     (_, kernel, stream), (_, other, own) = boxes
     assert kernel is other
@@ -411,7 +426,10 @@ def test_models_that_share_layers_in_both_orders_wait_for_nobody_for_ever() -> N
         for work in (
             (lambda: train(first, X), lambda: step(first, second, X)),
             (lambda: train(second, X), lambda: step(second, first, X)),
-            (lambda: train(outer, X), lambda: sb.value_and_grad(train, vars=second.vars(), wrt=lambda v: True)),
+            (
+                lambda: train(outer, X),
+                lambda: sb.value_and_grad(train, vars=second.vars(), wrt=lambda v: True),
+            ),
             (lambda: inner.append(nn.Dense(3)), lambda: inner.pop(), lambda: train(inner, X)),
         )
     ]
@@ -429,7 +447,9 @@ def test_an_edit_of_a_nested_model_waits_for_a_call_of_the_outer_one() -> None:
     outer, lock = sb.Sequential([counter(), gate, inner]).build((2, 3)), Lock()
     locked(outer, lock)
     out: list[Any] = []
-    assert together(lambda: out.append(outer(X, training=True)), lambda: inner.append(jnp.zeros_like), lock=lock)
+    assert together(
+        lambda: out.append(outer(X, training=True)), lambda: inner.append(jnp.zeros_like), lock=lock
+    )
     assert np.array_equal(out[0], jnp.tanh(X))
     assert not outer(X, training=True).any()
 
@@ -438,7 +458,10 @@ def test_two_optimizers_of_one_model_lose_no_step() -> None:
     model = sb.Sequential([nn.Dense(3)]).build((2, 3))
     model[0].kernel.assign(jnp.zeros((3, 3)))
     optimizers = [sb.Optimizer(model, optax.sgd(rate)) for rate in (1.0, 16.0)]
-    step = sb.jit(lambda model, optimizer, x: optimizer.update(sb.grad(lambda m: m(x).sum())(model)), donate=True)
+    step = sb.jit(
+        lambda model, optimizer, x: optimizer.update(sb.grad(lambda m: m(x).sum())(model)),
+        donate=True,
+    )
     ways: tuple[Callable[[sb.Optimizer], Any], ...] = (
         lambda optimizer: step(model, optimizer, X),
         lambda optimizer: optimizer.update(sb.grad(lambda m: m(X).sum())(model)),
@@ -452,7 +475,10 @@ def test_two_optimizers_of_one_model_lose_no_step() -> None:
             total += 17.0
         stop = (_program, "store") if first is ways[0] else (_optimizer, "commit")
         with GATE.at(*stop, before=True):
-            pair = [lambda way=way, own=own: way(own) for way, own in zip((first, second), optimizers, strict=True)]
+            pair = [
+                lambda way=way, own=own: way(own)
+                for way, own in zip((first, second), optimizers, strict=True)
+            ]
             assert together(*pair, lock=lock)
         total += 17.0
         assert float(model[0].kernel.value[0, 0]) == -2.0 * total
@@ -466,7 +492,11 @@ def test_a_copy_of_an_optimizer_is_of_one_moment() -> None:
     locked(model, lock)
     copies: list[Any] = []
     with GATE.at(jnp, "copy"):
-        assert together(lambda: copies.append(copy.deepcopy(optimizer)), lambda: optimizer.update(ones), lock=lock)
+        assert together(
+            lambda: copies.append(copy.deepcopy(optimizer)),
+            lambda: optimizer.update(ones),
+            lock=lock,
+        )
     assert [float(v.value.sum()) for v in copies[0].vars().values()] == [0.0, 0.0]
     assert float(copies[0]._model[1].kernel.value.sum()) == 0.0
     assert float(model[1].kernel.value.sum()) == -9.0
@@ -528,7 +558,9 @@ def test_an_export_and_a_port_are_of_one_moment() -> None:
     locked(target, lock)
     zeros = {name: jnp.zeros(v.shape) for name, v in target.vars().items()}
     with GATE.at(_plan, "cast"):
-        assert together(lambda: sb.port(source, target), lambda: target.vars().assign(zeros), lock=lock)
+        assert together(
+            lambda: sb.port(source, target), lambda: target.vars().assign(zeros), lock=lock
+        )
     assert not any(v.value.any() for v in target.vars().values())
 
 
@@ -546,5 +578,7 @@ def test_a_rule_holds_for_a_layer_that_comes_while_the_model_is_laid_out() -> No
     locked(model, lock)
     rules = {"kernel$": PartitionSpec(None, "data")}
     with GATE.at(_structure, "put"):
-        assert together(lambda: model.shard(MESH, rules), lambda: model.append(nn.Dense(3)), lock=lock)
+        assert together(
+            lambda: model.shard(MESH, rules), lambda: model.append(nn.Dense(3)), lock=lock
+        )
     assert model[3].kernel.value.sharding.spec == PartitionSpec(None, "data")

@@ -34,7 +34,13 @@ def close(a: Any, b: Any) -> None:
 
 
 def mixed(seed: int = 0) -> sb.Sequential:
-    entries = [nn.Dense(4), nn.BatchNorm(momentum=0.5), nn.relu, nn.Dropout(0.5), functools.partial(hk.Linear, 2)]
+    entries = [
+        nn.Dense(4),
+        nn.BatchNorm(momentum=0.5),
+        nn.relu,
+        nn.Dropout(0.5),
+        functools.partial(hk.Linear, 2),
+    ]
     return sb.Sequential(entries, seed=seed).build((3, 2))
 
 
@@ -104,7 +110,8 @@ def test_a_model_a_method_and_a_partial_can_be_jitted() -> None:
 def test_traces_once_for_static_arguments_and_shapes() -> None:
     model = sb.Sequential([nn.Dense(4), nn.leaky_relu, nn.Dropout(0.5)]).build((3, 2))
     traced: Any = chex.assert_max_traces(
-        lambda model, x, slope, training, mode: model(x, training=training, negative_slope=slope), n=4
+        lambda model, x, slope, training, mode: model(x, training=training, negative_slope=slope),
+        n=4,
     )
     step = sb.jit(traced)
     for slope in (0.1, 0.2, 0.3):
@@ -155,7 +162,8 @@ def test_static_argnames_and_ints() -> None:
 def test_what_jit_does_not_know_is_refused_and_not_a_constant() -> None:
     model = mixed()
     with pytest.raises(
-        RuntimeError, match=r"\(Sequential\)\[0\]\(Dense\)\.\w+ is read inside sb.jit.*vars=model.vars\(\)"
+        RuntimeError,
+        match=r"\(Sequential\)\[0\]\(Dense\)\.\w+ is read inside sb.jit.*vars=model.vars\(\)",
     ):
         sb.jit(lambda x: model(x, training=False))(X)
     counter = sb.Variable(jnp.zeros(()), name="counter")
@@ -194,7 +202,9 @@ def test_nothing_changes_when_the_function_raises() -> None:
         (lambda f: jax.lax.scan(lambda c, x: (c, f(x[None])), 0.0, X), "sb.scan"),
     ],
 )
-def test_plain_transforms_of_a_stateful_call_are_refused_with_the_cure(transform: Any, cure: str) -> None:
+def test_plain_transforms_of_a_stateful_call_are_refused_with_the_cure(
+    transform: Any, cure: str
+) -> None:
     model = sb.Sequential([nn.BatchNorm()]).build((3, 2))
     before = model[0].mean.value
     with pytest.raises(RuntimeError, match=cure):
@@ -215,7 +225,9 @@ def test_building_and_editing_inside_a_trace_is_refused() -> None:
         lambda: jax.jit(lambda x: model.build(x))(X),
         lambda: jax.jit(lambda x: model.append(nn.relu))(X),
     ):
-        with pytest.raises(RuntimeError, match=r"is refused: it would store tracers\. Do it before"):
+        with pytest.raises(
+            RuntimeError, match=r"is refused: it would store tracers\. Do it before"
+        ):
             attempt()
     assert not model.built
     assert len(model) == 1
@@ -368,10 +380,15 @@ def test_gradients_by_name_aux_and_state() -> None:
     ids=["grad", "vmap", "scan", "remat"],
 )
 def test_what_a_transform_does_not_know_of_can_be_read_and_not_assigned(transform: Any) -> None:
-    known, other = sb.Variable(jnp.float32(2), name="known"), sb.Variable(jnp.float32(3), name="other")
+    known, other = (
+        sb.Variable(jnp.float32(2), name="known"),
+        sb.Variable(jnp.float32(3), name="other"),
+    )
     expected = transform(lambda known: known.value * 3, known)
     close(transform(lambda known: known.value * other.value, known), expected)
-    with pytest.raises(RuntimeError, match="other is assigned inside a JAX transform that doesn't know of it"):
+    with pytest.raises(
+        RuntimeError, match="other is assigned inside a JAX transform that doesn't know of it"
+    ):
         transform(lambda known: [other.assign(known.value), known.value][1], known)
     assert float(other.value) == 3
 
@@ -449,11 +466,15 @@ def test_vmap_refuses_a_state_of_each_example() -> None:
     model.append(nn.Dropout(0.5))
     with pytest.raises(ValueError, match="out_axes") as error:
         sb.vmap(lambda model, x: model(x[None], training=True))(model, X)
-    assert ".rng" not in error.value.__notes__[-1]  # each example has its own keys, which is no mistake
+    assert (
+        ".rng" not in error.value.__notes__[-1]
+    )  # each example has its own keys, which is no mistake
 
 
 def test_vmap_maps_arrays_by_position_and_by_name() -> None:
-    assert same(sb.vmap(lambda x, scale: x * scale)(X, scale=jnp.arange(3.0)), X * jnp.arange(3.0)[:, None])
+    assert same(
+        sb.vmap(lambda x, scale: x * scale)(X, scale=jnp.arange(3.0)), X * jnp.arange(3.0)[:, None]
+    )
 
 
 def test_vmap_hands_on_what_is_no_array() -> None:
@@ -467,7 +488,9 @@ def test_vmap_hands_on_what_is_no_array() -> None:
 
 def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
     model = sb.Sequential([nn.Dense(4)]).build((1, 2))
-    assert sb.vmap(lambda m, x, y: m(x) + y, in_axes=(None, 1, None), out_axes=1)(model, X.T, 1.0).shape == (4, 3)
+    assert sb.vmap(lambda m, x, y: m(x) + y, in_axes=(None, 1, None), out_axes=1)(
+        model, X.T, 1.0
+    ).shape == (4, 3)
     keys = jax.random.split(jax.random.key(0), 5)
     stacked = jax.vmap(lambda key: model.init(key, X))(keys)
     outs, _ = jax.vmap(lambda variables: model.apply(variables, X))(stacked)
@@ -476,7 +499,10 @@ def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
 
 
 def test_scan_carries_what_changes() -> None:
-    model, twin = sb.Sequential([nn.BatchNorm()]).build((1, 2)), sb.Sequential([nn.BatchNorm()]).build((1, 2))
+    model, twin = (
+        sb.Sequential([nn.BatchNorm()]).build((1, 2)),
+        sb.Sequential([nn.BatchNorm()]).build((1, 2)),
+    )
     batches = jnp.stack([X, 2 * X, 3 * X])
     scale = model[0].scale.value
     carry, outs = sb.scan(lambda c, x: (c + 1, model(x, training=True)), 0, batches, vars=model)
@@ -484,7 +510,9 @@ def test_scan_carries_what_changes() -> None:
     close(model.variables, twin.variables)
     assert int(carry) == 3
     assert model[0].scale.value is scale
-    jitted = sb.jit(lambda model: sb.scan(lambda c, x: (c, model(x, training=True)), 0, batches, vars=model)[1])
+    jitted = sb.jit(
+        lambda model: sb.scan(lambda c, x: (c, model(x, training=True)), 0, batches, vars=model)[1]
+    )
     close(jitted(model), jnp.stack([twin(x, training=True) for x in batches]))
 
 
@@ -512,7 +540,9 @@ def test_transforms_compose() -> None:
     model, twin = mixed(), mixed()
 
     def batches(model: Any, xs: Any) -> Any:
-        return sb.scan(lambda c, x: (c, sb.value_and_grad(loss)(model, x)[0]), None, xs, vars=model)[1]
+        return sb.scan(
+            lambda c, x: (c, sb.value_and_grad(loss)(model, x)[0]), None, xs, vars=model
+        )[1]
 
     xs = jnp.stack([X, 2 * X])
     close(sb.jit(batches)(model, xs), jnp.stack([loss(twin, x) for x in xs]))
@@ -524,7 +554,11 @@ def test_transforms_compose() -> None:
 def test_the_optimizer_is_optax() -> None:
     model, variables = mixed(), mixed().variables
     tx = optax.sgd(0.1, momentum=0.9)
-    optimizer, state, params = sb.Optimizer(model, tx), tx.init(variables["params"]), variables["params"]
+    optimizer, state, params = (
+        sb.Optimizer(model, tx),
+        tx.init(variables["params"]),
+        variables["params"],
+    )
     for _ in range(3):
         grads = sb.grad(loss)(model, X)
         updates, state = tx.update(grads, state, params)
@@ -640,7 +674,11 @@ def test_a_whole_model_is_frozen_and_thawed() -> None:
 def test_a_layer_and_a_part_of_the_variables_are_frozen_and_thawed() -> None:
     model = mixed()
     names = list(sb.grad(loss)(model, X))
-    parts: list[tuple[Any, str]] = [(model[0], r"\[0\]"), (model[1:], r"\[[^0]\]"), (model.vars().subset("w$"), "w$")]
+    parts: list[tuple[Any, str]] = [
+        (model[0], r"\[0\]"),
+        (model[1:], r"\[[^0]\]"),
+        (model.vars().subset("w$"), "w$"),
+    ]
     for part, pattern in parts:
         inside = set(model.vars().subset(pattern).subset("params"))
         assert inside
@@ -657,7 +695,9 @@ def test_a_compiled_function_is_copied_as_functions_are() -> None:
     assert copy.deepcopy(holder)["step"] is step
     assert copy.copy(step) is step
     for of_one in (sb.jit(mixed()), sb.jit(mixed().__call__)):
-        with pytest.raises(TypeError, match=r"is for one object: copy that, and make sb\.jit of the copy"):
+        with pytest.raises(
+            TypeError, match=r"is for one object: copy that, and make sb\.jit of the copy"
+        ):
             copy.deepcopy(of_one)
 
 
@@ -666,7 +706,9 @@ def test_gradients_have_the_names_of_the_collection_that_was_asked_for() -> None
     wrt = model[:1].vars().rename(str.upper)
     grads = sb.grad(loss, wrt=wrt)(model, X)
     assert list(grads) == list(wrt)
-    closed = sb.grad(lambda x: (model[:1](x) ** 2).sum(), wrt=wrt)  # which says what the function closes over, too
+    closed = sb.grad(
+        lambda x: (model[:1](x) ** 2).sum(), wrt=wrt
+    )  # which says what the function closes over, too
     assert list(closed(X)) == list(wrt)
 
 
@@ -689,7 +731,9 @@ def test_scan_steps_over_rows() -> None:
 
 
 def test_vmap_takes_the_size_from_what_is_mapped_alone() -> None:
-    assert same(sb.vmap(lambda a, b: a[:1] + b, in_axes=(None, 0))(jnp.ones(5), X[:, :1]), 1 + X[:, :1])
+    assert same(
+        sb.vmap(lambda a, b: a[:1] + b, in_axes=(None, 0))(jnp.ones(5), X[:, :1]), 1 + X[:, :1]
+    )
     with pytest.raises(ValueError, match="rank") as caught:
         sb.vmap(lambda a, b: a + b)(2.0, X)
     assert not any("another value" in note for note in getattr(caught.value, "__notes__", []))

@@ -1,8 +1,8 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """What a type checker knows of the public API, and what an interactive shell completes.
 
-Types are checked by pyright, where an error that is expected and doesn't come is an error. The same lines run here,
-too, since a type that doesn't hold at run time is worth less than none.
+Types are checked by pyright, where an error that is expected and doesn't come is an error. The same
+lines run here, too, since a type that doesn't hold at run time is worth less than none.
 """
 
 from __future__ import annotations
@@ -197,7 +197,10 @@ def test_jit_of_a_method() -> None:
 def test_gradients() -> None:
     model = made()
     assert_type(sb.value_and_grad(loss)(model, X), tuple[jax.Array, Gradients])
-    assert_type(sb.value_and_grad(loss_and_size, has_aux=True)(model, X), tuple[tuple[jax.Array, int], Gradients])
+    assert_type(
+        sb.value_and_grad(loss_and_size, has_aux=True)(model, X),
+        tuple[tuple[jax.Array, int], Gradients],
+    )
     assert_type(sb.grad(loss, wrt="params")(model, X), Gradients)
     gradients, size = sb.grad(loss_and_size, has_aux=True)(model, X)
     assert_type(gradients, Gradients)
@@ -218,7 +221,9 @@ def test_a_training_step() -> None:
     def init(params: Gradients) -> tuple[()]:
         return ()
 
-    def update(gradients: Gradients, state: tuple[()], params: Gradients) -> tuple[Gradients, tuple[()]]:
+    def update(
+        gradients: Gradients, state: tuple[()], params: Gradients
+    ) -> tuple[Gradients, tuple[()]]:
         return {name: -0.1 * g for name, g in gradients.items()}, state
 
     @sb.jit
@@ -255,7 +260,10 @@ def test_scan() -> None:
     assert_type(sb.scan(add, array(), X, vars=total), tuple[jax.Array, dict[str, jax.Array]])
     assert_type(sb.scan(add, np.float32(0), np.ones((3, 2), np.float32), vars=total)[0], jax.Array)
     assert_type(sb.scan(count, None, X, vars=total, reverse=True), tuple[None, jax.Array])
-    assert_type(sb.scan(lambda carry, x: (carry, carry), array(), length=3, vars=total), tuple[jax.Array, jax.Array])
+    assert_type(
+        sb.scan(lambda carry, x: (carry, carry), array(), length=3, vars=total),
+        tuple[jax.Array, jax.Array],
+    )
     with pytest.raises(TypeError):
         sb.scan(add, {"a": array()}, X, vars=total)  # pyright: ignore[reportCallIssue, reportArgumentType]
     with pytest.raises(TypeError):
@@ -299,7 +307,9 @@ def completions(x: Any) -> list[str]:
 
 
 def test_names_are_completed() -> None:
-    model = sb.Sequential({"first": linear, "block": sb.Sequential([sb.Layer(linear, name="inner")])}).build((3, 2))
+    model = sb.Sequential(
+        {"first": linear, "block": sb.Sequential([sb.Layer(linear, name="inner")])}
+    ).build((3, 2))
     assert {"first", "block", "append"} <= set(dir(model))
     assert {"w", "native"} <= set(dir(model.first))
     assert "inner" in dir(model.block)

@@ -72,7 +72,14 @@ def test_value_is_the_array_and_can_be_set():
     same(v.value, jnp.array([1.0, 2.0, 3.0]))
     v.value = jnp.array([4.0, 5.0, 6.0])
     same(v.value, jnp.array([4.0, 5.0, 6.0]))
-    assert (v.shape, v.ndim, v.size, v.dtype, v.kind, v.name) == ((3,), 1, 3, jnp.float32, "params", "v")
+    assert (v.shape, v.ndim, v.size, v.dtype, v.kind, v.name) == (
+        (3,),
+        1,
+        3,
+        jnp.float32,
+        "params",
+        "v",
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,9 @@ def test_assign_takes_what_asarray_takes_and_keeps_the_dtype(given):
     assert isinstance(v.value, jax.Array)
 
 
-@pytest.mark.parametrize("given", [5, 5.0, True, np.float64(5), jnp.float32(5)], ids=lambda given: type(given).__name__)
+@pytest.mark.parametrize(
+    "given", [5, 5.0, True, np.float64(5), jnp.float32(5)], ids=lambda given: type(given).__name__
+)
 def test_a_scalar_variable_takes_a_number(given):
     v = sb.Variable(jnp.float32(1.0))
     v.assign(given)
@@ -212,12 +221,17 @@ BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lt", "le", 
 
 @pytest.mark.parametrize("name", BINARY)
 @pytest.mark.parametrize(
-    "other", [2.0, jnp.array([3.0, 1.0, 2.0]), np.array([3.0, 1.0, 2.0], np.float32), np.float32(2.0)], ids=type
+    "other",
+    [2.0, jnp.array([3.0, 1.0, 2.0]), np.array([3.0, 1.0, 2.0], np.float32), np.float32(2.0)],
+    ids=type,
 )
 def test_arithmetic_and_comparison_work_on_the_value(name, other):
     function, v = getattr(operator, name), vector()
     array = v.value
-    for got, want in [(function(v, other), function(array, other)), (function(other, v), function(other, array))]:
+    for got, want in [
+        (function(v, other), function(array, other)),
+        (function(other, v), function(other, array)),
+    ]:
         same(got, want)
         assert isinstance(got, jax.Array)
 
@@ -336,7 +350,9 @@ def test_a_shared_variable_is_assigned_by_all_of_its_names_or_by_the_first():
         variables.assign({"a": jnp.zeros(3)})
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("read_first", [True, False])
 def test_copies_are_independent_and_equal(copied, read_first):
     v = vector(kind="state", collection="batch_stats", path=("mean",), trainable=True)
@@ -447,7 +463,9 @@ def test_the_name_holds_when_only_a_slice_lives_on():
 
 def test_the_name_stands_in_errors_of_the_model():
     model = sb.Sequential({"head": nn.Dense(2)}).build((1, 3))
-    with pytest.raises(ValueError, match=re.escape("(Sequential).head(Dense).kernel has shape (3, 2)")):
+    with pytest.raises(
+        ValueError, match=re.escape("(Sequential).head(Dense).kernel has shape (3, 2)")
+    ):
         model.head.kernel.assign(jnp.ones((2, 3)))
 
 
@@ -535,7 +553,10 @@ def test_addition_joins_and_refuses_one_name_for_two_variables():
 
 
 def test_the_sum_of_two_models_is_live():
-    a, b = sb.Sequential({"a": nn.Dense(2)}).build((1, 3)), sb.Sequential({"b": nn.Dense(2)}).build((1, 3))
+    a, b = (
+        sb.Sequential({"a": nn.Dense(2)}).build((1, 3)),
+        sb.Sequential({"b": nn.Dense(2)}).build((1, 3)),
+    )
     both = a.vars() + b.vars()
     b.append(jnp.tanh)
     del a[0]
@@ -569,7 +590,9 @@ def test_assign_takes_a_mapping_a_collection_and_a_list(form):
     new = {"w": jnp.array([7.0, 8.0, 9.0]), "b": 10, "mean": np.array([11.0, 12.0])}
     given = {
         "mapping": dict(reversed(new.items())),
-        "collection": sb.VarCollection({n: sb.Variable(jnp.asarray(a, jnp.float32)) for n, a in new.items()}),
+        "collection": sb.VarCollection(
+            {n: sb.Variable(jnp.asarray(a, jnp.float32)) for n, a in new.items()}
+        ),
         "list": list(new.values()),
         "tuple": tuple(new.values()),
     }[form]
@@ -582,7 +605,11 @@ def test_assign_takes_a_mapping_a_collection_and_a_list(form):
     ("given", "error", "text"),
     [
         ({"w": [7, 8, 9], "b": 1.0}, KeyError, "missing: mean"),
-        ({"w": [7, 8, 9], "b": 1.0, "maen": [1, 2]}, KeyError, "missing: mean; unknown: maen; did you mean 'mean'"),
+        (
+            {"w": [7, 8, 9], "b": 1.0, "maen": [1, 2]},
+            KeyError,
+            "missing: mean; unknown: maen; did you mean 'mean'",
+        ),
         ({"w": [7, 8, 9], "b": 1.0, "mean": [1, 2], "x": 1.0}, KeyError, "unknown: x"),
         ({"w": [7, 8, 9], "b": 1.0, "mean": [1, 2, 3]}, ValueError, "mean has shape"),
         ({"w": [7, 8, 9], "b": 1.0, "mean": [1j, 2j]}, TypeError, "mean .*complex64"),
@@ -643,7 +670,10 @@ def test_the_table_of_a_built_model():
 
 
 def test_the_table_has_twenty_columns_for_names_at_least():
-    assert str(sb.VarCollection({"w": vector()})) == f"w{' ' * 19} {3:8d} (3,)\n+Total(1){' ' * 11} {3:8d}"
+    assert (
+        str(sb.VarCollection({"w": vector()}))
+        == f"w{' ' * 19} {3:8d} (3,)\n+Total(1){' ' * 11} {3:8d}"
+    )
     assert str(sb.VarCollection()) == f"+Total(0){' ' * 11} {0:8d}"
 
 
@@ -657,7 +687,9 @@ def test_the_table_has_a_hundred_columns_for_names_at_most():
 
 def test_the_table_says_what_is_no_trained_float32():
     state = sb.Variable(jnp.array([1, 2]), kind="state")
-    table = str(sb.VarCollection({"frozen one": vector(trainable=False), "count": state, "plain": vector()}))
+    table = str(
+        sb.VarCollection({"frozen one": vector(trainable=False), "count": state, "plain": vector()})
+    )
     frozen, count, plain, _ = table.splitlines()
     assert frozen.endswith("(3,)  frozen")
     assert count.endswith("(2,)  state int32")
@@ -687,7 +719,10 @@ def test_tree_map_gives_a_collection_and_leaves_the_first_alone():
 
 
 def test_paths_of_the_pytree_are_the_names():
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(collection())[0]]
+    paths = [
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(collection())[0]
+    ]
     assert paths == ["['w']", "['b']", "['mean']"]
 
 
@@ -731,7 +766,9 @@ def test_a_shared_variable_is_one_leaf():
     same(v.value, jnp.array([1.0, 2.0, 3.0]))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"]
+)
 def test_a_copied_collection_keeps_order_and_sharing_and_is_independent(copied):
     v = vector()
     variables = sb.VarCollection({"b": v, "a": v, "c": vector((4.0,))})
@@ -761,7 +798,10 @@ def test_variables_are_plain_dicts_of_params_and_state_under_the_models_names():
     assert list(variables) == ["params", "state"]
     assert list(variables["params"]) == list(model.vars().subset("params"))
     assert list(variables["state"]) == list(model.vars().subset("state"))
-    assert list(variables["state"]) == ["(Sequential)[1](BatchNorm).mean", "(Sequential)[1](BatchNorm).var"]
+    assert list(variables["state"]) == [
+        "(Sequential)[1](BatchNorm).mean",
+        "(Sequential)[1](BatchNorm).var",
+    ]
     for part in variables.values():
         assert type(part) is dict
         for name, array in part.items():
@@ -833,9 +873,15 @@ def test_init_stores_nothing_and_equals_a_build_from_the_same_seed():
     assert len(model.vars()) == 0
     same_trees(model.init(5, (None, 3)), fresh)
     assert not np.array_equal(
-        model.init(6, X)["params"]["(Sequential)[0](Dense).kernel"], fresh["params"]["(Sequential)[0](Dense).kernel"]
+        model.init(6, X)["params"]["(Sequential)[0](Dense).kernel"],
+        fresh["params"]["(Sequential)[0](Dense).kernel"],
     )
-    same_trees(sb.Sequential([nn.Dense(3), nn.BatchNorm(), partial(hk.Linear, 2)], seed=5).build(X).variables, fresh)
+    same_trees(
+        sb.Sequential([nn.Dense(3), nn.BatchNorm(), partial(hk.Linear, 2)], seed=5)
+        .build(X)
+        .variables,
+        fresh,
+    )
 
 
 def test_init_of_a_built_model_gives_fresh_values_and_leaves_the_models_alone():
@@ -843,7 +889,9 @@ def test_init_of_a_built_model_gives_fresh_values_and_leaves_the_models_alone():
     before = model.vars().tensors()
     fresh = model.init(5, X)
     assert jax.tree.structure(fresh) == jax.tree.structure(model.variables)
-    assert not np.array_equal(fresh["params"]["(Sequential)[0](Dense).kernel"], model[0].kernel.value)
+    assert not np.array_equal(
+        fresh["params"]["(Sequential)[0](Dense).kernel"], model[0].kernel.value
+    )
     for name, old in before.items():
         assert model.vars()[name].value is old
 
@@ -857,7 +905,9 @@ def test_apply_computes_what_a_call_computes_and_changes_nothing():
     out, after = model.apply(variables, X, training=True)
     same_trees(model.variables, variables)
     same_trees(after["params"], variables["params"])
-    assert not np.array_equal(after["state"]["(Sequential)[1](BatchNorm).mean"], model[1].mean.value)
+    assert not np.array_equal(
+        after["state"]["(Sequential)[1](BatchNorm).mean"], model[1].mean.value
+    )
     same(out, model(X, training=True))
     same_trees(model.variables, after)
 
@@ -894,7 +944,9 @@ def test_apply_with_plain_jax_and_optax():
     assert np.isfinite(value)
 
 
-@pytest.mark.parametrize(("old", "new"), [("missing", None), ("unknown", "(Sequential)[1](BatchNorm).maen")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("missing", None), ("unknown", "(Sequential)[1](BatchNorm).maen")]
+)
 def test_apply_names_what_does_not_match(old, new):
     model = mixed()
     variables = model.variables
@@ -908,10 +960,15 @@ def test_apply_names_what_does_not_match(old, new):
 def test_a_shared_layer_stands_once_in_the_plain_dicts():
     shared = nn.Dense(3)
     model = scramble(sb.Sequential([shared, jnp.tanh, shared]).build((1, 3)))
-    assert list(model.vars()) == [f"(Sequential)[{i}](Dense).{n}" for i in (0, 2) for n in ("bias", "kernel")]
+    assert list(model.vars()) == [
+        f"(Sequential)[{i}](Dense).{n}" for i in (0, 2) for n in ("bias", "kernel")
+    ]
     assert len(model.vars().tensors()) == 2
     variables = model.variables
-    assert list(variables["params"]) == ["(Sequential)[0](Dense).bias", "(Sequential)[0](Dense).kernel"]
+    assert list(variables["params"]) == [
+        "(Sequential)[0](Dense).bias",
+        "(Sequential)[0](Dense).kernel",
+    ]
     same(model.apply(variables, X)[0], model(X))
     model.assign({"params": {name: array * 0.5 for name, array in variables["params"].items()}})
     same(model[2].kernel.value, variables["params"]["(Sequential)[0](Dense).kernel"] * 0.5)
@@ -956,7 +1013,9 @@ def test_the_native_tree_of_a_haiku_transform_with_state_runs_in_haiku():
     entry = hk.transform_with_state(center)
     model = scramble(sb.Sequential([entry]).build((1, 3)))
     params, state = model[0].native
-    assert jax.tree.structure((params, state)) == jax.tree.structure(entry.init(jax.random.key(0), X, is_training=True))
+    assert jax.tree.structure((params, state)) == jax.tree.structure(
+        entry.init(jax.random.key(0), X, is_training=True)
+    )
     same(entry.apply(params, state, None, X, is_training=False)[0], model(X, training=False))
     want, after = entry.apply(params, state, None, X, is_training=True)
     same(model(X, training=True), want)
@@ -986,7 +1045,10 @@ def test_load_native_takes_what_the_library_itself_made():
 
 
 def test_native_round_trips_between_models():
-    source, target = mixed(), sb.Sequential([layer.entry for layer in mixed()], seed=3).build((1, 3))
+    source, target = (
+        mixed(),
+        sb.Sequential([layer.entry for layer in mixed()], seed=3).build((1, 3)),
+    )
     for a, b in zip(source, target, strict=True):
         b.load_native(a.native)
     same(target(X, training=False), source(X, training=False))
@@ -1000,10 +1062,26 @@ def renamed(tree):
     ("spoil", "error", "text"),
     [
         (renamed, KeyError, "unknown: params/kernal; did you mean 'params/kernel'"),
-        (lambda tree: {"params": {"kernel": tree["params"]["kernel"]}}, KeyError, "missing: params/bias"),
-        (lambda tree: {**tree, "batch_stats": {"mean": jnp.ones(3)}}, KeyError, "unknown: batch_stats/mean"),
-        (lambda tree: jax.tree.map(lambda a: a.T if a.ndim == 1 else a[1:], tree), ValueError, "kernel has shape"),
-        (lambda tree: jax.tree.map(lambda a: a.astype(jnp.complex64), tree), TypeError, "complex64"),
+        (
+            lambda tree: {"params": {"kernel": tree["params"]["kernel"]}},
+            KeyError,
+            "missing: params/bias",
+        ),
+        (
+            lambda tree: {**tree, "batch_stats": {"mean": jnp.ones(3)}},
+            KeyError,
+            "unknown: batch_stats/mean",
+        ),
+        (
+            lambda tree: jax.tree.map(lambda a: a.T if a.ndim == 1 else a[1:], tree),
+            ValueError,
+            "kernel has shape",
+        ),
+        (
+            lambda tree: jax.tree.map(lambda a: a.astype(jnp.complex64), tree),
+            TypeError,
+            "complex64",
+        ),
         (lambda tree: tree["params"], KeyError, "missing: params/kernel"),
         (lambda tree: {}, KeyError, "missing: params/kernel"),
     ],
@@ -1046,7 +1124,12 @@ def test_variables_are_attributes_and_items_of_their_layer():
     assert model[4]["Dense_0"]["kernel"] is model[4].Dense_0.kernel
     assert model[4].Dense_0.kernel.path == ("Dense_0", "kernel")
     assert model[2].w is model.vars()["(Sequential)[2](Linear).w"]
-    assert list(model[4].vars()) == ["Dense_0.bias", "Dense_0.kernel", "Dense_1.bias", "Dense_1.kernel"]
+    assert list(model[4].vars()) == [
+        "Dense_0.bias",
+        "Dense_0.kernel",
+        "Dense_1.bias",
+        "Dense_1.kernel",
+    ]
     assert list(model[4].Dense_0.vars()) == ["bias", "kernel"]
 
 
@@ -1083,7 +1166,9 @@ def holding(variables, **options):
 
 
 def test_one_name_in_two_collections_gets_the_collection():
-    model = holding({"params": {"mean": jnp.ones(1)}, "stats": {"mean": jnp.ones(2), "var": jnp.ones(3)}})
+    model = holding(
+        {"params": {"mean": jnp.ones(1)}, "stats": {"mean": jnp.ones(2), "var": jnp.ones(3)}}
+    )
     assert [(name, v.shape) for name, v in model[0].vars().items()] == [
         ("mean", (1,)),
         ("stats.mean", (2,)),
@@ -1095,7 +1180,11 @@ def test_one_name_in_two_collections_gets_the_collection():
 def test_short_names_that_would_clash_stay_long():
     tree = {"params": {"a": {"w": jnp.ones(1), "b": jnp.ones(2)}, "c": {"w": jnp.ones(3)}}}
     model = holding(tree, shorten=lambda path: path[-1:])
-    assert [(name, v.shape) for name, v in model[0].vars().items()] == [("b", (2,)), ("a.w", (1,)), ("c.w", (3,))]
+    assert [(name, v.shape) for name, v in model[0].vars().items()] == [
+        ("b", (2,)),
+        ("a.w", (1,)),
+        ("c.w", (3,)),
+    ]
     assert model[0].a.w.path == ("a", "w")
 
 
@@ -1197,7 +1286,9 @@ def test_what_jax_makes_of_a_collection_inside_of_a_program_has_its_values():
 
     @sb.jit
     def doubled(model, x):
-        made = jax.tree.map(lambda a: 2 * a if a.dtype == x.dtype else a, model.vars().subset("params"))
+        made = jax.tree.map(
+            lambda a: 2 * a if a.dtype == x.dtype else a, model.vars().subset("params")
+        )
         return {name: variable.value for name, variable in made.items()}
 
     for name, array in doubled(model, jnp.ones(())).items():
@@ -1214,7 +1305,9 @@ def test_keys_come_and_go_with_the_layers_that_draw():
 
 def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error() -> None:
     w = jnp.ones(2)
-    variables = sb.Sequential([lambda x: x * w, *(partial(lambda x, w: x * w, w=w + i) for i in range(12))]).vars()
+    variables = sb.Sequential(
+        [lambda x: x * w, *(partial(lambda x, w: x * w, w=w + i) for i in range(12))]
+    ).vars()
     name = [*variables][1]
     assert name.startswith("(Sequential)[1]")
     assert [*variables.subset(name)] == [*variables.subset(name.removesuffix(".w"))] == [name]
@@ -1223,14 +1316,21 @@ def test_a_filter_may_be_a_name_as_it_is_printed_and_a_misspelt_kind_is_an_error
     assert len(variables.subset("[1-2]")) == 5  # a class of characters, since no name has it
     assert [*variables.subset("[1].w")] == [*variables.subset(f"{name[12:]}")] == [name]
     assert [*variables.subset(re.compile("[1].w"))] == []
-    named = sb.Sequential({"conv": nn.Conv(2, (3,)), "conv2": nn.Conv(2, (3,))}).build((1, 3, 1)).vars()
+    named = (
+        sb.Sequential({"conv": nn.Conv(2, (3,)), "conv2": nn.Conv(2, (3,))}).build((1, 3, 1)).vars()
+    )
     for part in ("conv.kernel", ".conv(Conv).kernel", "conv(Conv).kernel"):
         assert [*named.subset(part)] == ["(Sequential).conv(Conv).kernel"]
     assert len(named.subset("conv")) == len(named.subset("[cC]onv")) == 4
-    with pytest.raises(ValueError, match=r"'\(Sequential' is neither a part of a name, whose brackets are closed, nor"):
+    with pytest.raises(
+        ValueError,
+        match=r"'\(Sequential' is neither a part of a name, whose brackets are closed, nor",
+    ):
         variables.subset("(Sequential")
     assert not variables.subset("stage") + variables.subset("scale")
-    with pytest.raises(KeyError, match="'parms' in its name, and it is no kind; did you mean 'params'"):
+    with pytest.raises(
+        KeyError, match="'parms' in its name, and it is no kind; did you mean 'params'"
+    ):
         variables.subset("parms")
     with pytest.raises(TypeError, match="can't choose variables by <class 'int'>"):
         variables.subset(int)  # type: ignore[arg-type]

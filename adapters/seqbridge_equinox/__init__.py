@@ -26,14 +26,17 @@ _MAPPED: Any = type(eqx.filter_vmap(lambda x: x))
 def adapt(entry: Any) -> PureLayer | None:
     """The neutral form of an Equinox module or of `partial(Module, ...)`.
 
-    A module takes one example, so it is mapped over the batch, unless it is `eqx.filter_vmap` of one.
+    A module takes one example, so it is mapped over the batch, unless it is `eqx.filter_vmap` of
+    one.
 
     Raises:
         TypeError: A module class, or a module whose initial state is gone.
     """
     if isinstance(entry, type):
         if issubclass(entry, eqx.Module):
-            raise TypeError(f"got the class {entry.__name__}: give a module, or partial({entry.__name__}, ...)")
+            raise TypeError(
+                f"got the class {entry.__name__}: give a module, or partial({entry.__name__}, ...)"
+            )
         return None
     if isinstance(entry, functools.partial):
         return _from_class(entry, "__call__") if issubclass(entry.func, eqx.Module) else None  # pyright: ignore
@@ -45,7 +48,9 @@ def adapt(entry: Any) -> PureLayer | None:
 def _from_module(entry: eqx.Module, method: str | Callable[..., Any]) -> PureLayer:
     module, state = _split(entry)
     structure = Structure(module, state)
-    fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if hasattr(entry, f.name)}
+    fields = {
+        f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if hasattr(entry, f.name)
+    }
     return _layer(
         module,
         structure,
@@ -59,7 +64,9 @@ def _from_module(entry: eqx.Module, method: str | Callable[..., Any]) -> PureLay
 
 
 def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any]) -> PureLayer:
-    wants_key = "key" in inspect.signature(entry.func.__init__).parameters and "key" not in entry.keywords
+    wants_key = (
+        "key" in inspect.signature(entry.func.__init__).parameters and "key" not in entry.keywords
+    )
 
     def make(key: Any) -> Any:
         return eqx.nn.make_with_state(lambda: entry(key=key) if wants_key else entry())()
@@ -75,10 +82,16 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
     )
 
 
-def _layer(module: Any, structure: Structure, how: str | Callable[..., Any], **fields: Any) -> PureLayer:
+def _layer(
+    module: Any, structure: Structure, how: str | Callable[..., Any], **fields: Any
+) -> PureLayer:
     wrapped: Any = inspect.unwrap(module)  # of eqx.filter_checkpoint(module), say
     name = getattr(wrapped, "__name__", type(wrapped).__name__)
-    if isinstance(how, str) and how != "__call__" and not callable(getattr(type(module), how, None)):
+    if (
+        isinstance(how, str)
+        and how != "__call__"
+        and not callable(getattr(type(module), how, None))
+    ):
         raise TypeError(f"{name} has no method {how!r}")
     mapped = isinstance(inspect.unwrap(module, stop=lambda m: isinstance(m, _MAPPED)), _MAPPED)
     parameters = _parameters(module, how, mapped=mapped)
@@ -93,7 +106,9 @@ def _layer(module: Any, structure: Structure, how: str | Callable[..., Any], **f
     if open_ and not flags:  # the module is switched as a whole
         parameters["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         made, state = structure.merge(variables)
         if training_of(keywords) is False:
             made = eqx.nn.inference_mode(made)
@@ -111,14 +126,22 @@ def _layer(module: Any, structure: Structure, how: str | Callable[..., Any], **f
         signature=inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind)),
         label=name,
         ecosystem="equinox",
-        decided=frozenset() if open_ else frozenset(f for f in flags if parameters[f].default is None),
+        decided=frozenset()
+        if open_
+        else frozenset(f for f in flags if parameters[f].default is None),
         takes_key=keyed and draws(module),
         per_example=not (mapped or structure.batched),
         axis_name=structure.axis_name,
         parts=lambda run: parts(module),
         read=read_like,
-        held=tuple(leaf for leaf in jax.tree.leaves(module) if not (eqx.is_array(leaf) or eqx.is_inexact_array(leaf))),
-        to_native=lambda variables: structure.merge(variables)[slice(None) if structure.stateful else 0],
+        held=tuple(
+            leaf
+            for leaf in jax.tree.leaves(module)
+            if not (eqx.is_array(leaf) or eqx.is_inexact_array(leaf))
+        ),
+        to_native=lambda variables: structure.merge(variables)[
+            slice(None) if structure.stateful else 0
+        ],
         from_native=lambda tree: variables_of(*(tree if isinstance(tree, tuple) else _split(tree))),
         **{"text": call_text(name, (), _options(module)), **fields},
     )
@@ -134,20 +157,28 @@ def _split(module: Any) -> tuple[Any, Any]:
         return eqx.nn.make_with_state(lambda: module)()
     except ValueError as error:
         raise TypeError(
-            f"the initial state of this {type(module).__name__} was taken out by make_with_state: give the module as "
-            "its class makes it, or partial(Class, ...), and then model[i].load_native((module, state))"
+            f"the initial state of this {type(module).__name__} was taken out by make_with_state: "
+            f"give the module as "
+            "its class makes it, or partial(Class, ...), and then model[i].load_native((module, "
+            "state))"
         ) from error
 
 
-def _parameters(module: Any, how: str | Callable[..., Any], *, mapped: bool) -> dict[str, inspect.Parameter]:
+def _parameters(
+    module: Any, how: str | Callable[..., Any], *, mapped: bool
+) -> dict[str, inspect.Parameter]:
     """What the call takes beside the module itself."""
     if how == "__call__" and hasattr(module, "__wrapped__"):
         signature = signature_of(module)
     else:
-        signature = signature_of(getattr(type(module), how) if isinstance(how, str) else how, skip=1)
+        signature = signature_of(
+            getattr(type(module), how) if isinstance(how, str) else how, skip=1
+        )
     parameters = dict(signature.parameters) if signature else {}
     if mapped:  # `eqx.filter_vmap` shows the keywords of what it wraps, and takes none
-        positional = (p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        positional = (
+            p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
         parameters = {p.name: p.replace(kind=p.POSITIONAL_ONLY) for p in positional}
     return parameters
 
@@ -162,4 +193,6 @@ def _make(cls: type[eqx.Module], fields: dict[str, Any]) -> eqx.Module:
 def _options(module: Any) -> dict[str, Any]:
     """The numbers and names that a module was made with."""
     values = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(module)}
-    return {k: v for k, v in values.items() if type(v) in (int, float, str) and not k.startswith("_")}
+    return {
+        k: v for k, v in values.items() if type(v) in (int, float, str) and not k.startswith("_")
+    }

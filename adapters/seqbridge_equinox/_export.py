@@ -34,25 +34,37 @@ class Exported(eqx.nn.StatefulLayer):
     def _run(self, args: Sequence[Any], state: Any, key: Any, keywords: dict[str, Any]) -> Any:
         if args and isinstance(args[-1], eqx.nn.State):
             *args, state = args
-        if training_of(keywords) is None and (inference := getattr(self, "inference", None)) is not None:
+        if (
+            training_of(keywords) is None
+            and (inference := getattr(self, "inference", None)) is not None
+        ):
             keywords = {**keywords, "training": not inference}
         if self.index is not None and state is None:
             raise TypeError(
-                f"this {type(self).__name__} has a state: module, state = eqx.nn.make_with_state(lambda: module)(), "
+                f"this {type(self).__name__} has a state: module, state = "
+                f"eqx.nn.make_with_state(lambda: module)(), "
                 "and then out, state = module(x, state)"
             )
-        variables = {"params": self.params, "state": {} if self.index is None else state.get(self.index)}
+        variables = {
+            "params": self.params,
+            "state": {} if self.index is None else state.get(self.index),
+        }
         if self.axis_name is None:
             out, new = self.layer.apply(variables, _key(key), *args, **keywords)
-        elif _bound(self.axis_name):  # one example of a batch: the whole batch is computed, by all of them together
-            args = [jax.tree.map(lambda a: jax.lax.all_gather(a, self.axis_name), arg) for arg in args]
+        elif _bound(
+            self.axis_name
+        ):  # one example of a batch: the whole batch is computed, by all of them together
+            args = [
+                jax.tree.map(lambda a: jax.lax.all_gather(a, self.axis_name), arg) for arg in args
+            ]
             key = None if key is None else _first(key, self.axis_name)
             out, new = self.layer.apply(variables, _key(key), *args, **keywords)
             here = jax.lax.axis_index(self.axis_name)
             out = jax.tree.map(lambda a: a[here], out)
         elif self.index is not None and training_of(keywords) is not False:
             raise NameError(
-                f"in training this {type(self).__name__} looks at the whole batch: map it by jax.vmap(module, "
+                f"in training this {type(self).__name__} looks at the whole batch: map it by "
+                f"jax.vmap(module, "
                 f"axis_name={self.axis_name!r}, in_axes=(0, None), out_axes=(0, None))"
             )
         else:  # one example alone
@@ -93,17 +105,20 @@ def export(layer: PureLayer, *, axis_name: Hashable = None, key: Any = None) -> 
     """A model, a layer or an entry of any library as an Equinox module.
 
     It is a pytree of its arrays like any other module, for `eqx.filter_jit`, `eqx.filter_grad`,
-    `eqx.tree_serialise_leaves`, and as a field of other modules. With state it is called as `module(x, state, key=key)`
-    and returns `(out, state)`, where `module, state = eqx.nn.make_with_state(lambda: module)()`; otherwise as
-    `module(x, key=key)`. `inference` switches the mode, as in Equinox' own layers; it starts in training.
+    `eqx.tree_serialise_leaves`, and as a field of other modules. With state it is called as
+    `module(x, state, key=key)` and returns `(out, state)`, where `module, state =
+    eqx.nn.make_with_state(lambda: module)()`; otherwise as `module(x, key=key)`. `inference`
+    switches the mode, as in Equinox' own layers; it starts in training.
 
-    It takes a batch. With `axis_name`, it takes one example, as Equinox' own layers do, and is mapped over the batch by
-    `jax.vmap(module, axis_name=axis_name)`; statistics and random numbers are those of the batch all the same.
+    It takes a batch. With `axis_name`, it takes one example, as Equinox' own layers do, and is
+    mapped over the batch by `jax.vmap(module, axis_name=axis_name)`; statistics and random numbers
+    are those of the batch all the same.
 
     Args:
         layer: The neutral form of what goes out.
         axis_name: The name of the axis that the module is mapped over. None: it takes a batch.
-        key: What the values start from of a model that isn't built, in place of its seed; it may be traced.
+        key: What the values start from of a model that isn't built, in place of its seed; it may be
+            traced.
 
     Returns:
         An `equinox.Module`.
@@ -119,13 +134,16 @@ def export(layer: PureLayer, *, axis_name: Hashable = None, key: Any = None) -> 
     """
     if layer.init is None or not (layer.ready or layer.inputs):
         raise TypeError(
-            f"an Equinox module has values from the start, and this {layer.label} isn't built: call model.build(...) "
+            f"an Equinox module has values from the start, and this {layer.label} isn't built: "
+            f"call model.build(...) "
             "before, or give the shapes, sb.to_equinox(x, (None, 28, 28, 1))"
         )
 
     values = layer.ready or layer.init(layer.seed if key is None else key)
 
-    def call(self: Exported, *args: Any, state: Any = None, key: Any = None, **keywords: Any) -> Any:
+    def call(
+        self: Exported, *args: Any, state: Any = None, key: Any = None, **keywords: Any
+    ) -> Any:
         return self._run(args, state, key, keywords)
 
     mode = layer.signature.parameters.get("training") if layer.signature else None

@@ -27,12 +27,23 @@ def read_arrays(path: str, **_: Any) -> list[np.ndarray]:
     arrays = []
     while file.tell() < len(data):
         version = np.lib.format.read_magic(file)
-        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        head = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = head(file)
         count, start = math.prod(shape), file.tell()
         size = count * dtype.itemsize
-        if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0 or size > len(data) - start:
-            raise WeightsError(f"{path}: array {len(arrays)} is to be {shape} of {dtype}, which isn't there")
+        if (
+            dtype.hasobject
+            or not dtype.itemsize
+            or min(shape, default=0) < 0
+            or size > len(data) - start
+        ):
+            raise WeightsError(
+                f"{path}: array {len(arrays)} is to be {shape} of {dtype}, which isn't there"
+            )
         array = np.frombuffer(data, dtype, count, start) if size else np.zeros(0, dtype)
         arrays.append(array.reshape(shape, order="F" if fortran else "C"))
         file.seek(start + size)
@@ -56,9 +67,11 @@ def read_like(path: str, like: Any) -> Any:
     if len(arrays) != len(leaves):
         raise WeightsError(f"{path} has {len(arrays)} arrays, and this layer {len(leaves)}")
     wrong = [
-        f"array {i} is {array.dtype}{list(array.shape)}, and {jax.tree_util.keystr(place)} {_dtype(leaf)}{list(shape)}"
+        f"array {i} is {array.dtype}{list(array.shape)}, and {jax.tree_util.keystr(place)} "
+        f"{_dtype(leaf)}{list(shape)}"
         for i, (array, (place, leaf)) in enumerate(zip(arrays, leaves, strict=True))
-        if array.shape != (shape := np.shape(leaf)) or (eqx.is_array(leaf) and array.dtype != leaf.dtype)
+        if array.shape != (shape := np.shape(leaf))
+        or (eqx.is_array(leaf) and array.dtype != leaf.dtype)
     ]
     if wrong:
         raise WeightsError(f"{path} doesn't fit, and names aren't in it: " + "; ".join(wrong[:12]))
@@ -77,7 +90,11 @@ def _skip_notes(file: Any) -> None:
 
 def _stored(tree: Any) -> list[tuple[Any, Any]]:
     """What Equinox stores of a tree: arrays, and numbers, too."""
-    return [(place, leaf) for place, leaf in jax.tree_util.tree_leaves_with_path(tree) if eqx.is_array_like(leaf)]
+    return [
+        (place, leaf)
+        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if eqx.is_array_like(leaf)
+    ]
 
 
 def _dtype(leaf: Any) -> Any:

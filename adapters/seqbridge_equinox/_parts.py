@@ -16,17 +16,26 @@ from seqbridge import Part, Weight, explicit, path_text
 
 Path = tuple[str, ...]
 
-_WRAPPERS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)  # which compute the weight of the layer inside anew
-_SETTLED = 10**6  # a number of updates after which statistics are no longer corrected for their start
+_WRAPPERS = (
+    eqx.nn.WeightNorm,
+    eqx.nn.SpectralNorm,
+)  # which compute the weight of the layer inside anew
+_SETTLED = (
+    10**6
+)  # a number of updates after which statistics are no longer corrected for their start
 
 
 def parts(module: Any) -> Iterator[Part]:
     """The parts of a module, in the order in which they are defined."""
     known = {*TABLE, *_WRAPPERS}
-    found, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=lambda node: type(node) in known)
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        module, is_leaf=lambda node: type(node) in known
+    )
     for path, node in found:
         wrapped = type(node) in _WRAPPERS
-        layer, place = (node.layer, (*path_text(path), "layer")) if wrapped else (node, path_text(path))
+        layer, place = (
+            (node.layer, (*path_text(path), "layer")) if wrapped else (node, path_text(path))
+        )
         if type(layer) in TABLE:  # not a subclass, which may do something else
             part = TABLE[type(layer)](layer, place)
             made = f"its weight is what {type(node).__name__} makes of it"
@@ -46,7 +55,10 @@ def _unusual(module: Any, part: Part, depth: int) -> str:
                     array.dtype, jnp.inexact
                 ):
                     return f"its {'.'.join(own)} is no array of its own"
-                if name.endswith(("kernel", "recurrent", "embedding", "scale")) and array.ndim != rank:
+                if (
+                    name.endswith(("kernel", "recurrent", "embedding", "scale"))
+                    and array.ndim != rank
+                ):
                     return f"its {'.'.join(own)} is of shape {array.shape}, as if of several layers"
     return ""
 
@@ -84,14 +96,18 @@ def _padding(module: eqx.nn.Conv) -> Any:
     zeros = explicit(module.padding, window, module.stride, dilation)
     if module.padding_mode == "ZEROS":
         return zeros
-    same = explicit("SAME", window, (1,) * len(window), dilation)  # what a library means that has a word for it alone
+    same = explicit(
+        "SAME", window, (1,) * len(window), dilation
+    )  # what a library means that has a word for it alone
     return module.padding_mode if zeros == same else (module.padding_mode, zeros)
 
 
 def _padding_transposed(module: eqx.nn.ConvTranspose) -> Any:
     """What is padded around the input, where Equinox says what the convolution in the other direction pads."""
     pairs = []
-    for i, (k, s, d) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+    for i, (k, s, d) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    ):
         reach, more = d * (k - 1), module.output_padding[i]
         if not isinstance(module.padding, str):
             before, after = module.padding[i]
@@ -125,7 +141,10 @@ def _statistic(module: eqx.nn.BatchNorm, path: Path, i: int) -> Weight:
         return value / (1 - momentum ** int(counter)) if counter else value
 
     return Weight(
-        tuple(("state", *place) for place in ((*path, "batch_state_index", str(i)), (*path, "batch_counter"))),
+        tuple(
+            ("state", *place)
+            for place in ((*path, "batch_state_index", str(i)), (*path, "batch_counter"))
+        ),
         read,
         lambda c, value, counter: (c, np.full(counter, _SETTLED, np.int32)),
         "debiased",
@@ -162,7 +181,9 @@ def _group_norm(module: eqx.nn.GroupNorm, path: Path) -> Part:
     affine = module.channelwise_affine
     weights = {"scale": Weight.at("params", *path, "weight")} if affine else {}
     options = {"epsilon": module.eps, "groups": module.groups}
-    return Part("group_norm", {**weights, **_bias(module, path, affine)}, options, channels_first=True)
+    return Part(
+        "group_norm", {**weights, **_bias(module, path, affine)}, options, channels_first=True
+    )
 
 
 _ACTIVATIONS = {"activation": "tanh", "gate_activation": "sigmoid"}
@@ -220,9 +241,16 @@ def _attention(module: eqx.nn.MultiheadAttention, path: Path) -> Part:
 
 TABLE: Mapping[type, Callable[[Any, Path], Part]] = {
     eqx.nn.Linear: _linear,
-    **dict.fromkeys((eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d), _convolution("conv", _padding)),
     **dict.fromkeys(
-        (eqx.nn.ConvTranspose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d),
+        (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d), _convolution("conv", _padding)
+    ),
+    **dict.fromkeys(
+        (
+            eqx.nn.ConvTranspose,
+            eqx.nn.ConvTranspose1d,
+            eqx.nn.ConvTranspose2d,
+            eqx.nn.ConvTranspose3d,
+        ),
         _convolution("conv_transpose", _padding_transposed),
     ),
     eqx.nn.Embedding: _embedding,

@@ -18,7 +18,8 @@ class Structure:
     """Where the arrays of a module and of its state stand.
 
     Args:
-        module: What `eqx.nn.make_with_state` returns first, with arrays or with shapes in place of them.
+        module: What `eqx.nn.make_with_state` returns first, with arrays or with shapes in place of
+            them.
         state: What it returns second.
 
     Raises:
@@ -36,10 +37,14 @@ class Structure:
         self._of_state = list(_states(module, state))
         self.stateful = bool(self._of_state)
         across = [node for node in modules(module) if isinstance(node, eqx.nn.BatchNorm | Exported)]
-        self.batched = any(node.axis_name is None for node in across)  # only what came from here can be so
+        self.batched = any(
+            node.axis_name is None for node in across
+        )  # only what came from here can be so
         axes = dict.fromkeys(name for node in across for name in jax.tree.leaves(node.axis_name))
         if len(axes) > 1:
-            raise TypeError(f"the modules inside name several axes, {', '.join(map(str, axes))}: name one")
+            raise TypeError(
+                f"the modules inside name several axes, {', '.join(map(str, axes))}: name one"
+            )
         self.axis_name = next(iter(axes), None)
 
     def merge(self, variables: Variables) -> tuple[Any, Any]:
@@ -55,14 +60,19 @@ class Structure:
 def variables_of(module: Any, state: Any) -> Variables:
     """All parameters and states, by where they stand."""
     leaves = jax.tree_util.tree_leaves_with_path(module)
-    return nest({("params", *path_text(p)): leaf for p, leaf in leaves if _is_parameter(leaf)} | _states(module, state))
+    return nest(
+        {("params", *path_text(p)): leaf for p, leaf in leaves if _is_parameter(leaf)}
+        | _states(module, state)
+    )
 
 
 def _states(module: Any, state: Any) -> dict[tuple[str, ...], Any]:
     """The states by the places of their indices, in the order in which a `State` holds them."""
     found = {}
     for path, index in jax.tree_util.tree_leaves_with_path(module, is_leaf=_is_index):
-        for inner, leaf in jax.tree_util.tree_leaves_with_path(state.get(index) if _is_index(index) else None):
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(
+            state.get(index) if _is_index(index) else None
+        ):
             found[("state", *path_text(path), *path_text(inner))] = leaf
     return found
 
@@ -73,7 +83,9 @@ def _is_index(node: Any) -> bool:
 
 def _is_parameter(leaf: Any) -> bool:
     # Equinox trains NumPy's arrays, too, as weights are that come from elsewhere.
-    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and jnp.issubdtype(
+        leaf.dtype, jnp.inexact
+    )
 
 
 def modules(tree: Any) -> Iterator[eqx.Module]:
@@ -88,7 +100,10 @@ def modules(tree: Any) -> Iterator[eqx.Module]:
 
 def undecided(module: Any) -> bool:
     """Whether training and inference differ somewhere inside, and no constructor has chosen inference."""
-    return any(getattr(m, "inference", None) is False and getattr(m, "p", None) != 0 for m in modules(module))
+    return any(
+        getattr(m, "inference", None) is False and getattr(m, "p", None) != 0
+        for m in modules(module)
+    )
 
 
 def draws(module: Any) -> bool:

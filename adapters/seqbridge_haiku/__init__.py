@@ -29,9 +29,13 @@ def adapt(entry: Any) -> PureLayer | None:
         return _from_class(entry, "__call__") if issubclass(entry.func, hk.Module) else None  # pyright: ignore
     if isinstance(entry, hk.Module):
         kind = type(entry)
-        raise TypeError(f"this {kind.__name__} belongs to the transform that made it: write {_partial(kind)}")
+        raise TypeError(
+            f"this {kind.__name__} belongs to the transform that made it: write {_partial(kind)}"
+        )
     if isinstance(entry, hk.MultiTransformed | hk.MultiTransformedWithState):
-        raise TypeError("a multi_transform has many functions: give hk.transform_with_state of the one to run")
+        raise TypeError(
+            "a multi_transform has many functions: give hk.transform_with_state of the one to run"
+        )
     if isinstance(entry, hk.Transformed | hk.TransformedWithState):
         return _from_transform(entry)
     return None
@@ -40,7 +44,12 @@ def adapt(entry: Any) -> PureLayer | None:
 def _partial(kind: type) -> str:
     """What to write for a class."""
     space = next(
-        (f"{text}." for text, module in (("hk", hk), ("hk.nets", hk.nets)) if kind in vars(module).values()), ""
+        (
+            f"{text}."
+            for text, module in (("hk", hk), ("hk.nets", hk.nets))
+            if kind in vars(module).values()
+        ),
+        "",
     )
     return f"partial({space}{kind.__name__}, ...)"
 
@@ -49,7 +58,9 @@ def _from_transform(entry: hk.Transformed | hk.TransformedWithState) -> PureLaye
     function = getattr(entry.init, "_original_fn", None)
     if isinstance(function, type) and issubclass(function, hk.Module):
         name = function.__name__
-        raise TypeError(f"hk.transform({name}) makes a module and doesn't call it: write {_partial(function)}")
+        raise TypeError(
+            f"hk.transform({name}) makes a module and doesn't call it: write {_partial(function)}"
+        )
     with_state = isinstance(entry, hk.TransformedWithState)
     names = list(inspect.signature(entry.apply).parameters)
     draws = names[1 + with_state : 2 + with_state] == ["rng"]
@@ -74,19 +85,29 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
 
     signature = signature_of(getattr(cls, method) if isinstance(method, str) else method, skip=1)
     if cls is hk.Sequential and entry.args and method == "__call__":
-        signature = signature_of(next(iter(entry.args[0])))  # the first layer gets all that a Sequential gets
+        signature = signature_of(
+            next(iter(entry.args[0]))
+        )  # the first layer gets all that a Sequential gets
     key = signature.parameters.get("rng") if signature is not None else None
-    if signature is not None and key is not None:  # by this name Haiku's modules mean a key, at whatever place
-        signature = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "rng"])
+    if (
+        signature is not None and key is not None
+    ):  # by this name Haiku's modules mean a key, at whatever place
+        signature = signature.replace(
+            parameters=[p for n, p in signature.parameters.items() if n != "rng"]
+        )
 
     def forward(args: Any, keywords: Any) -> Any:
         module = entry()
         if signature is not None and key is not None:
             args, keywords = (), signature.bind(*args, **keywords).arguments
-            if key.default is key.empty or "dropout_rate" in keywords:  # an MLP refuses a key that it has no use for
+            if (
+                key.default is key.empty or "dropout_rate" in keywords
+            ):  # an MLP refuses a key that it has no use for
                 keywords["rng"] = hk.next_rng_key()
         return (
-            getattr(module, method)(*args, **keywords) if isinstance(method, str) else method(module, *args, **keywords)
+            getattr(module, method)(*args, **keywords)
+            if isinstance(method, str)
+            else method(module, *args, **keywords)
         )
 
     return _layer(
@@ -115,7 +136,9 @@ def _layer(
         params, state = pair.init(key, *args, **keywords)
         return {"params": params, "state": state}
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         args, keywords = pack(args, keywords)
         rng = (key,) if takes_key else ()
         out, state = pair.apply(variables["params"], variables["state"], *rng, *args, **keywords)
@@ -142,7 +165,9 @@ def _from_native(tree: Any) -> Variables:
 
 def _by_scope(tree: Any) -> Any:
     """Nested dicts, also of a flat one whose names are `"scope//name"`, as arrays often lie in an npz."""
-    if not isinstance(tree, Mapping) or not any(isinstance(name, str) and "//" in name for name in tree):
+    if not isinstance(tree, Mapping) or not any(
+        isinstance(name, str) and "//" in name for name in tree
+    ):
         return tree
     return nest({tuple(name.rsplit("//", 1)): array for name, array in tree.items()})
 

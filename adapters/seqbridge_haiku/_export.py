@@ -19,7 +19,12 @@ class _Scope(hk.Module):
         below(*args)
 
 
-def _each(act: Callable[[Path, str], None], tree: Mapping[str, Any], scopes: dict[Path, _Scope], at: Path = ()) -> None:
+def _each(
+    act: Callable[[Path, str], None],
+    tree: Mapping[str, Any],
+    scopes: dict[Path, _Scope],
+    at: Path = (),
+) -> None:
     """Calls `act(path, name)` for each leaf, inside the modules that its path names."""
     for name, node in tree.items():
         path = (*at, name)
@@ -33,7 +38,9 @@ def _each(act: Callable[[Path, str], None], tree: Mapping[str, Any], scopes: dic
 
 
 # Not a method: Haiku would put its name into those of the variables.
-def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
+def _run(
+    layer: PureLayer, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]
+) -> Any:
     assert layer.init is not None
     starting = hk.running_init()
     if starting and training_of({"training": training, **keywords}) is None:
@@ -44,9 +51,13 @@ def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keyword
     for kind, get in (("params", hk.get_parameter), ("state", hk.get_state)):
         likes = unnest(known[kind])
 
-        def read(path: Path, name: str, kind: str = kind, get: Any = get, likes: Any = likes) -> None:
+        def read(
+            path: Path, name: str, kind: str = kind, get: Any = get, likes: Any = likes
+        ) -> None:
             like = likes[path]
-            initial = (lambda shape, dtype: like) if starting else None  # what nobody handed over is missed
+            initial = (
+                (lambda shape, dtype: like) if starting else None
+            )  # what nobody handed over is missed
             given[(kind, *path)] = get(name, like.shape, like.dtype, init=initial)
 
         _each(read, known[kind], scopes)
@@ -61,11 +72,13 @@ def _run(layer: PureLayer, args: tuple[Any, ...], training: bool | None, keyword
 def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
     """A model, a layer or an entry of any library for use in a Haiku transform.
 
-    Inside a transform it is a `haiku.Module`, as if its class had been called there. Outside, where Haiku allows no
-    module, it is a function that makes the module and calls it: give it to `hk.transform_with_state`, or call it in the
-    function that you transform. Parameters and state stand under the module's name, `"sequential/Conv_0"`; random
-    numbers come from `hk.next_rng_key`. What was built hands over its values: `init` returns them, whatever the key.
-    Haiku hands its custom getters to the transforms inside, too, so variables of Haiku's own layers are seen twice.
+    Inside a transform it is a `haiku.Module`, as if its class had been called there. Outside, where
+    Haiku allows no module, it is a function that makes the module and calls it: give it to
+    `hk.transform_with_state`, or call it in the function that you transform. Parameters and state
+    stand under the module's name, `"sequential/Conv_0"`; random numbers come from
+    `hk.next_rng_key`. What was built hands over its values: `init` returns them, whatever the key.
+    Haiku hands its custom getters to the transforms inside, too, so variables of Haiku's own layers
+    are seen twice.
 
     Args:
         layer: The neutral form of what goes out.

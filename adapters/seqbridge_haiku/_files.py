@@ -26,7 +26,8 @@ def read_pickle(path: str, *, allow_pickle: bool = False, **_: Any) -> Any:
     """
     if not allow_pickle:
         raise WeightsError(
-            f"{path} is a pickle, which may hold code. If you know where it comes from, say allow_pickle=True: arrays "
+            f"{path} is a pickle, which may hold code. If you know where it comes from, say "
+            f"allow_pickle=True: arrays "
             f"and containers are taken from it, and everything else is refused. Or {_INSTEAD}"
         )
     with open(path, "rb") as file:
@@ -52,7 +53,10 @@ class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _KNOWN.get((module, name))
         if found is None:
-            raise WeightsError(f"it asks for {module}.{name}, which is neither an array nor a container: {_INSTEAD}")
+            raise WeightsError(
+                f"it asks for {module}.{name}, which is neither an array nor a container: "
+                f"{_INSTEAD}"
+            )
         return found if isinstance(found, type) else _Maker(found)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -103,10 +107,16 @@ class _Array:
 
 def _filled(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray | str):
-        raise WeightsError(f"an array is made of {type(data).__name__}: objects, say, and no numbers")
+        raise WeightsError(
+            f"an array is made of {type(data).__name__}: objects, say, and no numbers"
+        )
     data = data.encode("latin1") if isinstance(data, str) else data
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * dtype.dtype.itemsize != len(data):
-        raise WeightsError(f"an array says that its shape is {shape!r:.80}, and has {len(data)} bytes")
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(
+        shape
+    ) * dtype.dtype.itemsize != len(data):
+        raise WeightsError(
+            f"an array says that its shape is {shape!r:.80}, and has {len(data)} bytes"
+        )
     flat = np.frombuffer(data, dtype.dtype) if data else np.zeros(0, dtype.dtype)
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
@@ -164,7 +174,11 @@ def _plain(tree: Any, seen: dict[int, Any]) -> Any:
     return made
 
 
-_EXTENDED = {kind for kind in vars(ml_dtypes).values() if isinstance(kind, type) and issubclass(kind, np.generic)}
+_EXTENDED = {
+    kind
+    for kind in vars(ml_dtypes).values()
+    if isinstance(kind, type) and issubclass(kind, np.generic)
+}
 _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -178,7 +192,10 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _mapping,
     ("jax._src.array", "_reconstruct_array"): _of_jax,
     ("jax._src.device_array", "reconstruct_device_array"): _of_jax,  # until 0.4
-    **{("haiku._src.data_structures", name): _mapping for name in ("FlatMapping", "FlatMap", "frozendict")},
+    **{
+        ("haiku._src.data_structures", name): _mapping
+        for name in ("FlatMapping", "FlatMap", "frozendict")
+    },
     **{(module, "FrozenDict"): _mapping for module in ("flax.core.frozen_dict", "flax.core")},
     **{("ml_dtypes", kind.__name__): kind for kind in _EXTENDED},
     **{(f"jaxlib.xla_{part}", "bfloat16"): ml_dtypes.bfloat16 for part in ("client", "extension")},

@@ -32,15 +32,21 @@ def parts(run: Callable[[], Any]) -> Iterator[Part]:
         scopes = set(hk.get_params()), set(hk.get_current_state())
         outermost[:] = outermost or [scopes]
         params, state = outermost[0]
-        # A transform inside, such as that of hk.layer_stack, has names of its own; state may be new in a call.
+        # A transform inside, such as that of hk.layer_stack, has names of its own; state may be new
+        # in a call.
         if scopes[0] != params or not scopes[1] >= state:
             return call(*args, **keywords)
         if context.method_name == "__init__":
             out = call(*args, **keywords)
             if type(context.module) is hk.ExponentialMovingAverage:
-                decays[context.module.module_name] = keywords.get("decay", args[0] if args else None)
+                decays[context.module.module_name] = keywords.get(
+                    "decay", args[0] if args else None
+                )
             return out
-        if context.method_name in ("__call__", "embeddings"):  # the latter is all that a tied hk.Embed may be asked for
+        if context.method_name in (
+            "__call__",
+            "embeddings",
+        ):  # the latter is all that a tied hk.Embed may be asked for
             name = context.module.module_name
             x = args[0] if args else keywords.get("inputs", keywords.get("x"))
             found.setdefault(name, Seen(context.module, x, decays.get(f"{name}/~/mean_ema")))
@@ -75,10 +81,17 @@ def _conv(seen: Seen, name: str) -> Part:
     window, strides = module.kernel_shape, module.stride
     depthwise = not hasattr(module, "feature_group_count")
     dilation = module.rhs_dilation if depthwise else module.kernel_dilation
-    groups = seen.x.shape[1 if _channels_first(module) else -1] if depthwise else module.feature_group_count
+    groups = (
+        seen.x.shape[1 if _channels_first(module) else -1]
+        if depthwise
+        else module.feature_group_count
+    )
     return Part(
         "conv",
-        {"kernel": Weight.at("params", name, "w"), **({"bias": _flat(name, "b")} if module.with_bias else {})},
+        {
+            "kernel": Weight.at("params", name, "w"),
+            **({"bias": _flat(name, "b")} if module.with_bias else {}),
+        },
         {
             "strides": tuple(strides),
             "padding": explicit(module.padding, window, strides, dilation),
@@ -92,7 +105,8 @@ def _conv(seen: Seen, name: str) -> Part:
 
 def _conv_transpose(seen: Seen, name: str) -> Part:
     module = seen.module
-    # With a size of its output, Haiku pads as the size of the input asks for: no numbers are the same for every input.
+    # With a size of its output, Haiku pads as the size of the input asks for: no numbers are the
+    # same for every input.
     sized = module.output_shape is not None and f"{module.padding} to {tuple(module.output_shape)}"
     bias = {"bias": _flat(name, "b")} if module.with_bias else {}
     n = len(module.kernel_shape)
@@ -101,7 +115,8 @@ def _conv_transpose(seen: Seen, name: str) -> Part:
         {"kernel": Weight.transposed(("params", name, "w"), (*range(n), n + 1, n)), **bias},
         {
             "strides": tuple(module.stride),
-            "padding": sized or explicit(module.padding, module.kernel_shape, module.stride, transposed=True),
+            "padding": sized
+            or explicit(module.padding, module.kernel_shape, module.stride, transposed=True),
             "dilation": (1,) * n,
             "groups": 1,
         },
@@ -112,7 +127,9 @@ def _conv_transpose(seen: Seen, name: str) -> Part:
 
 def _scale_and_bias(module: Any, name: str) -> dict[str, Weight]:
     weights = {"scale": _flat(name, "scale")} if module.create_scale else {}
-    return weights | ({"bias": _flat(name, "offset")} if getattr(module, "create_offset", False) else {})
+    return weights | (
+        {"bias": _flat(name, "offset")} if getattr(module, "create_offset", False) else {}
+    )
 
 
 def _average(name: str) -> Weight:
@@ -121,7 +138,11 @@ def _average(name: str) -> Weight:
     return Weight(
         paths,
         lambda hidden, average, counter: average.reshape(-1),
-        lambda c, hidden, average, counter: (c.reshape(hidden), c.reshape(average), np.int32(_SETTLED)),
+        lambda c, hidden, average, counter: (
+            c.reshape(hidden),
+            c.reshape(average),
+            np.int32(_SETTLED),
+        ),
         "the debiased average",
     )
 
@@ -129,7 +150,9 @@ def _average(name: str) -> Weight:
 def _batch_norm(seen: Seen, name: str) -> Part:
     module, n = seen.module, seen.x.ndim
     averages = {"mean": _average(f"{name}/~/mean_ema"), "var": _average(f"{name}/~/var_ema")}
-    options = {"epsilon": float(module.eps)} | ({} if seen.decay is None else {"momentum": seen.decay})
+    options = {"epsilon": float(module.eps)} | (
+        {} if seen.decay is None else {"momentum": seen.decay}
+    )
     usual = module.axis is None or set(module.axis) == {*range(n)} - {module.channel_index % n}
     return Part(
         "batch_norm",
@@ -143,7 +166,9 @@ def _batch_norm(seen: Seen, name: str) -> Part:
 def _last(axes: Any, x: Any) -> bool:
     """Whether an axis, or what selects some, is the last one."""
     n = x.ndim
-    chosen = range(n)[axes] if isinstance(axes, slice) else [axes] if isinstance(axes, int) else axes
+    chosen = (
+        range(n)[axes] if isinstance(axes, slice) else [axes] if isinstance(axes, int) else axes
+    )
     return [axis % n for axis in chosen] == [n - 1]
 
 
@@ -151,21 +176,31 @@ def _norm(kind: str) -> Callable[[Seen, str], Part]:
     def norm(seen: Seen, name: str) -> Part:
         module = seen.module
         usual = _last(module.axis, seen.x) and _last(module.param_axis, seen.x)
-        refused = "" if usual else f"it normalizes over {module.axis}, with features along {module.param_axis}"
-        return Part(kind, _scale_and_bias(module, name), {"epsilon": float(module.eps)}, refused=refused)
+        refused = (
+            ""
+            if usual
+            else f"it normalizes over {module.axis}, with features along {module.param_axis}"
+        )
+        return Part(
+            kind, _scale_and_bias(module, name), {"epsilon": float(module.eps)}, refused=refused
+        )
 
     return norm
 
 
 def _group_norm(seen: Seen, name: str) -> Part:
     module, n = seen.module, seen.x.ndim
-    usual = {*range(2, n + 1)} if _channels_first(module) else {*range(1, n - 1), n}  # once the groups are apart
+    usual = (
+        {*range(2, n + 1)} if _channels_first(module) else {*range(1, n - 1), n}
+    )  # once the groups are apart
     return Part(
         "group_norm",
         _scale_and_bias(module, name),
         {"epsilon": float(module.eps), "groups": module.groups},
         channels_first=_channels_first(module),
-        refused="" if {axis % (n + 1) for axis in module.axis} == usual else "it normalizes over some axes",
+        refused=""
+        if {axis % (n + 1) for axis in module.axis} == usual
+        else "it normalizes over some axes",
     )
 
 

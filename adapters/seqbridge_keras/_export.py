@@ -19,7 +19,9 @@ import keras
 from seqbridge import PureLayer, Variables, nest, unnest
 
 Path: TypeAlias = tuple[str, ...]
-_alive: WeakValueDictionary[str, PureLayer] = WeakValueDictionary()  # by the names that configurations give them
+_alive: WeakValueDictionary[str, PureLayer] = (
+    WeakValueDictionary()
+)  # by the names that configurations give them
 
 
 @keras.saving.register_keras_serializable("seqbridge")
@@ -56,7 +58,10 @@ class SeqbridgeLayer(keras.Layer):
     def build(self, *shapes: Any, **named: Any) -> None:
         """Makes the weights for inputs of these shapes, floats unless the layer was called with others."""
         given = [shape for shape in (*shapes, *named.values()) if shape is not None]
-        floats = [keras.tree.map_shape_structure(lambda s: _spec(keras.KerasTensor(s)), shape) for shape in given]
+        floats = [
+            keras.tree.map_shape_structure(lambda s: _spec(keras.KerasTensor(s)), shape)
+            for shape in given
+        ]
         self._note(self._inputs or (_spread(self.layer, tuple(floats)), {}))
         args, keywords = self._inputs
         self._make(args, {k: v for k, v in keywords.items() if k != "training"})
@@ -65,12 +70,15 @@ class SeqbridgeLayer(keras.Layer):
         """What the layer was built for.
 
         Raises:
-            TypeError: An entry can't be pickled, so that no other process could make the layer again.
+            TypeError: An entry can't be pickled, so that no other process could make the layer
+                again.
         """
         if isinstance(pickled := _pickled(self.layer), Exception):
             raise TypeError(
-                f"the entries of {self.name} can't be pickled, so it can't be saved in a model's file: {pickled}. Save "
-                "the weights, model.save_weights(...), and load them into a model that is made again; or install "
+                f"the entries of {self.name} can't be pickled, so it can't be saved in a model's "
+                f"file: {pickled}. Save "
+                "the weights, model.save_weights(...), and load them into a model that is made "
+                "again; or install "
                 "cloudpickle"
             ) from pickled
         args, _ = self._inputs or ((), {})
@@ -79,7 +87,9 @@ class SeqbridgeLayer(keras.Layer):
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layer for the same."""
         if not self.built:
-            self._note((tuple(jax.ShapeDtypeStruct(tuple(s), dtype) for s, dtype in config["inputs"]), {}))
+            self._note(
+                (tuple(jax.ShapeDtypeStruct(tuple(s), dtype) for s, dtype in config["inputs"]), {})
+            )
             self.build()
 
     def _note(self, inputs: Any) -> None:
@@ -110,24 +120,36 @@ class SeqbridgeLayer(keras.Layer):
 
     def _run(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if keywords.get("training") is None:
-            keywords = {k: v for k, v in keywords.items() if k != "training"} | _default_mode(self.layer)
-        if not self.trainable:  # as in Keras' BatchNormalization: what is frozen learns no statistics
+            keywords = {k: v for k, v in keywords.items() if k != "training"} | _default_mode(
+                self.layer
+            )
+        if (
+            not self.trainable
+        ):  # as in Keras' BatchNormalization: what is frozen learns no statistics
             keywords = {**keywords, "training": False}
 
         def key() -> jax.Array:
             if self._seeds is None:  # whatever was known of the model, it drew nothing
-                raise TypeError("a layer draws random numbers here, but drew none when the model was built")
+                raise TypeError(
+                    "a layer draws random numbers here, but drew none when the model was built"
+                )
             return self._seeds.next()
 
         args = _as_built_for(self.layer, _spread(self.layer, args))
         given = {path: weight.value for path, weight in self._own.items()}
-        out, new = self.layer.apply({"params": {}, "state": {}, **nest(given)}, key, *args, **keywords)
+        out, new = self.layer.apply(
+            {"params": {}, "state": {}, **nest(given)}, key, *args, **keywords
+        )
         for path, value in unnest(new).items():
             self._own[path].assign(value)
         return out if self.compute_dtype == "float32" else jax.tree.map(self._computed, out)
 
     def _computed(self, value: Any) -> Any:
-        return value.astype(self.compute_dtype) if jax.numpy.issubdtype(value.dtype, jax.numpy.floating) else value
+        return (
+            value.astype(self.compute_dtype)
+            if jax.numpy.issubdtype(value.dtype, jax.numpy.floating)
+            else value
+        )
 
     def compute_output_spec(self, *args: Any, **keywords: Any) -> Any:
         """What a call returns, by a trace of it."""
@@ -135,7 +157,9 @@ class SeqbridgeLayer(keras.Layer):
 
     def compute_output_shape(self, *shapes: Any, **named: Any) -> Any:
         """The shape of what a call returns for inputs of these shapes, floats."""
-        symbols = (keras.tree.map_shape_structure(keras.KerasTensor, s) for s in (*shapes, *named.values()))
+        symbols = (
+            keras.tree.map_shape_structure(keras.KerasTensor, s) for s in (*shapes, *named.values())
+        )
         return jax.tree.map(lambda symbol: symbol.shape, self.compute_output_spec(*symbols))
 
     def seqbridge_variables(self) -> Variables:
@@ -153,7 +177,8 @@ class SeqbridgeLayer(keras.Layer):
         """The layer again.
 
         Raises:
-            ValueError: It comes from another process, and Keras loads in its safe mode, which unpickles nothing.
+            ValueError: It comes from another process, and Keras loads in its safe mode, which
+                unpickles nothing.
         """
         pickled, layer = config.pop("pickled"), _alive.get(config.pop("key"))
         if layer is None:
@@ -186,7 +211,11 @@ def _as_built_for(layer: PureLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
     def cast(value: Any, like: Any) -> Any:
         floats = jax.numpy.issubdtype(value.dtype, jax.numpy.floating)
-        return value.astype(like.dtype) if floats and jax.numpy.issubdtype(like.dtype, jax.numpy.integer) else value
+        return (
+            value.astype(like.dtype)
+            if floats and jax.numpy.issubdtype(like.dtype, jax.numpy.integer)
+            else value
+        )
 
     return jax.tree.map(cast, args, layer.inputs)
 
@@ -194,13 +223,14 @@ def _as_built_for(layer: PureLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def export(layer: PureLayer, *, seed: int | None = None, **options: Any) -> keras.Layer:
     """A model, a layer or an entry of any library as a Keras layer.
 
-    It is a layer like any other: in `keras.Sequential` and the functional API, for `fit`, `summary`, `save_weights`.
-    Several inputs may be a list, as in Keras. Parameters are trainable weights and state is not; each has its readable
-    name. Keras' `training` decides on the mode.
+    It is a layer like any other: in `keras.Sequential` and the functional API, for `fit`,
+    `summary`, `save_weights`. Several inputs may be a list, as in Keras. Parameters are trainable
+    weights and state is not; each has its readable name. Keras' `training` decides on the mode.
 
-    `model.save` keeps the entries by pickle. `keras.saving.load_model` in another process wants `import
-    seqbridge_keras` and, since that unpickles them, `safe_mode=False`. What can't be pickled, such as lambdas, wants
-    cloudpickle to be installed, or is made again by its code, and gets its values by `load_weights`.
+    `model.save` keeps the entries by pickle. `keras.saving.load_model` in another process wants
+    `import seqbridge_keras` and, since that unpickles them, `safe_mode=False`. What can't be
+    pickled, such as lambdas, wants cloudpickle to be installed, or is made again by its code, and
+    gets its values by `load_weights`.
 
     A layer that isn't trainable runs in evaluation: it keeps its statistics, and drops nothing.
 
@@ -230,10 +260,14 @@ def _call_of(made: SeqbridgeLayer, layer: PureLayer) -> Any:
     def call(*args: Any, **keywords: Any) -> Any:
         return made._run(args, keywords)
 
-    parameters = [p for p in _parameters(layer) if p.name != "mask" or p.default is p.empty]  # Keras would give its own
+    parameters = [
+        p for p in _parameters(layer) if p.name != "mask" or p.default is p.empty
+    ]  # Keras would give its own
     for i, p in enumerate(parameters):
         if p.name == "training":
-            parameters[i] = p.replace(default=p.default is True)  # evaluation, as in Keras' own layers
+            parameters[i] = p.replace(
+                default=p.default is True
+            )  # evaluation, as in Keras' own layers
         elif i and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD:
             parameters[i] = p.replace(default=None)  # since the first may be a list of all
     call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -247,7 +281,8 @@ def _parameters(layer: PureLayer) -> list[inspect.Parameter]:
 def _spread(layer: PureLayer, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Several inputs, which may come as one list."""
     several = sum(
-        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in _parameters(layer)
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in _parameters(layer)
     )
     if len(args) == 1 and isinstance(args[0], list | tuple) and several > 1:
         return tuple(args[0])
@@ -270,6 +305,7 @@ def _refuse_in_safe_mode() -> None:
             keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(lambda: None))
         except ValueError as error:
             raise ValueError(
-                "the entries of a SeqbridgeLayer are kept by pickle, which can run any code. If you trust the file, "
+                "the entries of a SeqbridgeLayer are kept by pickle, which can run any code. If "
+                "you trust the file, "
                 "load it with safe_mode=False"
             ) from error

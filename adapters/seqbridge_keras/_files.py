@@ -50,7 +50,9 @@ def _group(group: Any, where: str, seen: set[Any], left: list[int]) -> dict[str,
                 raise WeightsError(f"{place} lies in another file")
             left[0] -= node.nbytes
             if left[0] < 0 or not _is_there(node):
-                raise WeightsError(f"{place} is to be {node.shape} of {node.dtype}, which isn't there")
+                raise WeightsError(
+                    f"{place} is to be {node.shape} of {node.dtype}, which isn't there"
+                )
             if h5py.check_string_dtype(node.dtype) is None:  # texts are notes
                 found[name] = np.asarray(node[()])
     return found
@@ -61,7 +63,9 @@ def _check_notes(node: Any, place: str) -> None:
     for name in node.attrs:
         note = node.attrs.get_id(name)
         if math.prod(note.shape) * note.dtype.itemsize > _NOTE:
-            raise WeightsError(f"{place} has a note, {name!r}, that is to be {note.shape} of {note.dtype}")
+            raise WeightsError(
+                f"{place} has a note, {name!r}, that is to be {note.shape} of {note.dtype}"
+            )
 
 
 def _address(node: Any) -> Any:
@@ -73,7 +77,9 @@ def _is_there(node: h5py.Dataset) -> bool:
     """Whether all of an array is stored: what isn't would be read as zeros, and nothing said."""
     if node.chunks is None:
         return node.id.get_storage_size() >= node.nbytes
-    return node.id.get_num_chunks() >= math.prod(-(-n // size) for n, size in zip(node.shape, node.chunks, strict=True))
+    return node.id.get_num_chunks() >= math.prod(
+        -(-n // size) for n, size in zip(node.shape, node.chunks, strict=True)
+    )
 
 
 def read_weights(path: str, layers: Iterable[keras.Layer]) -> list[Any]:
@@ -86,7 +92,9 @@ def read_weights(path: str, layers: Iterable[keras.Layer]) -> list[Any]:
     Raises:
         WeightsError: The file is of something else.
     """
-    arrays = [array for place, array in unnest(read(path, format="h5")).items() if place[0] != "optimizer"]
+    arrays = [
+        array for place, array in unnest(read(path, format="h5")).items() if place[0] != "optimizer"
+    ]
     errors = []
     for layer in layers:
         for model in _models(layer):
@@ -96,7 +104,8 @@ def read_weights(path: str, layers: Iterable[keras.Layer]) -> list[Any]:
                 errors.append(error)
     why = " ".join(str(errors[0]).split())[:500]
     raise WeightsError(
-        f"{path} doesn't fit, be it as a file of this model or of one that holds this layer alone (save_weights writes "
+        f"{path} doesn't fit, be it as a file of this model or of one that holds this layer alone "
+        f"(save_weights writes "
         f"such files, and they are called *.weights.h5): {why}"
     ) from errors[0]
 
@@ -119,11 +128,18 @@ class _Alone(keras.Model):
 def _loaded(path: str, model: keras.Model, layer: keras.Layer, arrays: list[Any]) -> list[Any]:
     """The values that the layer would have after `model.load_weights(path)`."""
     skipped = [o for o in (getattr(layer, "optimizer", None),) if o is not None]
-    options: dict[str, Any] = {"objects_to_skip": skipped} if skipped and path.endswith(".weights.h5") else {}
+    options: dict[str, Any] = (
+        {"objects_to_skip": skipped} if skipped and path.endswith(".weights.h5") else {}
+    )
     before = [(inner, dict(vars(inner))) for inner in sublayers(layer)]
     try:
-        # In a scope in which no variable changes. Keras warns of weights that it leaves as they were: they are missing.
-        with jax.ensure_compile_time_eval(), warnings.catch_warnings(), keras.StatelessScope() as scope:
+        # In a scope in which no variable changes. Keras warns of weights that it leaves as they
+        # were: they are missing.
+        with (
+            jax.ensure_compile_time_eval(),
+            warnings.catch_warnings(),
+            keras.StatelessScope() as scope,
+        ):
             warnings.simplefilter("ignore", UserWarning)
             model.load_weights(path, **options)
     finally:
@@ -135,9 +151,18 @@ def _loaded(path: str, model: keras.Model, layer: keras.Layer, arrays: list[Any]
     missing = [v.path for v, value in zip(layer.weights, values, strict=True) if value is None]
     if missing:
         raise WeightsError(f"it has nothing for {', '.join(missing[:5])}")
-    if len(arrays) > (taken := sum(scope.get_current_value(v) is not None for v in layer.variables)):
+    if len(arrays) > (
+        taken := sum(scope.get_current_value(v) is not None for v in layer.variables)
+    ):
         raise WeightsError(f"it has {len(arrays)} arrays, and this layer takes {taken}")
-    stored, own = Counter(a.dtype.name for a in arrays), Counter(str(v.dtype) for v in layer.weights)
-    if len(arrays) == len(values) and stored != own:  # Keras itself would cast, and say nothing of what is lost
-        raise WeightsError(f"it has arrays of {', '.join(stored)}, and this layer weights of {', '.join(own)}")
+    stored, own = (
+        Counter(a.dtype.name for a in arrays),
+        Counter(str(v.dtype) for v in layer.weights),
+    )
+    if (
+        len(arrays) == len(values) and stored != own
+    ):  # Keras itself would cast, and say nothing of what is lost
+        raise WeightsError(
+            f"it has arrays of {', '.join(stored)}, and this layer weights of {', '.join(own)}"
+        )
     return values

@@ -18,17 +18,23 @@ At = Callable[[Any], Path]  # where a variable of the layer stands
 
 def parts(template: Template) -> Iterator[Part]:
     """The parts of a built layer, in the order in which they are defined."""
-    places = {id(v): place for v, place in zip(template.layer.weights, template.places, strict=True)}
+    places = {
+        id(v): place for v, place in zip(template.layer.weights, template.places, strict=True)
+    }
     for layer in _walk(template.layer, set()):
         part = TABLE[type(layer)](layer, lambda variable: places.get(id(variable), ()))
         if part is None:
             continue
         used = {path for weight in part.weights.values() for path in weight.paths}
         own = {places[id(v)]: v.name for v in layer.weights}
-        if used != own.keys():  # as with LoRA, where even `layer.kernel` is no variable but what becomes of three
+        if (
+            used != own.keys()
+        ):  # as with LoRA, where even `layer.kernel` is no variable but what becomes of three
             more = ", ".join(name for place, name in own.items() if place not in used)
             whole = {str(i): Weight.at(*place) for i, place in enumerate(own)}
-            refused = part.refused or f"it isn't computed from its usual weights alone, but has {more}"
+            refused = (
+                part.refused or f"it isn't computed from its usual weights alone, but has {more}"
+            )
             part = dataclasses.replace(part, weights=whole, refused=refused)
         yield part
 
@@ -58,7 +64,11 @@ def _einsum_dense(layer: keras.layers.EinsumDense, at: At) -> Part | None:
     """A linear layer, if the equation is that of one: `...x,xy->...y`, by whatever letters."""
     terms, _, out = layer.equation.replace(" ", "").replace("...", ".").partition("->")
     x, _, kernel = terms.partition(",")
-    plain = x[-1:] == kernel[:1] and x[:-1] + kernel[1:] == out and len({*x, *kernel}) == len(x) + 1 == len(out) + 1
+    plain = (
+        x[-1:] == kernel[:1]
+        and x[:-1] + kernel[1:] == out
+        and len({*x, *kernel}) == len(x) + 1 == len(out) + 1
+    )
     if not plain or layer.bias_axes not in (None, "", kernel[1:]):
         return None
     bias = {} if layer.bias is None else {"bias": Weight.at(*at(layer.bias))}
@@ -66,7 +76,9 @@ def _einsum_dense(layer: keras.layers.EinsumDense, at: At) -> Part | None:
 
 
 def _options(layer: Any, groups: int) -> dict[str, Any]:
-    window, strides, dilation = (tuple(v) for v in (layer.kernel_size, layer.strides, layer.dilation_rate))
+    window, strides, dilation = (
+        tuple(v) for v in (layer.kernel_size, layer.strides, layer.dilation_rate)
+    )
     return {
         "strides": strides,
         "padding": explicit(layer.padding, window, strides, dilation),
@@ -116,7 +128,9 @@ def _conv_transpose(layer: Any, at: At) -> Part:
     )
 
 
-def _side(padding: str, window: int, stride: int, dilation: int, more: int | None) -> tuple[int, int]:
+def _side(
+    padding: str, window: int, stride: int, dilation: int, more: int | None
+) -> tuple[int, int]:
     """What Keras makes of its words on one axis: it says how large the output is to be."""
     size = (window - 1) * dilation + 1
     if padding == "valid":
@@ -144,21 +158,28 @@ def _norm(kind: str) -> Callable[[Any, At], Part]:
 
     def norm(layer: Any, at: At) -> Part:
         found = {name: getattr(layer, own, None) for name, own in names.items()}
-        weights = {name: Weight.at(*at(v)) for name, v in found.items() if isinstance(v, keras.Variable)}
+        weights = {
+            name: Weight.at(*at(v)) for name, v in found.items() if isinstance(v, keras.Variable)
+        }
         options = {"epsilon": layer.epsilon}
         options |= {"momentum": layer.momentum} if kind == "batch_norm" else {}
         options |= {"groups": layer.groups} if kind == "group_norm" else {}
         axes = _axes(layer)
         first = kind in ("batch_norm", "group_norm") and axes == [1]
         refused = "" if first or axes == [-1] else f"its features are along axes {axes}"
-        refused = refused or ("it only scales (rms_scaling)" if getattr(layer, "rms_scaling", False) else "")
+        refused = refused or (
+            "it only scales (rms_scaling)" if getattr(layer, "rms_scaling", False) else ""
+        )
         return Part(kind, weights, options, channels_first=first, refused=refused)
 
     return norm
 
 
 def _activations(layer: Any) -> dict[str, Any]:
-    return {"activation": _named(layer.activation), "gate_activation": _named(layer.recurrent_activation)}
+    return {
+        "activation": _named(layer.activation),
+        "gate_activation": _named(layer.recurrent_activation),
+    }
 
 
 def _named(function: Any) -> Any:
@@ -235,7 +256,9 @@ TABLE: Mapping[type, Callable[[Any, At], Part | None]] = {
     _layers.EinsumDense: _einsum_dense,
     **dict.fromkeys((_layers.Conv1D, _layers.Conv2D, _layers.Conv3D), _conv),
     **dict.fromkeys((_layers.DepthwiseConv1D, _layers.DepthwiseConv2D), _depthwise),
-    **dict.fromkeys((_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose), _conv_transpose),
+    **dict.fromkeys(
+        (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose), _conv_transpose
+    ),
     _layers.Embedding: _embedding,
     _layers.BatchNormalization: _norm("batch_norm"),
     _layers.LayerNormalization: _norm("layer_norm"),

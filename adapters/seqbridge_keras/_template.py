@@ -22,7 +22,8 @@ class Template:
     """A built layer, and the names of its weights.
 
     Args:
-        layer: A built layer that nobody else changes, or one whose flags `trainable` are not to be looked into.
+        layer: A built layer that nobody else changes, or one whose flags `trainable` are not to be
+            looked into.
         clone: A copy of it that may be changed, to find which weights could be trained at all.
     """
 
@@ -33,7 +34,8 @@ class Template:
         with _thawed(clone or layer, allowed=clone is not None) as thawed:
             able = [v.trainable for v in thawed.weights]
         self.places: list[tuple[str, ...]] = [
-            ("params" if a else "state", *names[id(v)]) for a, v in zip(able, layer.weights, strict=True)
+            ("params" if a else "state", *names[id(v)])
+            for a, v in zip(able, layer.weights, strict=True)
         ]
         self._frozen = [a and f for a, f in zip(able, frozen, strict=True)]
         self.shapes = {p: tuple(v.shape) for p, v in zip(self.places, layer.weights, strict=True)}
@@ -42,29 +44,42 @@ class Template:
     def values(self) -> Variables:
         """The weights now; their notes say in which order Keras has them."""
         weights = zip(self.places, self.layer.weights, self._frozen, strict=True)
-        return nest({p: Annotated(v.value, i, trainable=not f) for i, (p, v, f) in enumerate(weights)})
+        return nest(
+            {p: Annotated(v.value, i, trainable=not f) for i, (p, v, f) in enumerate(weights)}
+        )
 
     def fits(self, variables: Variables) -> bool:
         """Whether these could be the variables of this layer."""
         return {place: array.shape for place, array in unnest(variables).items()} == self.shapes
 
-    def call(self, variables: Variables, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def call(
+        self, variables: Variables, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
         """`(outputs, state)`."""
         given = unnest(variables)
         weights = list(zip(self.places, self.layer.weights, strict=True))
         values = [(v, given[place]) for place, v in weights]
         seeds = [v for v in self.layer.variables if v.path.endswith(_SEED)]
         if seeds and key is not None:
-            values += zip(seeds, jax.random.bits(key, (len(seeds), *seeds[0].shape), "uint32"), strict=True)
+            values += zip(
+                seeds, jax.random.bits(key, (len(seeds), *seeds[0].shape), "uint32"), strict=True
+            )
         # Not `stateless_call`, which hands `training` to no layer inside and casts no inputs.
         with keras.StatelessScope(values) as scope:
             out = _run(self.layer, args, keywords)
-        return out, nest({place: scope.get_current_value(v) for place, v in weights if place[0] == "state"})
+        return out, nest(
+            {place: scope.get_current_value(v) for place, v in weights if place[0] == "state"}
+        )
 
 
-def build(make: Callable[[], keras.Layer], key: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Template:
+def build(
+    make: Callable[[], keras.Layer], key: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> Template:
     """A new layer, built for inputs of these shapes, with initial values that only the key decides."""
-    with jax.ensure_compile_time_eval(), _drawing_from(key):  # so that nothing of a trace stays in the layer
+    with (
+        jax.ensure_compile_time_eval(),
+        _drawing_from(key),
+    ):  # so that nothing of a trace stays in the layer
         layer = make()
         inputs, options = jax.tree.map(_symbol, (args, keywords))
         _run(layer, inputs, options)
@@ -79,15 +94,22 @@ def clone(layer: keras.Layer) -> keras.Layer:
     """
     name = type(layer).__name__
     try:
-        if isinstance(layer, keras.Sequential):  # its own configuration can't hold classes that aren't registered
+        if isinstance(
+            layer, keras.Sequential
+        ):  # its own configuration can't hold classes that aren't registered
             made: Any = type(layer)
-            return made([clone(inner) for inner in layer.layers], name=layer.name, trainable=layer.trainable)
-        if isinstance(layer, keras.layers.Lambda):  # nor can one hold a function that can't be imported
+            return made(
+                [clone(inner) for inner in layer.layers], name=layer.name, trainable=layer.trainable
+            )
+        if isinstance(
+            layer, keras.layers.Lambda
+        ):  # nor can one hold a function that can't be imported
             return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
         return type(layer).from_config(layer.get_config())
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(
-            f"{name} isn't built, and seqbridge builds a copy, which Keras can't make: give partial({name}, ...), or "
+            f"{name} isn't built, and seqbridge builds a copy, which Keras can't make: give "
+            f"partial({name}, ...), or "
             "the layer after layer.build(...), or give its class get_config() and **kwargs"
         ) from error
 
@@ -100,7 +122,11 @@ def sublayers(layer: keras.Layer) -> Iterator[keras.Layer]:
         now = waiting.pop(0)
         if id(now) not in seen:
             seen[id(now)] = now
-            waiting += [v for v in keras.tree.flatten(list(vars(now).values())) if isinstance(v, keras.Layer)]
+            waiting += [
+                v
+                for v in keras.tree.flatten(list(vars(now).values()))
+                if isinstance(v, keras.Layer)
+            ]
     return iter(seen.values())
 
 
@@ -134,7 +160,11 @@ def _run(layer: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
 
 
 def _symbol(value: Any) -> Any:
-    return keras.KerasTensor(value.shape, str(value.dtype)) if isinstance(value, jax.ShapeDtypeStruct) else value
+    return (
+        keras.KerasTensor(value.shape, str(value.dtype))
+        if isinstance(value, jax.ShapeDtypeStruct)
+        else value
+    )
 
 
 def _names(layer: keras.Layer) -> dict[int, tuple[str, ...]]:

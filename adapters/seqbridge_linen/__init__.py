@@ -32,14 +32,20 @@ def adapt(entry: Any) -> PureLayer | None:
         return None
     name = type(module).__name__
     if isinstance(module.parent, nn.Module) and not _has_variables(module):
-        module = module.clone(parent=None, name=None)  # made in a method of another module, as linen's modules are
+        module = module.clone(
+            parent=None, name=None
+        )  # made in a method of another module, as linen's modules are
     if module.scope is not None:
         raise TypeError(
-            f"this {name} is bound to variables: give the unbound module, {name}(...), and hand over the variables by "
+            f"this {name} is bound to variables: give the unbound module, {name}(...), and hand "
+            f"over the variables by "
             "model[i].load_native(variables)"
         )
     if module.parent is not None:
-        raise TypeError(f"this {name} belongs to a {type(module.parent).__name__}: give that, or a module of its own")
+        raise TypeError(
+            f"this {name} belongs to a {type(module.parent).__name__}: give that, or a module of "
+            f"its own"
+        )
     return _layer(module, "__call__")
 
 
@@ -52,17 +58,26 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
         # By position as far as it goes: `nn.remat` takes its static arguments by position only.
         args, keywords = _by_position(signature, args, keywords)
         return (
-            getattr(bound, method)(*args, **keywords) if isinstance(method, str) else method(bound, *args, **keywords)
+            getattr(bound, method)(*args, **keywords)
+            if isinstance(method, str)
+            else method(bound, *args, **keywords)
         )
 
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
         variables = module.init(key, args, keywords, method=call)
         return jax.tree.map(_annotate, unfreeze(variables), is_leaf=_is_box)
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         given = {name: tree for name, c in variables.items() if (tree := _without_sown(c))}
         out, state = module.apply(
-            given, args, keywords, method=call, rngs=key, mutable=[name for name in variables if name != "params"]
+            given,
+            args,
+            keywords,
+            method=call,
+            rngs=key,
+            mutable=[name for name in variables if name != "params"],
         )
         return out, meta.unbox(unfreeze(state))
 
@@ -74,7 +89,9 @@ def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
         ecosystem="linen",
         text=call_text(type(module).__name__, (), _given_fields(module)),
         decided=_decided(module),
-        to_native=lambda variables: jax.tree.map(_box, variables, is_leaf=lambda v: isinstance(v, Annotated)),
+        to_native=lambda variables: jax.tree.map(
+            _box, variables, is_leaf=lambda v: isinstance(v, Annotated)
+        ),
         from_native=lambda tree: meta.unbox(unfreeze(_nested(tree))),
         method=lambda other: _layer(module, other),
         held=tuple(_functions(module)),
@@ -91,9 +108,17 @@ def _signature(module: nn.Module, method: str | Callable[..., Any]) -> inspect.S
     if isinstance(module, nn.Sequential) and method == "__call__" and module.layers:
         first = module.layers[0]  # which gets all that a Sequential gets
         return _signature(first, method) if isinstance(first, nn.Module) else signature_of(first)
-    signature = signature_of(getattr(type(module), method) if isinstance(method, str) else method, skip=1)
-    inner = getattr(module, "layer_instance", None)  # of a wrapper such as `nn.WeightNorm`, which hands everything on
-    if signature is not None and isinstance(inner, nn.Module) and (handed := _signature(inner, "__call__")):
+    signature = signature_of(
+        getattr(type(module), method) if isinstance(method, str) else method, skip=1
+    )
+    inner = getattr(
+        module, "layer_instance", None
+    )  # of a wrapper such as `nn.WeightNorm`, which hands everything on
+    if (
+        signature is not None
+        and isinstance(inner, nn.Module)
+        and (handed := _signature(inner, "__call__"))
+    ):
         own = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
         given = [p for p in handed.parameters.values() if p.name not in signature.parameters]
         return inspect.Signature(sorted([*given, *own], key=lambda p: p.kind))
@@ -111,7 +136,9 @@ def _by_position(
 
 def _decided(module: nn.Module) -> frozenset[str]:
     decided = {flag for flag in MODE_FLAGS if getattr(module, flag, None) is not None}
-    if getattr(module, "dropout_rate", None) == 0 and isinstance(module, nn.MultiHeadDotProductAttention):
+    if getattr(module, "dropout_rate", None) == 0 and isinstance(
+        module, nn.MultiHeadDotProductAttention
+    ):
         decided.add("deterministic")  # attention without dropout has no mode
     return frozenset(decided)
 
@@ -143,7 +170,11 @@ def _nested(tree: Any) -> Any:
     if not isinstance(tree, Mapping) or any(isinstance(inner, Mapping) for inner in tree.values()):
         return tree
     separator = next((mark for mark in "/." if any(mark in str(name) for name in tree)), None)
-    return tree if separator is None else nest({tuple(str(n).split(separator)): array for n, array in tree.items()})
+    return (
+        tree
+        if separator is None
+        else nest({tuple(str(n).split(separator)): array for n, array in tree.items()})
+    )
 
 
 def _functions(module: nn.Module) -> Iterator[Any]:

@@ -16,7 +16,10 @@ class _Exported(nn.Module):
     layer: ClassVar[PureLayer]
 
     def _run(self, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
-        given = {c: self.variables.get(own, {}) for c, own in (("params", "params"), ("state", "batch_stats"))}
+        given = {
+            c: self.variables.get(own, {})
+            for c, own in (("params", "params"), ("state", "batch_stats"))
+        }
         first = self.is_initializing() and not any(given.values())
         if first and self.layer.init is not None:
             given = self.layer.init(lambda: self.make_rng("params"), *args, **keywords)
@@ -26,7 +29,9 @@ class _Exported(nn.Module):
                 self.variable("batch_stats", name, lambda tree=tree: tree)
         if self.is_initializing() and training_of({"training": training, **keywords}) is None:
             training = False  # an output is asked for, and nobody has decided on a mode yet
-        out, state = self.layer.apply(given, lambda: self.make_rng("dropout"), *args, training=training, **keywords)
+        out, state = self.layer.apply(
+            given, lambda: self.make_rng("dropout"), *args, training=training, **keywords
+        )
         if not self.is_initializing():
             for name, tree in state.get("state", {}).items():
                 if not _same(tree, given["state"][name]):
@@ -41,9 +46,10 @@ def _same(a: Any, b: Any) -> bool:
 def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
     """A model, a layer or an entry of any library as a Flax linen module.
 
-    It is a module like any other: `init`, `apply`, `bind`, `tabulate`, a submodule of others, under `nn.scan` and the
-    like. Parameters stand in `params`, state in `batch_stats`, random numbers come from the stream `dropout`. What was
-    built hands over its values: `init` returns them, whatever the key.
+    It is a module like any other: `init`, `apply`, `bind`, `tabulate`, a submodule of others, under
+    `nn.scan` and the like. Parameters stand in `params`, state in `batch_stats`, random numbers
+    come from the stream `dropout`. What was built hands over its values: `init` returns them,
+    whatever the key.
 
     Args:
         layer: The neutral form of what goes out.

@@ -21,11 +21,13 @@ def read_msgpack(path: str, **_: Any) -> Any:
     """The tree that `flax.serialization.to_bytes` or `msgpack_serialize` has written.
 
     Raises:
-        WeightsError: There are other things in it than arrays and numbers, or an array isn't what it says.
+        WeightsError: There are other things in it than arrays and numbers, or an array isn't what
+            it says.
     """
     with open(path, "rb") as file:
         data = file.read()
-    # Flax takes -1 for a length, structured types, two values of one name, and extensions that it doesn't know.
+    # Flax takes -1 for a length, structured types, two values of one name, and extensions that it
+    # doesn't know.
     msgpack.unpackb(data, ext_hook=_check, object_pairs_hook=_once, raw=False, strict_map_key=False)
     return serialization.msgpack_restore(data)
 
@@ -45,7 +47,9 @@ def _check(code: int, data: bytes) -> Any:
 
 def _check_shape(shape: Any, size: int, itemsize: int) -> None:
     if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * itemsize != size:
-        raise WeightsError(f"an array says that its shape is {tuple(shape)!r:.80}, and has {size} bytes")
+        raise WeightsError(
+            f"an array says that its shape is {tuple(shape)!r:.80}, and has {size} bytes"
+        )
 
 
 def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

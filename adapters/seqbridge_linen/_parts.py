@@ -20,10 +20,14 @@ _WRAPPED = "a WeightNorm or a SpectralNorm changes its weights whenever it is ca
 def parts(run: Callable[[], Any]) -> Iterator[Part]:
     """The parts of a module, in the order in which it calls them."""
     found: dict[Path, nn.Module] = {}
-    changing: list[nn.Module] = []  # the modules that are running and change the weights of those inside
+    changing: list[
+        nn.Module
+    ] = []  # the modules that are running and change the weights of those inside
     changed: set[Path] = set()
 
-    def look(call: Callable[..., Any], args: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+    def look(
+        call: Callable[..., Any], args: Any, keywords: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         module = context.module
         if context.method_name in ("__call__", "attend"):
             found.setdefault(module.path, module)
@@ -103,7 +107,11 @@ def _conv(module: nn.Conv, path: Path) -> Part:
 def _conv_refused(module: Any) -> str:
     if module.mask is not None:
         return "its kernel is masked"
-    return "it is dilated at its input" if _each(getattr(module, "input_dilation", None), (1,)) != (1,) else ""
+    return (
+        "it is dilated at its input"
+        if _each(getattr(module, "input_dilation", None), (1,)) != (1,)
+        else ""
+    )
 
 
 def _conv_transpose(module: nn.ConvTranspose, path: Path) -> Part:
@@ -113,7 +121,9 @@ def _conv_transpose(module: nn.ConvTranspose, path: Path) -> Part:
     return Part(
         "conv_transpose",
         _kernel_and_bias(
-            module, path, Weight.flipped(where, len(window)) if module.transpose_kernel else Weight.at(*where)
+            module,
+            path,
+            Weight.flipped(where, len(window)) if module.transpose_kernel else Weight.at(*where),
         ),
         {
             "strides": strides,
@@ -141,10 +151,16 @@ def _norm(kind: str) -> Callable[[Any, Path], Part]:
         if kind == "batch_norm":
             weights |= {name: Weight.at("batch_stats", *path, name) for name in ("mean", "var")}
             options["momentum"] = module.momentum
-            refused = "" if module.axis in (-1, (-1,)) else f"its features are along axis {module.axis}"
+            refused = (
+                "" if module.axis in (-1, (-1,)) else f"its features are along axis {module.axis}"
+            )
         elif kind == "group_norm":
             options |= {} if module.num_groups is None else {"groups": module.num_groups}
-            refused = "" if module.reduction_axes is None else f"it normalizes axes {module.reduction_axes}"
+            refused = (
+                ""
+                if module.reduction_axes is None
+                else f"it normalizes axes {module.reduction_axes}"
+            )
         elif module.reduction_axes not in (-1, (-1,)) or module.feature_axes not in (-1, (-1,)):
             refused = f"it normalizes axes {module.reduction_axes}, with features along {module.feature_axes}"
         return Part(kind, weights, options, refused=refused)
@@ -166,7 +182,9 @@ def _gates(path: Path, names: str, of: str, weight: str) -> Weight:
 
 def _activations(module: Any) -> dict[str, Any]:
     found = {"activation": module.activation_fn, "gate_activation": module.gate_fn}
-    names = {option: getattr(function, "__name__", "<lambda>") for option, function in found.items()}
+    names = {
+        option: getattr(function, "__name__", "<lambda>") for option, function in found.items()
+    }
     return {option: name for option, name in names.items() if name != "<lambda>"}
 
 
@@ -174,11 +192,17 @@ def _lstm(module: Any, path: Path) -> Part:
     places = [("params", *path, f"{of}{gate}", "kernel") for of in "ih" for gate in "ifgo"]
     kernel = Weight(
         tuple(places),
-        lambda *arrays: np.concatenate([np.concatenate(half, axis=-1) for half in (arrays[:4], arrays[4:])]),
-        lambda c, first, *_: tuple(g for half in np.split(c, [first[0]]) for g in np.split(half, 4, axis=-1)),
+        lambda *arrays: np.concatenate(
+            [np.concatenate(half, axis=-1) for half in (arrays[:4], arrays[4:])]
+        ),
+        lambda c, first, *_: tuple(
+            g for half in np.split(c, [first[0]]) for g in np.split(half, 4, axis=-1)
+        ),
         "gates i, f, g, o joined, those of x above those of h",
     )
-    return Part("lstm", {"kernel": kernel, "bias": _gates(path, "ifgo", "h", "bias")}, _activations(module))
+    return Part(
+        "lstm", {"kernel": kernel, "bias": _gates(path, "ifgo", "h", "bias")}, _activations(module)
+    )
 
 
 def _gru(module: nn.GRUCell, path: Path) -> Part:
@@ -201,12 +225,17 @@ def _attention(module: nn.MultiHeadDotProductAttention, path: Path) -> Part:
         weights[f"{name}_kernel"] = Weight.at("params", *path, own, "kernel")
         if module.use_bias:
             weights[f"{name}_bias"] = Weight.at("params", *path, own, "bias")
-    usual = not (module.normalize_qk or module.decode) and module.attention_fn is nn.dot_product_attention
+    usual = (
+        not (module.normalize_qk or module.decode)
+        and module.attention_fn is nn.dot_product_attention
+    )
     return Part(
         "attention",
         weights,
         {"heads": module.num_heads},
-        refused="" if usual else "it attends in a way of its own (normalize_qk, decode or attention_fn)",
+        refused=""
+        if usual
+        else "it attends in a way of its own (normalize_qk, decode or attention_fn)",
     )
 
 

@@ -24,7 +24,9 @@ def adapt(entry: Any) -> PureLayer | None:
     """
     if isinstance(entry, type):
         if issubclass(entry, nnx.Module):
-            raise TypeError(f"got the class {entry.__name__}: give a module, or partial({entry.__name__}, ...)")
+            raise TypeError(
+                f"got the class {entry.__name__}: give a module, or partial({entry.__name__}, ...)"
+            )
         return None
     if isinstance(entry, functools.partial):
         return _from_class(entry, "__call__") if issubclass(entry.func, nnx.Module) else None  # pyright: ignore
@@ -46,7 +48,9 @@ def _from_module(module: nnx.Module, method: str | Callable[..., Any]) -> PureLa
 
 
 def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any]) -> PureLayer:
-    if "rngs" in entry.keywords:  # its values are decided; drawn from a copy, since drawing changes the object
+    if (
+        "rngs" in entry.keywords
+    ):  # its values are decided; drawn from a copy, since drawing changes the object
         return _from_module(entry(rngs=nnx.clone(entry.keywords["rngs"])), method)
     draws = "rngs" in inspect.signature(entry.func.__init__).parameters
 
@@ -56,7 +60,9 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
     def parts_of(run: Callable[[], Any]) -> list[Part]:
         found: list[Part] = []
 
-        def look() -> None:  # while the class makes one: in a module of shapes, NNX has sorted the attributes
+        def look() -> (
+            None
+        ):  # while the class makes one: in a module of shapes, NNX has sorted the attributes
             made = make(jax.random.key(0))
             found.extend(parts(made, Structure(made).sources(made)))
 
@@ -76,7 +82,9 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
     )
 
 
-def _layer(module: nnx.Module, structure: Structure, how: str | Callable[..., Any], **fields: Any) -> PureLayer:
+def _layer(
+    module: nnx.Module, structure: Structure, how: str | Callable[..., Any], **fields: Any
+) -> PureLayer:
     name = type(module).__name__
     if isinstance(how, str) and not callable(getattr(type(module), how, None)):
         raise TypeError(f"{name} has no method {how!r}")
@@ -95,9 +103,15 @@ def _layer(module: nnx.Module, structure: Structure, how: str | Callable[..., An
             keywords = {**keywords, "rngs": nnx.Rngs(0 if key is None else key)}
         if not flags:
             keywords = {k: v for k, v in keywords.items() if k != "training"}
-        return getattr(module, how)(*args, **keywords) if isinstance(how, str) else how(module, *args, **keywords)
+        return (
+            getattr(module, how)(*args, **keywords)
+            if isinstance(how, str)
+            else how(module, *args, **keywords)
+        )
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         made = structure.merge(graphs[training_of(keywords) is not False], variables, key)
         out = call(made, key, args, keywords)
         return out, structure.changes(made, variables)
@@ -106,20 +120,28 @@ def _layer(module: nnx.Module, structure: Structure, how: str | Callable[..., An
         return nnx.state(structure.merge(graphs[True], variables), nnx.Not(nnx.RngState))
 
     def from_native(tree: Any) -> Variables:
-        return structure.named(state_paths(nnx.state(tree) if isinstance(tree, nnx.Module) else tree))
+        return structure.named(
+            state_paths(nnx.state(tree) if isinstance(tree, nnx.Module) else tree)
+        )
 
     return PureLayer(
         apply=apply,
         signature=signature and signature.replace(parameters=ordered),
         label=name,
         ecosystem="nnx",
-        decided=frozenset() if open_ else frozenset(f for f in flags if parameters[f].default is None),
+        decided=frozenset()
+        if open_
+        else frozenset(f for f in flags if parameters[f].default is None),
         takes_key=structure.draws or wanted is not None,
         kinds=structure.kinds,
         to_native=to_native,
         from_native=from_native,
-        held=tuple(n for _, n in nnx.iter_graph(module) if not isinstance(n, nnx.Module | nnx.Variable)),
-        remake=None if structure.draws else lambda variables: structure.merge(graphs[True], variables),
+        held=tuple(
+            n for _, n in nnx.iter_graph(module) if not isinstance(n, nnx.Module | nnx.Variable)
+        ),
+        remake=None
+        if structure.draws
+        else lambda variables: structure.merge(graphs[True], variables),
         **{
             "text": call_text(name, (), _options(module)),
             "parts": lambda run: parts(module, structure.sources(module)),
@@ -136,4 +158,8 @@ def _make(cls: type[nnx.Module], attributes: dict[str, Any]) -> nnx.Module:
 
 def _options(module: nnx.Module) -> dict[str, Any]:
     """The numbers and names that a module was made with."""
-    return {k: v for k, v in vars(module).items() if type(v) in (int, float, str) and not k.startswith("_")}
+    return {
+        k: v
+        for k, v in vars(module).items()
+        if type(v) in (int, float, str) and not k.startswith("_")
+    }

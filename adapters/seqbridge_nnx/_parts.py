@@ -14,8 +14,11 @@ from seqbridge import Part, Weight, explicit
 Path = tuple[str, ...]
 At = Callable[[Any], Path]  # where a variable of the module stands
 
-# Modules that change the weights of what is inside of them at each call. Old versions haven't got them.
-_CHANGING = tuple(getattr(nnx, name) for name in ("WeightNorm", "SpectralNorm") if hasattr(nnx, name))
+# Modules that change the weights of what is inside of them at each call. Old versions haven't got
+# them.
+_CHANGING = tuple(
+    getattr(nnx, name) for name in ("WeightNorm", "SpectralNorm") if hasattr(nnx, name)
+)
 
 
 def parts(module: nnx.Module, sources: Mapping[Path, Any]) -> Iterator[Part]:
@@ -23,8 +26,8 @@ def parts(module: nnx.Module, sources: Mapping[Path, Any]) -> Iterator[Part]:
 
     Args:
         module: A module, with arrays or with shapes in place of them.
-        sources: Its variables by the places of their arrays: one that is shared has one place, which needn't be the
-            first in order.
+        sources: Its variables by the places of their arrays: one that is shared has one place,
+            which needn't be the first in order.
     """
     places = {id(variable): place for place, variable in sources.items()}
     for node, changing in _walk(module, "", set()):
@@ -71,11 +74,15 @@ def _linear(module: nnx.Linear, at: At) -> Part:
 
 def _linear_general(module: nnx.LinearGeneral, at: At) -> Part:
     own = len(module.in_features) + len(module.out_features)
-    stack = module.kernel.shape[: module.kernel.ndim - own]  # with nnx.vmap, one layer for each index
+    stack = module.kernel.shape[
+        : module.kernel.ndim - own
+    ]  # with nnx.vmap, one layer for each index
     shapes = {"kernel": (*stack, -1, int(np.prod(module.out_features))), "bias": (*stack, -1)}
     weights = _given(module, at, "kernel", "bias")
     if len(module.in_features) > 1 or len(module.out_features) > 1:
-        weights = {name: Weight.reshaped(weight.paths[0], shapes[name]) for name, weight in weights.items()}
+        weights = {
+            name: Weight.reshaped(weight.paths[0], shapes[name]) for name, weight in weights.items()
+        }
     options = {} if tuple(module.axis) == (-1,) else {"axis": tuple(module.axis)}
     refused = "it has a kernel for each of a batch" if module.batch_axis else ""
     return Part("linear", weights, options, refused=refused)
@@ -85,7 +92,11 @@ def _einsum(module: nnx.Einsum, at: At) -> Part | None:
     """A linear layer, if the equation is that of one: `...x,xy->...y`, by whatever letters."""
     terms, _, out = module.einsum_str.replace("...", ".").partition("->")
     x, kernel = terms.split(",")
-    plain = x[-1:] == kernel[:1] and x[:-1] + kernel[1:] == out and len({*x, *kernel}) == len(x) + 1 == len(out) + 1
+    plain = (
+        x[-1:] == kernel[:1]
+        and x[:-1] + kernel[1:] == out
+        and len({*x, *kernel}) == len(x) + 1 == len(out) + 1
+    )
     return _linear(module, at) if plain and len(module.bias_shape or kernel[1:]) == 1 else None  # pyright: ignore
 
 
@@ -95,7 +106,10 @@ def _each(value: Any, n: int) -> tuple[int, ...]:
 
 def _convolution(module: Any, *, transposed: bool) -> dict[str, Any]:
     window = _each(module.kernel_size, 1)
-    strides, dilation = _each(module.strides, len(window)), _each(module.kernel_dilation, len(window))
+    strides, dilation = (
+        _each(module.strides, len(window)),
+        _each(module.kernel_dilation, len(window)),
+    )
     return {
         "strides": strides,
         "padding": explicit(module.padding, window, strides, dilation, transposed=transposed),
@@ -113,14 +127,21 @@ def _conv_refused(module: Any) -> str:
 
 def _conv(module: nnx.Conv, at: At) -> Part:
     weights = _given(module, at, "kernel", "bias")
-    return Part("conv", weights, _convolution(module, transposed=False), refused=_conv_refused(module))
+    return Part(
+        "conv", weights, _convolution(module, transposed=False), refused=_conv_refused(module)
+    )
 
 
 def _conv_transpose(module: nnx.ConvTranspose, at: At) -> Part:
     weights = _given(module, at, "kernel", "bias")
     if module.transpose_kernel:
         weights["kernel"] = Weight.flipped(at(module.kernel), len(_each(module.kernel_size, 1)))
-    return Part("conv_transpose", weights, _convolution(module, transposed=True), refused=_conv_refused(module))
+    return Part(
+        "conv_transpose",
+        weights,
+        _convolution(module, transposed=True),
+        refused=_conv_refused(module),
+    )
 
 
 def _embed(module: nnx.Embed, at: At) -> Part:
@@ -135,10 +156,16 @@ def _norm(kind: str) -> Callable[[Any, At], Part]:
         if kind == "batch_norm":
             weights |= _given(module, at, "mean", "var")
             options["momentum"] = module.momentum
-            refused = "" if module.axis in (-1, (-1,)) else f"its features are along axis {module.axis}"
+            refused = (
+                "" if module.axis in (-1, (-1,)) else f"its features are along axis {module.axis}"
+            )
         elif kind == "group_norm":
             options["groups"] = module.num_groups
-            refused = "" if module.reduction_axes is None else f"it normalizes axes {module.reduction_axes}"
+            refused = (
+                ""
+                if module.reduction_axes is None
+                else f"it normalizes axes {module.reduction_axes}"
+            )
         elif module.reduction_axes not in (-1, (-1,)) or module.feature_axes not in (-1, (-1,)):
             refused = f"it normalizes axes {module.reduction_axes}, with features along {module.feature_axes}"
         return Part(kind, weights, options, refused=refused)
@@ -161,9 +188,13 @@ def _lstm(module: nnx.LSTMCell, at: At) -> Part:
     of_h = [module.hi, module.hf, module.hg, module.ho]
     kernel = Weight(
         tuple(at(gate.kernel) for gate in (*of_x, *of_h)),
-        lambda *arrays: np.concatenate([np.concatenate(half, axis=-1) for half in (arrays[:4], arrays[4:])], axis=-2),
+        lambda *arrays: np.concatenate(
+            [np.concatenate(half, axis=-1) for half in (arrays[:4], arrays[4:])], axis=-2
+        ),
         lambda c, first, *_: tuple(
-            gate for half in np.split(c, [first[-2]], axis=-2) for gate in np.split(half, 4, axis=-1)
+            gate
+            for half in np.split(c, [first[-2]], axis=-2)
+            for gate in np.split(half, 4, axis=-1)
         ),
         "gates i, f, g, o joined, those of x above those of h",
     )
@@ -183,13 +214,20 @@ def _optimized_lstm(module: nnx.OptimizedLSTMCell, at: At) -> Part:
         lambda c, x, h: tuple(np.split(c, [x[-2]], axis=-2)),
         "rows of x above those of h",
     )
-    return Part("lstm", {"kernel": kernel, "bias": Weight.at(*at(module.dense_h.bias))}, _activations(module))
+    return Part(
+        "lstm",
+        {"kernel": kernel, "bias": Weight.at(*at(module.dense_h.bias))},
+        _activations(module),
+    )
 
 
 def _without_recurrent(c: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     bias, recurrent = np.split(c, shape[-1:], axis=-1)
     if recurrent.any():
-        raise ValueError("a GRUCell of NNX has no bias in the recurrent part of its candidate, and this one isn't 0")
+        raise ValueError(
+            "a GRUCell of NNX has no bias in the recurrent part of its candidate, and this one "
+            "isn't 0"
+        )
     return bias
 
 
@@ -214,8 +252,13 @@ def _attention(module: nnx.MultiHeadAttention, at: At) -> Part:
     for norm in ("query_ln", "key_ln"):
         if getattr(module, norm, None) is not None:  # with `normalize_qk`
             weights[norm] = Weight.at(*at(getattr(module, norm).scale))
-    usual = not (module.normalize_qk or module.decode) and module.attention_fn is nnx.dot_product_attention
-    refused = "" if usual else "it attends in a way of its own (normalize_qk, decode or attention_fn)"
+    usual = (
+        not (module.normalize_qk or module.decode)
+        and module.attention_fn is nnx.dot_product_attention
+    )
+    refused = (
+        "" if usual else "it attends in a way of its own (normalize_qk, decode or attention_fn)"
+    )
     return Part("attention", weights, {"heads": module.num_heads}, refused=refused)
 
 

@@ -12,7 +12,10 @@ from flax import nnx
 from seqbridge import Annotated, Variables, nest, unnest
 
 _COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
-_PASSING = (nnx.Intermediate, nnx.Perturbation)  # what a call may leave in a module without its being state
+_PASSING = (
+    nnx.Intermediate,
+    nnx.Perturbation,
+)  # what a call may leave in a module without its being state
 _STREAM = 1 << 16  # how many keys a call may take from one stream before it meets those of the next
 
 
@@ -43,13 +46,22 @@ class Structure:
         for path, node in nnx.to_flat_state(state):
             if isinstance(node, nnx.Variable):  # which calls it by another name in each version
                 told = node.get_metadata()
-                axes = next((told[n] for n in ("out_sharding", "sharding_names", "sharding") if told.get(n)), ())
+                axes = next(
+                    (
+                        told[n]
+                        for n in ("out_sharding", "sharding_names", "sharding")
+                        if told.get(n)
+                    ),
+                    (),
+                )
                 self._axes[tuple(map(str, path))] = tuple(axes)
         self.draws = bool(self._keys)
         for stream, i in self._keys.items():  # in a module of shapes, keys that hold a place
             if isinstance(self.arrays[i], jax.ShapeDtypeStruct):
                 shape = self.arrays[i].shape
-                self.arrays[i] = jax.random.split(jax.random.key(0), shape) if shape else jax.random.key(0)
+                self.arrays[i] = (
+                    jax.random.split(jax.random.key(0), shape) if shape else jax.random.key(0)
+                )
                 self.arrays[self._counts[stream]] = jnp.zeros(shape, "uint32")
 
     def variables(self, arrays: list[Any]) -> Variables:
@@ -59,11 +71,17 @@ class Structure:
             axes = self._axes.get(place[1:])
             return Annotated(array, axes=axes) if axes else array
 
-        return nest({place: said(place, jnp.asarray(arrays[i])) for place, i in self._places.items()})
+        return nest(
+            {place: said(place, jnp.asarray(arrays[i])) for place, i in self._places.items()}
+        )
 
     def sources(self, module: nnx.Module) -> dict[tuple[str, ...], Any]:
         """The `nnx.Variable`s of a module, by the places of their arrays."""
-        found = {tuple(map(str, path)): node for path, node in nnx.iter_graph(module) if isinstance(node, nnx.Variable)}
+        found = {
+            tuple(map(str, path)): node
+            for path, node in nnx.iter_graph(module)
+            if isinstance(node, nnx.Variable)
+        }
         return {place: found[place[1:]] for place in self._places if place[1:] in found}
 
     def merge(self, graph: Any, variables: Variables, key: Any = None) -> Any:
@@ -76,7 +94,8 @@ class Structure:
             if key is None:
                 break
             shape = jnp.shape(arrays[i])
-            # One key and as many counters as there are streams, so that nothing is computed before a key is drawn.
+            # One key and as many counters as there are streams, so that nothing is computed before
+            # a key is drawn.
             arrays[i] = jax.random.split(jax.random.fold_in(key, n), shape) if shape else key
             arrays[self._counts[stream]] = jnp.full(shape, n * _STREAM, "uint32")
         return nnx.merge(graph, jax.tree.unflatten(self._treedef, arrays))
@@ -94,7 +113,8 @@ class Structure:
                 after[place] = array
             elif not issubclass(kind, (nnx.RngState, *_PASSING)):
                 raise ValueError(
-                    f"the call made the variable {'.'.join(path)} ({kind.__name__}), which the module didn't have: "
+                    f"the call made the variable {'.'.join(path)} ({kind.__name__}), which the "
+                    f"module didn't have: "
                     "make it in the constructor"
                 )
         given = unnest(before)
@@ -104,13 +124,17 @@ class Structure:
     def named(self, arrays: dict[tuple[str, ...], Any]) -> Variables:
         """Arrays by their paths, as variables; a path that the module hasn't got stands under its own name."""
         collections = {place[1:]: place for place in self._places}
-        collections |= {(*path, "value"): place for path, place in collections.items()}  # as some files have them
+        collections |= {
+            (*path, "value"): place for path, place in collections.items()
+        }  # as some files have them
         return nest({collections.get(path, path): array for path, array in arrays.items()})
 
 
 def state_paths(state: Any) -> dict[tuple[str, ...], Any]:
     """The arrays of an `nnx.State`, or of nested dicts, by their paths; keys left out."""
-    return {path: array for path, kind, array in _leaves(state) if not issubclass(kind, nnx.RngState)}
+    return {
+        path: array for path, kind, array in _leaves(state) if not issubclass(kind, nnx.RngState)
+    }
 
 
 def _leaves(state: Any) -> Iterator[tuple[tuple[str, ...], type, Any]]:

@@ -18,19 +18,28 @@ from seqbridge import PureLayer, Variables, call_text, nest, signature_of, unnes
 def adapt(entry: Any) -> PureLayer | None:
     """The neutral form of a module with `vars()`, which returns boxes by name: objects with `value` (and `assign`).
 
-    A class, or `partial(Class, ...)`, is called once, and its initial values are those that it draws by itself.
+    A class, or `partial(Class, ...)`, is called once, and its initial values are those that it
+    draws by itself.
 
     Raises:
         TypeError: A module class.
     """
-    cls = entry if isinstance(entry, type) else entry.func if isinstance(entry, functools.partial) else type(entry)
+    cls = (
+        entry
+        if isinstance(entry, type)
+        else entry.func
+        if isinstance(entry, functools.partial)
+        else type(entry)
+    )
     if not isinstance(cls, type) or not callable(getattr(cls, "vars", None)) or not _called(cls):
         return None
     if isinstance(entry, type):
         raise TypeError(f"got the class {entry.__name__}: give a module, {entry.__name__}(...)")
     module = entry() if isinstance(entry, functools.partial) else entry
     boxes = module.vars()
-    if not isinstance(boxes, Mapping) or not all(hasattr(box, "value") for box in dict(boxes).values()):
+    if not isinstance(boxes, Mapping) or not all(
+        hasattr(box, "value") for box in dict(boxes).values()
+    ):
         return None
     return _layer(module, dict(boxes), "__call__")
 
@@ -44,12 +53,16 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
     held = {names[id(box)]: box for box in boxes.values()}
     standing_in = {id(box): _copy(box) for box in boxes.values()}
     own = {place: standing_in[id(box)] for place, box in held.items()}
-    template = copy.deepcopy(module, dict(standing_in))  # so that the module itself never sees a value of ours
+    template = copy.deepcopy(
+        module, dict(standing_in)
+    )  # so that the module itself never sees a value of ours
     values = {place: box.value for place, box in held.items()}
     inner = module if isinstance(module, list) else ()
     lock = threading.RLock()
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         given = {**values, **unnest(variables)}
         keys = [place for place in own if place[0] == "rng"]
         if key is not None:
@@ -59,7 +72,9 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
                 for place, box in own.items():
                     _write(box, given[place])
                 out = _run(template, how, args, keywords)
-                return out, nest({place: box.value for place, box in own.items() if place[0] == "state"})
+                return out, nest(
+                    {place: box.value for place, box in own.items() if place[0] == "state"}
+                )
             finally:
                 for place, box in own.items():
                     _write(box, values[place])
@@ -71,7 +86,13 @@ def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
         tree = tree.vars() if hasattr(tree, "vars") else _by_name(tree)
         places = {name: (collection, name) for collection, name in own}
         given = {n: v.value if hasattr(v, "assign") else v for n, v in dict(tree).items()}
-        return nest({places.get(n, ("params", n)): v for n, v in given.items() if places.get(n, ("",))[0] != "rng"})
+        return nest(
+            {
+                places.get(n, ("params", n)): v
+                for n, v in given.items()
+                if places.get(n, ("",))[0] != "rng"
+            }
+        )
 
     return PureLayer(
         init=None,
@@ -102,7 +123,11 @@ def _by_name(tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _run(module: Any, how: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    return getattr(module, how)(*args, **keywords) if isinstance(how, str) else how(module, *args, **keywords)
+    return (
+        getattr(module, how)(*args, **keywords)
+        if isinstance(how, str)
+        else how(module, *args, **keywords)
+    )
 
 
 def _called(cls: type) -> bool:
@@ -112,11 +137,18 @@ def _called(cls: type) -> bool:
 def _collection(box: Any) -> str:
     """What a box is, by Objax' own names for the kinds of them."""
     kinds = {base.__name__ for base in type(box).__mro__}
-    return "rng" if "RandomState" in kinds else "state" if kinds & {"BaseState", "StateVar"} else "params"
+    return (
+        "rng"
+        if "RandomState" in kinds
+        else "state"
+        if kinds & {"BaseState", "StateVar"}
+        else "params"
+    )
 
 
 def _copy(box: Any) -> Any:
-    # Not by `copy.copy`: an Objax box hands on what it doesn't know to its array, which it hasn't got at that moment.
+    # Not by `copy.copy`: an Objax box hands on what it doesn't know to its array, which it hasn't
+    # got at that moment.
     made = object.__new__(type(box))
     vars(made).update(vars(box))
     return made
@@ -148,7 +180,9 @@ def _signature(module: Any, how: Any = "__call__") -> inspect.Signature | None:
     found: dict[str, inspect.Parameter] = {}
     for i, inner in enumerate(module):
         signature = _signature(inner)
-        first, *others = signature.parameters.values() if signature and signature.parameters else (None,)
+        first, *others = (
+            signature.parameters.values() if signature and signature.parameters else (None,)
+        )
         if i == 0 and first is not None:
             found[first.name] = first
         for p in others:

@@ -14,7 +14,8 @@ import jax
 from seqbridge import PureLayer, Variables, nest, path_text, signature_of, training_of, unnest
 from seqbridge_stax._export import export as export
 
-# The structure of the parameters that an `init_fun` makes; it has empty tuples in it, which nested dicts lose.
+# The structure of the parameters that an `init_fun` makes; it has empty tuples in it, which nested
+# dicts lose.
 _structures: WeakKeyDictionary[Callable[..., Any], Any] = WeakKeyDictionary()
 
 
@@ -35,7 +36,9 @@ def adapt(entry: Any) -> PureLayer | None:
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
         return from_native(_initial(init_fun, key, args))
 
-    def apply(variables: Variables, key: Any, /, *args: Any, **keywords: Any) -> tuple[Any, Variables]:
+    def apply(
+        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         if init_fun not in _structures:
             jax.eval_shape(lambda: _initial(init_fun, jax.random.key(0), args))
         given = {k: v for k, v in keywords.items() if k != "training" or named}
@@ -45,14 +48,25 @@ def adapt(entry: Any) -> PureLayer | None:
 
     def to_native(variables: Variables) -> Any:
         if init_fun not in _structures:
-            raise RuntimeError(f"the structure of this {name}'s parameters isn't known before its first call here")
+            raise RuntimeError(
+                f"the structure of this {name}'s parameters isn't known before its first call here"
+            )
         structure = _structures[init_fun]
         arrays = unnest(variables)
-        paths, _ = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(structure, range(structure.num_leaves)))
-        return jax.tree.unflatten(structure, [arrays["params", *path_text(path)] for path, _ in paths])
+        paths, _ = jax.tree_util.tree_flatten_with_path(
+            jax.tree.unflatten(structure, range(structure.num_leaves))
+        )
+        return jax.tree.unflatten(
+            structure, [arrays["params", *path_text(path)] for path, _ in paths]
+        )
 
     def from_native(params: Any) -> Variables:
-        return nest({("params", *path_text(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)})
+        return nest(
+            {
+                ("params", *path_text(path)): leaf
+                for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            }
+        )
 
     return PureLayer(
         init=init,
@@ -83,7 +97,10 @@ def _unused_key() -> jax.Array:
 def _inputs(function: Any) -> int:
     """How many arguments a function must get."""
     parameters = inspect.signature(function).parameters.values()
-    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return sum(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters
+    )
 
 
 def _applies(function: Any) -> bool:
@@ -105,8 +122,14 @@ def _signature(apply_fun: Any, *, mode: bool) -> inspect.Signature:
         elif _applies(value):
             signature = signature_of(value, skip=1)
             for p in signature.parameters.values() if signature else ():
-                if p.kind is not p.VAR_KEYWORD and p.name != "rng" and (value is apply_fun or p.default is not p.empty):
-                    found.setdefault(p.name, p if value is apply_fun else p.replace(kind=p.KEYWORD_ONLY))
+                if (
+                    p.kind is not p.VAR_KEYWORD
+                    and p.name != "rng"
+                    and (value is apply_fun or p.default is not p.empty)
+                ):
+                    found.setdefault(
+                        p.name, p if value is apply_fun else p.replace(kind=p.KEYWORD_ONLY)
+                    )
             for cell in value.__closure__ or ():
                 look(cell.cell_contents)
 
@@ -130,4 +153,6 @@ def _switched(value: Any) -> Any:
     if all(a is b for a, b in zip(after, before, strict=True)):
         return value
     cells = tuple(types.CellType(v) for v in after)
-    return types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    return types.FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
+    )

@@ -15,15 +15,15 @@ from seqbridge import PureLayer, Variables
 def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """A model, a layer or an entry of any library as a stax pair, `(init_fun, apply_fun)`.
 
-    `init_fun(rng, input_shape)` returns the shape of the output and the parameters, nested dicts by readable names. A
-    size may be -1. `apply_fun(params, inputs, rng=key, training=True)` returns the output; other keywords are those of
-    the layers. Several inputs are one tuple, as in stax. What was built hands over its values: `init_fun` returns them,
-    whatever the key.
+    `init_fun(rng, input_shape)` returns the shape of the output and the parameters, nested dicts by
+    readable names. A size may be -1. `apply_fun(params, inputs, rng=key, training=True)` returns
+    the output; other keywords are those of the layers. Several inputs are one tuple, as in stax.
+    What was built hands over its values: `init_fun` returns them, whatever the key.
 
-    stax knows no state. Here it stands beside the parameters, `(params, state)`, without gradients and all in floats,
-    so that stax' optimizers leave it as it is; a call in training uses the statistics of its batch, and loses what it
-    learns of them. `apply_fun.with_state(params, inputs, ...)` returns `(outputs, params)` with the new state: call it
-    once over the training data before the evaluation.
+    stax knows no state. Here it stands beside the parameters, `(params, state)`, without gradients
+    and all in floats, so that stax' optimizers leave it as it is; a call in training uses the
+    statistics of its batch, and loses what it learns of them. `apply_fun.with_state(params, inputs,
+    ...)` returns `(outputs, params)` with the new state: call it once over the training data before the evaluation.
 
     Args:
         layer: The neutral form of what goes out.
@@ -51,11 +51,15 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
         def outputs(size: int) -> Any:
             args = _packed(specs(input_shape, size))
-            return jax.eval_shape(lambda p, x: apply_fun(p, x, jax.random.key(0), **given), params, args)
+            return jax.eval_shape(
+                lambda p, x: apply_fun(p, x, jax.random.key(0), **given), params, args
+            )
 
         one, two = outputs(1), outputs(2)
         open_ = any(size == -1 for size in jax.tree.leaves(input_shape))
-        return jax.tree.map(lambda a, b: _shape(a.shape, b.shape if open_ else a.shape), one, two), params
+        return jax.tree.map(
+            lambda a, b: _shape(a.shape, b.shape if open_ else a.shape), one, two
+        ), params
 
     def specs(input_shape: Any, size: int) -> tuple[Any, ...]:
         """Inputs of a shape, or of a tuple of shapes, with a size for what may be any."""
@@ -82,7 +86,9 @@ def export(layer: PureLayer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def apply_fun(params: Any, inputs: Any, rng: Any = None, **keywords: Any) -> Any:
         return with_state(params, inputs, rng, **keywords)[0]
 
-    own = [p for p in inspect.signature(apply_fun).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    own = [
+        p for p in inspect.signature(apply_fun).parameters.values() if p.kind is not p.VAR_KEYWORD
+    ]
     given = layer.signature.parameters.values() if layer.signature else ()
     keywords = [p for p in given if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
     apply_fun.__signature__ = inspect.Signature([*own, *keywords])  # pyright: ignore[reportFunctionMemberAccess]

@@ -11,12 +11,16 @@ import numpy as np
 from seqbridge import Untyped
 from seqbridge_torch._kinds import as_kind
 
-# Names by which the arrays of PyTorch's modules are known. Those of a weight norm come in an old and a new style.
+# Names by which the arrays of PyTorch's modules are known. Those of a weight norm come in an old
+# and a new style.
 _NAMES = re.compile(
     r"(?:^|\.)(weight|bias|running_mean|running_var|num_batches_tracked|in_proj_weight|in_proj_bias|[qkv]_proj_weight"
     r"|bias_[kv]|weight_[gv]|parametrizations\.weight\.original[01]|(?:weight|bias)_[ih]h(?:_l\d+(?:_reverse)?)?)$"
 )
-_NORMED = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+_NORMED = {
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
 _WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod)(?=\.|$)")  # of DataParallel and of compile
 _ATTENTION = ("in_proj_weight", "q_proj_weight")
 
@@ -34,7 +38,9 @@ def layouts(arrays: Mapping[str, np.ndarray]) -> list[Untyped] | None:
         >>> layouts({"fc.kernel": np.ones((3, 2)), "fc.bias": np.ones(2)}) is None
         True
     """
-    groups: dict[tuple[str, str], dict[str, str]] = {}  # by module, and layer and direction if it has several
+    groups: dict[
+        tuple[str, str], dict[str, str]
+    ] = {}  # by module, and layer and direction if it has several
     for key in arrays:
         found = _NAMES.search(key)
         if found is None:

@@ -9,7 +9,9 @@ import numpy as np
 
 from seqbridge import Part, Weight
 
-Names: TypeAlias = Mapping[str, str]  # from the name of an array within its module to its whole name
+Names: TypeAlias = Mapping[
+    str, str
+]  # from the name of an array within its module to its whole name
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Options: TypeAlias = Mapping[str, Any]
 
@@ -22,7 +24,11 @@ def as_kind(own: Names, arrays: Arrays) -> Callable[[str, Options], Part | None]
         names = own.keys() - {"num_batches_tracked"}
         if known is None or not any(need <= names <= need | known.may for need in known.has):
             return None
-        if any(arrays[own[name]].ndim not in known.ranks for name in names if "weight" in name and name != "weight_g"):
+        if any(
+            arrays[own[name]].ndim not in known.ranks
+            for name in names
+            if "weight" in name and name != "weight_g"
+        ):
             return None
         return known.make(own, arrays, options)
 
@@ -46,7 +52,11 @@ def _normed(g: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _kernel(own: Names, read: Callable[[np.ndarray], np.ndarray], text: str) -> Weight:
     if "weight_g" in own:
-        return _weight((own["weight_g"], own["weight_v"]), lambda g, v: read(_normed(g, v)), f"weight norm; {text}")
+        return _weight(
+            (own["weight_g"], own["weight_v"]),
+            lambda g, v: read(_normed(g, v)),
+            f"weight norm; {text}",
+        )
     return _weight((own["weight"],), read, text)
 
 
@@ -59,7 +69,10 @@ def _as_is(own: Names, **names: str) -> dict[str, Weight]:
 
 
 def _linear(own: Names, arrays: Arrays, options: Options) -> Part:
-    return Part("linear", {"kernel": _kernel(own, np.transpose, "transposed (1, 0)"), **_as_is(own, bias="bias")})
+    return Part(
+        "linear",
+        {"kernel": _kernel(own, np.transpose, "transposed (1, 0)"), **_as_is(own, bias="bias")},
+    )
 
 
 def _conv(own: Names, arrays: Arrays, options: Options) -> Part:
@@ -76,7 +89,9 @@ def _conv_transpose(own: Names, arrays: Arrays, options: Options) -> Part:
         """The groups stand in the rows, and belong into the columns."""
         w = np.flip(w, tuple(range(2, w.ndim)))
         split = w.reshape(groups, -1, *w.shape[1:])
-        return split.transpose(*range(3, 3 + space), 1, 0, 2).reshape(*w.shape[2:], split.shape[1], -1)
+        return split.transpose(*range(3, 3 + space), 1, 0, 2).reshape(
+            *w.shape[2:], split.shape[1], -1
+        )
 
     text = "flipped, first two axes last" + (", groups moved to the columns" if groups > 1 else "")
     weights = {"kernel": _kernel(own, read, text), **_as_is(own, bias="bias")}
@@ -90,7 +105,9 @@ def _embedding(own: Names, arrays: Arrays, options: Options) -> Part:
 def _norm(kind: str, said: Options) -> Callable[..., Part]:
     def norm(own: Names, arrays: Arrays, options: Options) -> Part:
         weights = _as_is(own, scale="weight", bias="bias", mean="running_mean", var="running_var")
-        return Part(kind, weights, said, channels_first=kind in ("batch_norm", "group_norm"), assumed=True)
+        return Part(
+            kind, weights, said, channels_first=kind in ("batch_norm", "group_norm"), assumed=True
+        )
 
     return norm
 
@@ -151,16 +168,26 @@ def _attention(own: Names, arrays: Arrays, options: Options) -> Part | None:
 
         key = own["in_proj_weight" if split else f"{name[0]}_proj_weight"]
         text = "transposed, columns by head"
-        weights[f"{name}_kernel"] = _weight((key,), kernel, f"third {i + 1} of 3; {text}" if split else text)
+        weights[f"{name}_kernel"] = _weight(
+            (key,), kernel, f"third {i + 1} of 3; {text}" if split else text
+        )
         if "in_proj_bias" in own:
             weights[f"{name}_bias"] = _weight(
-                (own["in_proj_bias"],), lambda b, pick=third: pick(b).reshape(heads, -1), f"third {i + 1} of 3; by head"
+                (own["in_proj_bias"],),
+                lambda b, pick=third: pick(b).reshape(heads, -1),
+                f"third {i + 1} of 3; by head",
             )
     weights["out_kernel"] = _weight(
-        (own["out_proj.weight"],), lambda w: w.T.reshape(heads, -1, w.shape[0]), "transposed, rows by head"
+        (own["out_proj.weight"],),
+        lambda w: w.T.reshape(heads, -1, w.shape[0]),
+        "transposed, rows by head",
     )
     weights |= _as_is(own, out_bias="out_proj.bias")
-    refused = "it adds a key and a value of its own (add_bias_kv)" if {"bias_k", "bias_v"} & own.keys() else ""
+    refused = (
+        "it adds a key and a value of its own (add_bias_kv)"
+        if {"bias_k", "bias_v"} & own.keys()
+        else ""
+    )
     return Part("attention", weights, {"heads": heads}, refused=refused)
 
 
@@ -182,9 +209,13 @@ class _Kind(NamedTuple):
 
 _WEIGHT = ({"weight"}, {"weight_g", "weight_v"})
 _CELL = ({"weight_ih", "weight_hh"}, {"weight_ih", "weight_hh", "bias_ih", "bias_hh"})
-_QKV = ({"in_proj_weight", "out_proj.weight"}, {*(f"{name}_proj_weight" for name in "qkv"), "out_proj.weight"})
+_QKV = (
+    {"in_proj_weight", "out_proj.weight"},
+    {*(f"{name}_proj_weight" for name in "qkv"), "out_proj.weight"},
+)
 _BIASES = {"in_proj_bias", "out_proj.bias", "bias_k", "bias_v"}
-# The options are what PyTorch takes if nobody says. Its own momentum is the share of what is new, 0.1.
+# The options are what PyTorch takes if nobody says. Its own momentum is the share of what is new,
+# 0.1.
 KINDS: Mapping[str, _Kind] = {
     "linear": _Kind(_WEIGHT, {"bias"}, (2,), _linear),
     "conv": _Kind(_WEIGHT, {"bias"}, (3, 4, 5), _conv),

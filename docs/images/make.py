@@ -64,7 +64,12 @@ def screenshot(html: str, name: str, width: int, height: int) -> None:
 def in_a_terminal(code: str, width: int) -> str:
     """What a program writes into a terminal."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color", "PYTHONPATH": str(HERE)}
+    environment = {
+        **os.environ,
+        "COLUMNS": str(width),
+        "TERM": "xterm-256color",
+        "PYTHONPATH": str(HERE),
+    }
     with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environment):
         os.close(theirs)
         written = b""
@@ -81,7 +86,12 @@ def summary(model: str, call: str, name: str, width: int, height: int) -> None:
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(Text.from_ansi(text))
     page = console.export_svg(title=f"print({call})")
-    screenshot(f"<body style='margin: 0'><div style='width: 1200px'>{page}</div></body>", name, 1200, height)
+    screenshot(
+        f"<body style='margin: 0'><div style='width: 1200px'>{page}</div></body>",
+        name,
+        1200,
+        height,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 # %% [markdown]
 # # Embeddings from a classifier
 #
-# A classifier without its last layer is an embedding: what it makes of two images of the same digit lies close
-# together. Here a small one is trained, cut by a slice, and each of its layers is looked at by what it returns.
+# A classifier without its last layer is an embedding: what it makes of two images of the same digit
+# lies close together. Here a small one is trained, cut by a slice, and each of its layers is looked
+# at by what it returns.
 #
-# `pip install "seqbridge[examples]"` installs what is needed. This file is a notebook in the percent format: Jupyter
-# (with jupytext) and VS Code open it as one, and `python embeddings_from_a_classifier.py` runs it as well.
+# `pip install "seqbridge[examples]"` installs what is needed. This file is a notebook in the
+# percent format: Jupyter (with jupytext) and VS Code open it as one, and `python
+# embeddings_from_a_classifier.py` runs it as well.
 
 # %%
 import html
@@ -28,8 +30,15 @@ import seqbridge as sb
 digits: Any = load_digits()
 images = jnp.asarray(digits.images[..., None] / 16, jnp.float32)
 labels = jnp.asarray(digits.target)
-train, test = train_test_split(np.arange(len(labels)), train_size=1400, stratify=digits.target, random_state=0)
-train_images, train_labels, test_images, test_labels = images[train], labels[train], images[test], labels[test]
+train, test = train_test_split(
+    np.arange(len(labels)), train_size=1400, stratify=digits.target, random_state=0
+)
+train_images, train_labels, test_images, test_labels = (
+    images[train],
+    labels[train],
+    images[test],
+    labels[test],
+)
 
 # %% [markdown]
 # ## The classifier
@@ -57,7 +66,9 @@ model.summary()
 
 # %%
 @sb.jit
-def train_step(model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
+def train_step(
+    model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, y: jax.Array
+) -> jax.Array:
     def loss_fn(model: sb.Sequential) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(x, training=True), y).mean()
 
@@ -87,7 +98,8 @@ assert found > 0.95
 # %% [markdown]
 # ## A slice is a model, and shares its variables
 #
-# Nothing is copied: the layers of the slice are those of the classifier. What changes in one has changed in the other.
+# Nothing is copied: the layers of the slice are those of the classifier. What changes in one has
+# changed in the other.
 
 # %%
 embed = model[:-1]
@@ -104,7 +116,8 @@ predict(embed, test_images).shape
 # %% [markdown]
 # ## What each layer returns
 #
-# `trace` is a call that returns the outputs of all layers, by name. It works in `sb.jit` like any call.
+# `trace` is a call that returns the outputs of all layers, by name. It works in `sb.jit` like any
+# call.
 
 
 # %%
@@ -119,9 +132,9 @@ assert jnp.allclose(outputs["bend"], predict(embed, test_images), atol=1e-4)
 outputs
 
 # %% [markdown]
-# How well does each layer tell the digits apart? An image is given the digit whose mean output, over the images of the
-# training, is nearest: once with all numbers, once with the two in which the outputs differ most, their first
-# principal components.
+# How well does each layer tell the digits apart? An image is given the digit whose mean output,
+# over the images of the training, is nearest: once with all numbers, once with the two in which the
+# outputs differ most, their first principal components.
 
 
 # %%
@@ -150,8 +163,9 @@ for name, (known, asked) in looked_at.items():
     print(f"{name:<8}{asked.shape[1]:>5} numbers: {told_apart[name]:.3f}, 2 numbers: {in_two:.3f}")
 
 # %% [markdown]
-# What the convolution returns is told apart hardly better than the pixels are. What the linear layers return is, and in
-# the embedding, `bend`, the nearest mean is right about as often as the classifier with its trained last layer.
+# What the convolution returns is told apart hardly better than the pixels are. What the linear
+# layers return is, and in the embedding, `bend`, the nearest mean is right about as often as the
+# classifier with its trained last layer.
 
 # %%
 assert told_apart["bend"] > told_apart["relu"] + 0.02
@@ -174,9 +188,12 @@ class Scatter:
         for i, (name, points) in enumerate(self.planes.items()):
             low, high = points.min(0), points.max(0)
             at = (points - low) / (high - low) * (400, 340) + (20 + 440 * i, 40)
-            shapes.append(f"<text x='{20 + 440 * i}' y='20' font-weight='bold'>{html.escape(name)}</text>")
+            shapes.append(
+                f"<text x='{20 + 440 * i}' y='20' font-weight='bold'>{html.escape(name)}</text>"
+            )
             shapes += [
-                f"<text x='{x:.0f}' y='{y:.0f}' fill='hsl({36 * digit}, 80%, {35 + 10 * (digit % 2)}%)'>{digit}</text>"
+                f"<text x='{x:.0f}' y='{y:.0f}' fill='hsl({36 * digit}, 80%, "
+                f"{35 + 10 * (digit % 2)}%)'>{digit}</text>"
                 for (x, y), digit in zip(at, np.asarray(test_labels).tolist(), strict=True)
             ]
         width = 440 * len(self.planes)
@@ -189,8 +206,9 @@ Scatter({"pixels": planes["pixels"], "embedding": planes["bend"]})
 # %% [markdown]
 # ## Another head
 #
-# An embedding can be asked what it wasn't trained for: is the digit even? A linear layer learns that from the vectors
-# alone, so that nothing else changes. Added to the embedding it is a classifier of images again.
+# An embedding can be asked what it wasn't trained for: is the digit even? A linear layer learns
+# that from the vectors alone, so that nothing else changes. Added to the embedding it is a
+# classifier of images again.
 
 # %%
 vectors = predict(embed, train_images)

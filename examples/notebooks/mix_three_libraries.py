@@ -1,11 +1,13 @@
 # %% [markdown]
 # # One model of three libraries
 #
-# A classifier of handwritten digits whose layers come from Flax linen, Haiku and Equinox, with a plain function between
-# them. It is looked at, called, edited and trained. The data are the 1,797 real images of scikit-learn.
+# A classifier of handwritten digits whose layers come from Flax linen, Haiku and Equinox, with a
+# plain function between them. It is looked at, called, edited and trained. The data are the 1,797
+# real images of scikit-learn.
 #
-# `pip install "seqbridge[examples,equinox]"` installs what is needed. This file is a notebook in the percent format:
-# Jupyter (with jupytext) and VS Code open it as one, and `python mix_three_libraries.py` runs it as well.
+# `pip install "seqbridge[examples,equinox]"` installs what is needed. This file is a notebook in
+# the percent format: Jupyter (with jupytext) and VS Code open it as one, and `python
+# mix_three_libraries.py` runs it as well.
 
 # %%
 import copy
@@ -28,16 +30,23 @@ import seqbridge as sb
 digits: Any = load_digits()
 images = jnp.asarray(digits.images[..., None] / 16, jnp.float32)
 labels = jnp.asarray(digits.target)
-train, test = train_test_split(np.arange(len(labels)), train_size=1400, stratify=digits.target, random_state=0)
-train_images, train_labels, test_images, test_labels = images[train], labels[train], images[test], labels[test]
+train, test = train_test_split(
+    np.arange(len(labels)), train_size=1400, stratify=digits.target, random_state=0
+)
+train_images, train_labels, test_images, test_labels = (
+    images[train],
+    labels[train],
+    images[test],
+    labels[test],
+)
 print(f"{len(train_images)} images to train, {len(test_images)} to test, each {images.shape[1:]}")
 
 # %% [markdown]
 # ## A list, or names and entries
 #
-# An entry is what each library gives its own users: a linen module, a Haiku class with its arguments in a `partial`
-# (Haiku makes modules inside a transform only), an Equinox class or module, a function. No entry says whether it is
-# training: that is decided at each call.
+# An entry is what each library gives its own users: a linen module, a Haiku class with its
+# arguments in a `partial` (Haiku makes modules inside a transform only), an Equinox class or
+# module, a function. No entry says whether it is training: that is decided at each call.
 
 
 # %%
@@ -58,8 +67,9 @@ model = sb.Sequential({
 model.summary((None, 8, 8, 1))
 
 # %% [markdown]
-# The summary computes nothing and needs no variables: shapes are enough, and `None` may be anything. `build`, which
-# makes the variables, runs no layer either. A notebook shows a model by its summary.
+# The summary computes nothing and needs no variables: shapes are enough, and `None` may be
+# anything. `build`, which makes the variables, runs no layer either. A notebook shows a model by
+# its summary.
 
 # %%
 model.build((None, 8, 8, 1))
@@ -67,7 +77,8 @@ assert model.built
 model
 
 # %% [markdown]
-# The same as a picture, each layer in the colour of its library. `sb.plot(model).save("model.svg")` writes it.
+# The same as a picture, each layer in the colour of its library. `sb.plot(model).save("model.svg")`
+# writes it.
 
 # %%
 sb.plot(model)
@@ -84,8 +95,9 @@ else:
 # %% [markdown]
 # ## Calls
 #
-# `training=` reaches every layer that knows a mode, under the name that its library gave it. Batch statistics move in
-# training only, and Equinox' dropout, which takes one image at a time, draws a mask of its own for each.
+# `training=` reaches every layer that knows a mode, under the name that its library gave it. Batch
+# statistics move in training only, and Equinox' dropout, which takes one image at a time, draws a
+# mask of its own for each.
 
 # %%
 before = model.norm.mean.value
@@ -101,8 +113,9 @@ noisy.shape
 # %% [markdown]
 # ## Edits
 #
-# It is a list: layers are replaced, inserted and removed, and those that stay keep their weights. `sb.diff` says which
-# variables differ from those of a copy that was made before: only those of the new layer.
+# It is a list: layers are replaced, inserted and removed, and those that stay keep their weights.
+# `sb.diff` says which variables differ from those of a copy that was made before: only those of the
+# new layer.
 
 # %%
 old = copy.deepcopy(model)
@@ -115,13 +128,15 @@ changes
 # %% [markdown]
 # ## Training
 #
-# Models and optimizers are arguments like any other, and what changes in them comes back out of `sb.jit`. The optimizer
-# is any of optax.
+# Models and optimizers are arguments like any other, and what changes in them comes back out of
+# `sb.jit`. The optimizer is any of optax.
 
 
 # %%
 @sb.jit
-def train_step(model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
+def train_step(
+    model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, y: jax.Array
+) -> jax.Array:
     def loss_fn(model: sb.Sequential) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(x, training=True), y).mean()
 

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # A trained Haiku model, elsewhere and home again
 #
-# A network is trained by Haiku and optax alone. Its weights are carried into a model of Flax linen, Equinox and
-# functions, which then computes the same. That is fine-tuned to images that the first can't read, and its weights go
-# back into Haiku.
+# A network is trained by Haiku and optax alone. Its weights are carried into a model of Flax linen,
+# Equinox and functions, which then computes the same. That is fine-tuned to images that the first
+# can't read, and its weights go back into Haiku.
 #
-# `pip install "seqbridge[examples,equinox]"` installs what is needed. This file is a notebook in the percent format:
-# Jupyter (with jupytext) and VS Code open it as one, and `python port_a_haiku_model.py` runs it as well.
+# `pip install "seqbridge[examples,equinox]"` installs what is needed. This file is a notebook in
+# the percent format: Jupyter (with jupytext) and VS Code open it as one, and `python
+# port_a_haiku_model.py` runs it as well.
 
 # %%
 import copy
@@ -28,8 +29,15 @@ import seqbridge as sb
 digits: Any = load_digits()
 images = jnp.asarray(digits.images[..., None] / 16, jnp.float32)
 labels = jnp.asarray(digits.target)
-train, test = train_test_split(np.arange(len(labels)), train_size=1400, stratify=digits.target, random_state=0)
-train_images, train_labels, test_images, test_labels = images[train], labels[train], images[test], labels[test]
+train, test = train_test_split(
+    np.arange(len(labels)), train_size=1400, stratify=digits.target, random_state=0
+)
+train_images, train_labels, test_images, test_labels = (
+    images[train],
+    labels[train],
+    images[test],
+    labels[test],
+)
 
 
 def accuracy(logits: jax.Array) -> float:
@@ -71,7 +79,9 @@ params, state = jax.jit(partial(net.init, is_training=True))(jax.random.key(0), 
 opt_state = adam.init(params)
 rng = np.random.default_rng(0)
 for rows in [rows for _ in range(8) for rows in rng.permutation(1400).reshape(-1, 50)]:
-    params, state, opt_state = step(params, state, opt_state, train_images[rows], train_labels[rows])
+    params, state, opt_state = step(
+        params, state, opt_state, train_images[rows], train_labels[rows]
+    )
 
 logits = classify(params, state, test_images)
 trained = accuracy(logits)
@@ -82,8 +92,8 @@ jax.tree.map(jnp.shape, params)
 # %% [markdown]
 # ## Into seqbridge
 #
-# A transform is an entry like any other, and takes its variables in Haiku's own structure. The model then is Haiku's,
-# and computes what Haiku does.
+# A transform is an entry like any other, and takes its variables in Haiku's own structure. The
+# model then is Haiku's, and computes what Haiku does.
 
 # %%
 source = sb.Sequential({"net": net}).build((None, 8, 8, 1))
@@ -112,8 +122,9 @@ target = sb.Sequential({
 target
 
 # %% [markdown]
-# `dry_run=True` shows the plan and changes nothing: which variable becomes which, and what is done on the way. Haiku's
-# matrices are Equinox' transposed, and its statistics of a batch have axes of size 1 that linen's haven't.
+# `dry_run=True` shows the plan and changes nothing: which variable becomes which, and what is done
+# on the way. Haiku's matrices are Equinox' transposed, and its statistics of a batch have axes of
+# size 1 that linen's haven't.
 
 # %%
 drawn = copy.deepcopy(target)
@@ -122,8 +133,9 @@ assert not sb.diff(drawn, target)
 plan
 
 # %% [markdown]
-# With `check=` both sides run on an input when the weights are there, and the largest difference of their results is
-# printed, and kept in the plan. `sb.diff` shows what has changed in the target: every variable, as all were drawn.
+# With `check=` both sides run on an input when the weights are there, and the largest difference of
+# their results is printed, and kept in the plan. `sb.diff` shows what has changed in the target:
+# every variable, as all were drawn.
 
 # %%
 plan = sb.port(source, target, check=test_images)
@@ -137,13 +149,15 @@ carried
 # %% [markdown]
 # ## Fine-tuned
 #
-# Of the same digits with light and dark exchanged the network reads hardly any. A short training on such images teaches
-# it.
+# Of the same digits with light and dark exchanged the network reads hardly any. A short training on
+# such images teaches it.
 
 
 # %%
 @sb.jit
-def fine_tune(model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
+def fine_tune(
+    model: sb.Sequential, optimizer: sb.Optimizer, x: jax.Array, y: jax.Array
+) -> jax.Array:
     def loss_fn(model: sb.Sequential) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(x, training=True), y).mean()
 
@@ -165,8 +179,8 @@ sb.diff(before, target)
 # %% [markdown]
 # ## Home again
 #
-# The way back is the same call with the sides changed. `native` gives the variables in Haiku's structure, for code
-# that has never heard of seqbridge.
+# The way back is the same call with the sides changed. `native` gives the variables in Haiku's
+# structure, for code that has never heard of seqbridge.
 
 # %%
 home = sb.port(target, source, check=1 - test_images)

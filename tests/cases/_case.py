@@ -18,7 +18,8 @@ class Case:
         make: The entry.
         inputs: Shapes of its inputs, a batch first.
         native_init: `(key, inputs) -> native tree`, by hand.
-        native: `(native tree, key, inputs, training) -> (outputs, native tree after the call)`, by hand.
+        native: `(native tree, key, inputs, training) -> (outputs, native tree after the call)`, by
+            hand.
         params: How many parameters there are.
         state: Whether training changes a state.
         mode: Whether training and evaluation differ.
@@ -26,8 +27,8 @@ class Case:
         keywords: What the entry must be given at every call.
         refuses: The shape of an input that the entry can't take. None: it takes anything.
         strict: Whether the library's own code runs under strict promotion of dtypes and ranks.
-        leaks: Whether the library keeps tracers by itself (`jax.checkpoint` does, in a cache), so that JAX' own check
-            can't tell whose they are.
+        leaks: Whether the library keeps tracers by itself (`jax.checkpoint` does, in a cache), so
+            that JAX' own check can't tell whose they are.
         given: Whether the entry comes with its values, so that a key can't draw others.
     """
 
@@ -51,4 +52,6 @@ class Case:
         return self.name.partition("-")[0]
 
     def arrays(self) -> tuple[jax.Array, ...]:
-        return tuple(jax.random.normal(jax.random.key(i + 7), shape) for i, shape in enumerate(self.inputs))
+        return tuple(
+            jax.random.normal(jax.random.key(i + 7), shape) for i, shape in enumerate(self.inputs)
+        )

@@ -29,7 +29,9 @@ class Block(eqx.Module):
         self.act = jax.nn.relu
         self.scale = 2.0
 
-    def __call__(self, x: jax.Array, state: eqx.nn.State, *, key: Any) -> tuple[jax.Array, eqx.nn.State]:
+    def __call__(
+        self, x: jax.Array, state: eqx.nn.State, *, key: Any
+    ) -> tuple[jax.Array, eqx.nn.State]:
         first, second = jax.random.split(key)
         x, state = self.norm(self.drop(self.linear(x), key=first), state)
         return self.drop(self.act(x) * self.scale, key=second), state
@@ -78,15 +80,23 @@ def equinox(
         keys = jax.random.split(key, len(inputs[0]))
         if not stateful:
             return jax.vmap(lambda key, *x: module(*x, key=key))(keys, *inputs), tree
-        call = jax.vmap(lambda key, *x: module(*x, state=state, key=key), out_axes=(0, None), axis_name="batch")
+        call = jax.vmap(
+            lambda key, *x: module(*x, state=state, key=key), out_axes=(0, None), axis_name="batch"
+        )
         out, state = call(keys, *inputs)
         return out, (tree[0], state) if training else tree
 
-    return Case(f"equinox-{name}", lambda: lazy or entry, inputs, init, native, given=lazy is None, **facts)
+    return Case(
+        f"equinox-{name}", lambda: lazy or entry, inputs, init, native, given=lazy is None, **facts
+    )
 
 
 def _stack(key: Any) -> eqx.nn.Sequential:
-    layers = [eqx.nn.Linear(3, 4, key=key), eqx.nn.Lambda(jnp.tanh), eqx.nn.BatchNorm(4, "batch", mode="ema")]
+    layers = [
+        eqx.nn.Linear(3, 4, key=key),
+        eqx.nn.Lambda(jnp.tanh),
+        eqx.nn.BatchNorm(4, "batch", mode="ema"),
+    ]
     return eqx.nn.Sequential([*layers, eqx.nn.Dropout(0.5)])
 
 
@@ -101,7 +111,13 @@ CASES = [
         params=4,
         refuses=(6, 5),
     ),
-    equinox("conv", lambda key: eqx.nn.Conv2d(1, 4, 3, key=key), (2, 1, 5, 5), params=2, refuses=(2, 3, 5, 5)),
+    equinox(
+        "conv",
+        lambda key: eqx.nn.Conv2d(1, 4, 3, key=key),
+        (2, 1, 5, 5),
+        params=2,
+        refuses=(2, 3, 5, 5),
+    ),
     equinox(
         "batch-norm",
         lambda key: eqx.nn.BatchNorm(3, "batch", mode="batch", momentum=0.9),
@@ -112,8 +128,20 @@ CASES = [
         strict=False,  # the running average is divided by a power of an int
     ),
     equinox("dropout", lambda key: eqx.nn.Dropout(0.5), (6, 3), params=0, mode=True, draws=True),
-    equinox("block", Block, (6, 3), params=4, state=True, mode=True, draws=True, refuses=(6, 5), strict=False),
-    equinox("sequential", _stack, (6, 3), params=4, state=True, mode=True, draws=True, refuses=(6, 5)),
+    equinox(
+        "block",
+        Block,
+        (6, 3),
+        params=4,
+        state=True,
+        mode=True,
+        draws=True,
+        refuses=(6, 5),
+        strict=False,
+    ),
+    equinox(
+        "sequential", _stack, (6, 3), params=4, state=True, mode=True, draws=True, refuses=(6, 5)
+    ),
     equinox("shared", Tied, (6, 4), keyed=False, params=3, refuses=(6, 5)),
     equinox(
         "class-constant",

@@ -13,14 +13,22 @@ from cases._case import Case
 
 
 def function(
-    name: str, entry: Any, *inputs: tuple[int, ...], by_hand: Callable[..., Any] | None = None, **facts: Any
+    name: str,
+    entry: Any,
+    *inputs: tuple[int, ...],
+    by_hand: Callable[..., Any] | None = None,
+    **facts: Any,
 ) -> Case:
     def native(tree: Any, key: Any, inputs: Any, training: bool) -> Any:
-        return (by_hand or (lambda tree, key, *x: entry(*x, **facts.get("keywords", {}))))(tree, key, *inputs), tree
+        return (by_hand or (lambda tree, key, *x: entry(*x, **facts.get("keywords", {}))))(
+            tree, key, *inputs
+        ), tree
 
     facts = {"params": 0, **facts}
     initial = facts.pop("initial", {})
-    return Case(f"function-{name}", lambda: entry, inputs, lambda key, inputs: initial, native, **facts)
+    return Case(
+        f"function-{name}", lambda: entry, inputs, lambda key, inputs: initial, native, **facts
+    )
 
 
 def _closure(w: jax.Array) -> Callable[..., Any]:

@@ -13,7 +13,12 @@ from cases._case import Case
 
 
 def haiku(
-    name: str, entry: Any, function: Callable[..., Any], *inputs: tuple[int, ...], mode: bool = False, **facts: Any
+    name: str,
+    entry: Any,
+    function: Callable[..., Any],
+    *inputs: tuple[int, ...],
+    mode: bool = False,
+    **facts: Any,
 ) -> Case:
     pair = hk.transform_with_state(function)
 
@@ -36,7 +41,14 @@ def _haiku_block(x: jax.Array, is_training: bool) -> jax.Array:
 
 
 CASES = [
-    haiku("linear", functools.partial(hk.Linear, 4), lambda x: hk.Linear(4)(x), (6, 3), params=2, refuses=(6, 5)),
+    haiku(
+        "linear",
+        functools.partial(hk.Linear, 4),
+        lambda x: hk.Linear(4)(x),
+        (6, 3),
+        params=2,
+        refuses=(6, 5),
+    ),
     haiku(
         "mlp",
         functools.partial(hk.nets.MLP, [5, 4]),

@@ -76,7 +76,9 @@ def keras(
     def init(key: Any, inputs: Any) -> Any:
         return [v.value for v in built.weights]
 
-    return Case(f"keras-{name}", lambda: entry, inputs, init, native, given=given, strict=False, **facts)
+    return Case(
+        f"keras-{name}", lambda: entry, inputs, init, native, given=given, strict=False, **facts
+    )
 
 
 CASES = [
@@ -91,7 +93,11 @@ CASES = [
         refuses=(6, 5),
     ),
     keras(
-        "conv", lambda: lib.layers.Conv2D(4, 3, kernel_initializer=KERNEL), (2, 5, 5, 1), params=2, refuses=(2, 5, 5, 3)
+        "conv",
+        lambda: lib.layers.Conv2D(4, 3, kernel_initializer=KERNEL),
+        (2, 5, 5, 1),
+        params=2,
+        refuses=(2, 5, 5, 3),
     ),
     keras(
         "batch-norm",
@@ -117,7 +123,9 @@ CASES = [
     ),
     keras(
         "sequential",
-        lambda: lib.Sequential([_dense(), lib.layers.BatchNormalization(), lib.layers.ReLU(), _dense(2)]),
+        lambda: lib.Sequential(
+            [_dense(), lib.layers.BatchNormalization(), lib.layers.ReLU(), _dense(2)]
+        ),
         (6, 3),
         params=6,
         state=True,
@@ -135,7 +143,15 @@ CASES = [
         draws=True,
         refuses=(6, 5),
     ),
-    keras("merge", lambda: lib.layers.Concatenate(), (6, 3), (6, 2), merged=True, params=0, refuses=(5, 3)),
+    keras(
+        "merge",
+        lambda: lib.layers.Concatenate(),
+        (6, 3),
+        (6, 2),
+        merged=True,
+        params=0,
+        refuses=(5, 3),
+    ),
     keras("activation", lambda: lib.layers.Activation("tanh"), (6, 3), params=0),
     keras(
         "attention",

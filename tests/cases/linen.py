@@ -62,7 +62,9 @@ def linen(
     def given(inputs: Any, training: bool) -> tuple[Any, dict[str, Any]]:
         flag = flags(training)
         keywords = facts.get("keywords", {})
-        return ((*inputs, *flag.values()), keywords) if by_position else (inputs, {**flag, **keywords})
+        return (
+            ((*inputs, *flag.values()), keywords) if by_position else (inputs, {**flag, **keywords})
+        )
 
     def init(key: Any, inputs: Any) -> Any:
         args, keywords = given(inputs, True)
@@ -72,7 +74,9 @@ def linen(
         args, keywords = given(inputs, training)
         kept = {c: v for c, v in tree.items() if c != "losses"}  # fed back, sown values would grow
         mutable = [c for c in tree if c != "params"]
-        out, state = module.apply(kept, *args, **keywords, rngs={"dropout": key}, mutable=mutable, method=method)
+        out, state = module.apply(
+            kept, *args, **keywords, rngs={"dropout": key}, mutable=mutable, method=method
+        )
         return out, {**tree, **state} if training else tree
 
     return Case(f"linen-{name}", make or (lambda: module), inputs, init, native, **facts)
@@ -146,5 +150,12 @@ CASES = [
         refuses=(6, 5),
     ),
     linen("collections", LinenSower(), (6, 4), params=2, state=True, refuses=(6, 5)),
-    linen("attention", nn.MultiHeadDotProductAttention(2), (2, 3, 4), (2, 5, 4), params=8, refuses=(2, 3, 6)),
+    linen(
+        "attention",
+        nn.MultiHeadDotProductAttention(2),
+        (2, 3, 4),
+        (2, 5, 4),
+        params=8,
+        refuses=(2, 3, 6),
+    ),
 ]

@@ -81,7 +81,15 @@ def nnx_case(
     def make() -> Any:
         return lazy or (entry if method == "__call__" else sb.Layer(entry, method=method))
 
-    return Case(f"nnx-{name}", make, inputs, init, native, given=lazy is None if given is None else given, **facts)
+    return Case(
+        f"nnx-{name}",
+        make,
+        inputs,
+        init,
+        native,
+        given=lazy is None if given is None else given,
+        **facts,
+    )
 
 
 CASES = [
@@ -103,7 +111,13 @@ CASES = [
         params=2,
         refuses=(6, 5),
     ),
-    nnx_case("conv", lambda rngs: nnx.Conv(1, 4, (3, 3), rngs=rngs), (2, 5, 5, 1), params=2, refuses=(2, 5, 5, 3)),
+    nnx_case(
+        "conv",
+        lambda rngs: nnx.Conv(1, 4, (3, 3), rngs=rngs),
+        (2, 5, 5, 1),
+        params=2,
+        refuses=(2, 5, 5, 3),
+    ),
     nnx_case(
         "batch-norm",
         lambda rngs: nnx.BatchNorm(3, momentum=0.9, rngs=rngs),
@@ -113,10 +127,14 @@ CASES = [
         mode=True,
         refuses=(6, 5),
     ),
-    nnx_case("dropout", lambda rngs: nnx.Dropout(0.5), (6, 3), rngs=True, params=0, mode=True, draws=True),
+    nnx_case(
+        "dropout", lambda rngs: nnx.Dropout(0.5), (6, 3), rngs=True, params=0, mode=True, draws=True
+    ),
     nnx_case("block", Block, (6, 3), params=6, state=True, mode=True, draws=True, refuses=(6, 5)),
     nnx_case("shared", Tied, (6, 4), params=3, refuses=(6, 5)),
-    nnx_case("method", Tied, (6, 4), method="encode", params=3, keywords={"scale": 3.0}, refuses=(6, 5)),
+    nnx_case(
+        "method", Tied, (6, 4), method="encode", params=3, keywords={"scale": 3.0}, refuses=(6, 5)
+    ),
     nnx_case(
         "attention",
         lambda rngs: nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs),

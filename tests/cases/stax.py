@@ -38,15 +38,31 @@ def stax(name: str, build: Callable[[str], Any], *inputs: tuple[int, ...], **fac
         keywords = facts.get("keywords", {})
         return apply(tree, inputs[0] if len(inputs) == 1 else inputs, rng=key, **keywords), tree
 
-    return Case(f"stax-{name}", lambda: entry, inputs, lambda key, inputs: entry[0](key, shape)[1], native, **facts)
+    return Case(
+        f"stax-{name}",
+        lambda: entry,
+        inputs,
+        lambda key, inputs: entry[0](key, shape)[1],
+        native,
+        **facts,
+    )
 
 
 CASES = [
     stax("dense", lambda mode: lib.Dense(4), (6, 3), params=2, refuses=(6, 5), strict=False),
-    stax("conv", lambda mode: lib.Conv(4, (3, 3)), (2, 5, 5, 1), params=2, refuses=(2, 5, 5, 3), strict=False),
+    stax(
+        "conv",
+        lambda mode: lib.Conv(4, (3, 3)),
+        (2, 5, 5, 1),
+        params=2,
+        refuses=(2, 5, 5, 3),
+        strict=False,
+    ),
     stax("relu", lambda mode: lib.Relu, (6, 3), params=0),
     stax("dropout", lambda mode: lib.Dropout(0.5, mode), (6, 3), params=0, mode=True, draws=True),
-    stax("branches", _branches, (6, 3), params=6, mode=True, draws=True, refuses=(6, 5), strict=False),
+    stax(
+        "branches", _branches, (6, 3), params=6, mode=True, draws=True, refuses=(6, 5), strict=False
+    ),
     stax(
         "keyword",
         lambda mode: lib.serial(_scale(), lib.Dense(2)),

@@ -17,11 +17,18 @@ def toy(name: str, entry: lib.ToyLayer, *inputs: tuple[int, ...], **facts: Any) 
         return out, (weights, after if training else memory)
 
     return Case(
-        f"toy-{name}", lambda: entry, inputs, lambda key, inputs: entry.start(key, inputs[0].shape[-1]), native, **facts
+        f"toy-{name}",
+        lambda: entry,
+        inputs,
+        lambda key, inputs: entry.start(key, inputs[0].shape[-1]),
+        native,
+        **facts,
     )
 
 
 CASES = [
     toy("gain", lib.Gain(2.0), (6, 3), params=1, refuses=(6, 5)),
-    toy("center", lib.Center(), (6, 3), params=1, state=True, mode=True, draws=True, refuses=(6, 5)),
+    toy(
+        "center", lib.Center(), (6, 3), params=1, state=True, mode=True, draws=True, refuses=(6, 5)
+    ),
 ]

@@ -1,7 +1,7 @@
 """Makes `torch_golden.npz`: state dicts of PyTorch's own modules and what these make of an input, in float64.
 
-Run it where PyTorch is installed: `python tests/data/make_torch_golden.py`. The tests read the file and
-need no PyTorch.
+Run it where PyTorch is installed: `python tests/data/make_torch_golden.py`. The tests read the file
+and need no PyTorch.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def main() -> None:
         example = rng.integers(0, 7, shape) if name == "embedding" else rng.normal(size=shape)
         module = make()
         with torch.no_grad():
-            for parameter in module.parameters():  # what every library can hold, whatever it keeps in float32
+            for (
+                parameter
+            ) in module.parameters():  # what every library can hold, whatever it keeps in float32
                 parameter.copy_((torch.randn_like(parameter) * 0.5).float())
             x = torch.as_tensor(example)
             x = x.movedim(-1, 1) if name in IMAGES else x
@@ -131,7 +133,10 @@ def main() -> None:
                 buffer.copy_(buffer.float())
             y = module.eval()(x)
             y = y.movedim(1, -1) if name in IMAGES and y.ndim > 2 else y
-        found |= {f"{name}/state/{key}": value.detach().numpy() for key, value in module.state_dict().items()}
+        found |= {
+            f"{name}/state/{key}": value.detach().numpy()
+            for key, value in module.state_dict().items()
+        }
         found |= {f"{name}/x": example, f"{name}/y": y.detach().numpy()}
     np.savez_compressed(Path(__file__).parent / "torch_golden.npz", **found)
 

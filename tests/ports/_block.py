@@ -12,8 +12,8 @@ import numpy as np
 
 import seqbridge as sb
 
-# The rows, and the shape of each one's input, channels last. Sizes are such that a transposition that is forgotten
-# has the same shape: as many features go out of a layer as come in.
+# The rows, and the shape of each one's input, channels last. Sizes are such that a transposition
+# that is forgotten has the same shape: as many features go out of a layer as come in.
 ROWS: dict[str, tuple[int, ...]] = {
     "linear": (3, 5),  # 5 features
     "linear without bias": (3, 5),
@@ -22,9 +22,23 @@ ROWS: dict[str, tuple[int, ...]] = {
     "conv 2d in groups": (2, 8, 7, 4),  # the same, 2 groups
     "conv 2d dilated": (2, 8, 7, 4),  # window (3, 3), stride 1, dilation 2, VALID
     "conv 3d": (2, 5, 4, 6, 3),  # 3 features, window (3, 3, 3), stride 1, SAME
-    "depthwise": (2, 8, 7, 4),  # 2 features for each one that comes in, window (3, 3), stride 1, VALID
-    "transposed 1d": (2, 5, 4),  # 4 features, window 3, stride 2, VALID (no padding in PyTorch's terms)
-    "transposed 2d": (2, 5, 4, 4),  # 4 features, window (3, 3), strides 2, SAME where the library has the word
+    "depthwise": (
+        2,
+        8,
+        7,
+        4,
+    ),  # 2 features for each one that comes in, window (3, 3), stride 1, VALID
+    "transposed 1d": (
+        2,
+        5,
+        4,
+    ),  # 4 features, window 3, stride 2, VALID (no padding in PyTorch's terms)
+    "transposed 2d": (
+        2,
+        5,
+        4,
+        4,
+    ),  # 4 features, window (3, 3), strides 2, SAME where the library has the word
     "embedding": (2, 6),  # integers below 7; 5 features
     "batch norm": (2, 5, 4, 6),  # epsilon 1e-5, momentum 0.9 (what is kept)
     "layer norm": (3, 5),  # epsilon 1e-5
@@ -43,8 +57,10 @@ class Block:
     Args:
         row: Its name in `ROWS`.
         make: The entry, for float64.
-        run: `(native tree, x) -> y`, by the library itself, in evaluation mode; x and y with channels last.
-        build: What the model is built with, if it isn't the row's own shape (channels first, say), in float64.
+        run: `(native tree, x) -> y`, by the library itself, in evaluation mode; x and y with
+            channels last.
+        build: What the model is built with, if it isn't the row's own shape (channels first, say),
+            in float64.
         exact: Whether the library computes in float64 throughout if it is asked to.
     """
 
@@ -63,10 +79,18 @@ class Block:
         model.build(jax.ShapeDtypeStruct(shape, x.dtype))
         rng = np.random.default_rng(seed)
         for variable in model.vars().subset("params").values():
-            drawn = rng.normal(size=variable.shape).astype(np.float32) * 0.5  # which every layer can hold
+            drawn = (
+                rng.normal(size=variable.shape).astype(np.float32) * 0.5
+            )  # which every layer can hold
             variable.assign(jnp.asarray(drawn, variable.dtype))
-        state = [v for v in model.vars().subset("state").values() if jnp.issubdtype(v.dtype, jnp.floating)]
-        for _ in range(3 if state else 0):  # whatever statistics there are, they come about as they do in training
+        state = [
+            v
+            for v in model.vars().subset("state").values()
+            if jnp.issubdtype(v.dtype, jnp.floating)
+        ]
+        for _ in range(
+            3 if state else 0
+        ):  # whatever statistics there are, they come about as they do in training
             model(jnp.asarray(rng.normal(size=shape) * 2 + 1, state[0].dtype), training=True)
         for variable in state:  # some libraries keep statistics in float32 whatever is asked for
             variable.assign(variable.value.astype(jnp.float32).astype(variable.dtype))

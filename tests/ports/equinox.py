@@ -87,7 +87,11 @@ BLOCKS = [
     equinox("transposed 1d", _conv(nn.ConvTranspose1d, 4, 4, 3, 2), images=True),
     equinox("transposed 2d", _conv(nn.ConvTranspose2d, 4, 4, 3, 2, padding="SAME"), images=True),
     equinox("embedding", lambda: Embedded(nn.Embedding(7, 5, dtype=jnp.float64, key=KEY))),
-    equinox("batch norm", _norm(nn.BatchNorm, 6, axis_name="batch", momentum=0.9, mode="batch"), images=True),
+    equinox(
+        "batch norm",
+        _norm(nn.BatchNorm, 6, axis_name="batch", momentum=0.9, mode="batch"),
+        images=True,
+    ),
     equinox("layer norm", _norm(nn.LayerNorm, 5)),
     equinox("group norm", _norm(nn.GroupNorm, 3, 6), images=True),
     equinox("rms norm", _norm(nn.RMSNorm, 5, use_bias=False)),

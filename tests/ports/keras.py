@@ -18,7 +18,9 @@ layers = keras.layers
 def block(row: str, make: Callable[[], Any], *, exact: bool = True) -> Block:
     def run(tree: Any, x: jax.Array) -> Any:
         layer = make()
-        layer.build(ROWS[row]) if not isinstance(layer, SelfAttention) else layer(jnp.zeros(ROWS[row]))
+        layer.build(ROWS[row]) if not isinstance(layer, SelfAttention) else layer(
+            jnp.zeros(ROWS[row])
+        )
         layer.set_weights(tree)
         return jnp.asarray(layer(x, training=False))
 
@@ -48,7 +50,11 @@ BLOCKS = [
     block("transposed 1d", lambda: layers.Conv1DTranspose(4, 3, 2, **OF)),
     block("transposed 2d", lambda: layers.Conv2DTranspose(4, 3, 2, padding="same", **OF)),
     block("embedding", lambda: layers.Embedding(7, 5, **OF)),
-    block("batch norm", lambda: layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **OF), exact=False),
+    block(
+        "batch norm",
+        lambda: layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **OF),
+        exact=False,
+    ),
     block("layer norm", lambda: layers.LayerNormalization(epsilon=1e-5, **OF), exact=False),
     block("group norm", lambda: layers.GroupNormalization(3, epsilon=1e-5, **OF), exact=False),
     block("rms norm", lambda: layers.RMSNormalization(epsilon=1e-5, **OF), exact=False),

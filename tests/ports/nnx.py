@@ -14,7 +14,9 @@ from ports._block import Block
 OF: dict[str, Any] = {"param_dtype": jnp.float64}
 
 
-def block(row: str, make: Callable[..., nnx.Module], *args: Any, exact: bool = True, **options: Any) -> Block:
+def block(
+    row: str, make: Callable[..., nnx.Module], *args: Any, exact: bool = True, **options: Any
+) -> Block:
     def made() -> Any:
         return make(*args, **{**OF, **options}, rngs=nnx.Rngs(0))
 
@@ -45,10 +47,27 @@ BLOCKS = [
     block("conv 3d", nnx.Conv, 3, 3, (3, 3, 3)),
     block("depthwise", nnx.Conv, 4, 8, (3, 3), padding="VALID", feature_group_count=4),
     block("transposed 1d", nnx.ConvTranspose, 4, 4, (3,), (2,), padding="VALID"),
-    block("transposed 2d", nnx.ConvTranspose, 4, 4, (3, 3), (2, 2), padding="SAME", transpose_kernel=True),
+    block(
+        "transposed 2d",
+        nnx.ConvTranspose,
+        4,
+        4,
+        (3, 3),
+        (2, 2),
+        padding="SAME",
+        transpose_kernel=True,
+    ),
     block("embedding", nnx.Embed, 7, 5, dtype=jnp.float64),
     # Its statistics are in float32, and in older versions all of it.
-    block("batch norm", nnx.BatchNorm, 6, momentum=0.9, epsilon=1e-5, param_dtype=jnp.float32, exact=False),
+    block(
+        "batch norm",
+        nnx.BatchNorm,
+        6,
+        momentum=0.9,
+        epsilon=1e-5,
+        param_dtype=jnp.float32,
+        exact=False,
+    ),
     block("layer norm", nnx.LayerNorm, 5, epsilon=1e-5),
     block("group norm", nnx.GroupNorm, 6, 3, epsilon=1e-5),
     block("rms norm", nnx.RMSNorm, 5, epsilon=1e-5),

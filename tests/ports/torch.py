@@ -32,15 +32,19 @@ def _load() -> dict[str, Golden]:
             row, _, place = name.partition("/")
             arrays.setdefault(row, {})[place] = file[name]
     return {
-        row: Golden({p.removeprefix("state/"): a for p, a in own.items() if "/" in p}, own["x"], own["y"])
+        row: Golden(
+            {p.removeprefix("state/"): a for p, a in own.items() if "/" in p}, own["x"], own["y"]
+        )
         for row, own in arrays.items()
     }
 
 
 _ALL = _load()
-# By row of the matrix. The pads of "transposed 2d" are ((1, 2), (1, 2)), since PyTorch has no word SAME for it.
+# By row of the matrix. The pads of "transposed 2d" are ((1, 2), (1, 2)), since PyTorch has no word
+# SAME for it.
 GOLDEN = {row: golden for row, golden in _ALL.items() if row in ROWS}
 # A whole network for images, and an `nn.TransformerEncoderLayer`.
 CNN, ENCODER = _ALL["cnn"], _ALL["encoder"]
-# What PyTorch has in more than one way, by name: weight norm, several layers, directions or groups, ...
+# What PyTorch has in more than one way, by name: weight norm, several layers, directions or groups,
+# ...
 OTHERS = {name: golden for name, golden in _ALL.items() if name not in {*ROWS, "cnn", "encoder"}}

@@ -19,8 +19,12 @@ def adapt(entry: Any) -> PureLayer | None:
         weights, memory = entry.start(key, x.shape[-1])
         return {"params": weights, "memory": memory}
 
-    def apply(variables: Variables, key: Any, /, x: Any, *, training: bool = False) -> tuple[Any, Variables]:
-        out, memory = entry.run(variables["params"], variables["memory"], x, learning=training, noise=key)
+    def apply(
+        variables: Variables, key: Any, /, x: Any, *, training: bool = False
+    ) -> tuple[Any, Variables]:
+        out, memory = entry.run(
+            variables["params"], variables["memory"], x, learning=training, noise=key
+        )
         return out, {"memory": memory}
 
     def call(x: Any, *, training: bool) -> Any: ...

@@ -14,7 +14,9 @@ class ToyLayer:
     def start(self, key: Any, width: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         return {}, {}
 
-    def run(self, weights: Any, memory: Any, x: jax.Array, *, learning: bool, noise: Any = None) -> Any:
+    def run(
+        self, weights: Any, memory: Any, x: jax.Array, *, learning: bool, noise: Any = None
+    ) -> Any:
         return x, memory
 
 
@@ -27,7 +29,9 @@ class Gain(ToyLayer):
     def start(self, key: Any, width: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         return {"gain": self.spread * jax.random.normal(key, (1, width))}, {}
 
-    def run(self, weights: Any, memory: Any, x: jax.Array, *, learning: bool, noise: Any = None) -> Any:
+    def run(
+        self, weights: Any, memory: Any, x: jax.Array, *, learning: bool, noise: Any = None
+    ) -> Any:
         return x * weights["gain"], memory
 
 
@@ -37,7 +41,9 @@ class Center(ToyLayer):
     def start(self, key: Any, width: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         return {"offset": jnp.zeros((1, width))}, {"mean": jnp.zeros((1, width))}
 
-    def run(self, weights: Any, memory: Any, x: jax.Array, *, learning: bool, noise: Any = None) -> Any:
+    def run(
+        self, weights: Any, memory: Any, x: jax.Array, *, learning: bool, noise: Any = None
+    ) -> Any:
         if learning:
             memory = {"mean": 0.9 * memory["mean"] + 0.1 * x.mean(0, keepdims=True)}
             x = x + jax.random.normal(noise, x.shape)
