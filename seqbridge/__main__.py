@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from seqbridge._files import format_of, read
+from seqbridge._files import WeightsError, format_of, read, read_safetensors, write_safetensors
+from seqbridge._interface import table
+from seqbridge._layers import Structure
 from seqbridge._port import port
-from seqbridge._safetensors import WeightsError, read_safetensors, write_safetensors
-from seqbridge._structure import Structure
-from seqbridge._table import table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,76 @@
+"""Entries as pickle can carry them: by import path where they have one, else as their adapter says."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from seqbridge._interface import PureLayer, ask
+from seqbridge._state import Stateful
+
+
+class _Call:
+    """Unpickles as `function(*args)`."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]):
+        self._call = function, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._call
+
+
+def portable(obj: Any) -> Any:
+    """`obj`, or something that unpickles as it.
+
+    JAX functions don't pickle in every version, though all can be imported, and modules tend to
+    hold local functions. The class of a shape has stood in several modules of JAX.
+    """
+    if isinstance(obj, jax.ShapeDtypeStruct):
+        return _Call(_shape, (obj.shape, obj.dtype))
+    module, name = (
+        getattr(obj, "__module__", None),
+        getattr(obj, "__qualname__", getattr(obj, "__name__", None)),
+    )
+    if (
+        callable(obj)
+        and isinstance(module, str)
+        and isinstance(name, str)
+        and _find(module, name) is obj
+    ):
+        return _Call(_load, (module, name))
+    if isinstance(obj, functools.partial):
+        return _Call(_partial, (portable(obj.func), portable(obj.args), portable(obj.keywords)))
+    if type(obj) is list or type(obj) is tuple:
+        return type(obj)(portable(o) for o in obj)  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
+    if type(obj) is dict:
+        return {k: portable(v) for k, v in obj.items()}  # pyright: ignore[reportFunctionMemberAccess]
+    pure = obj if isinstance(obj, PureLayer) else None
+    if pure is None and not isinstance(obj, type | Stateful):
+        pure = ask(obj, type(obj))
+    if pure is not None and pure.reduce is not None:
+        function, args = pure.reduce
+        return _Call(function, tuple(portable(a) for a in args))
+    return obj
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _find(module: str, name: str) -> Any:
+    return functools.reduce(
+        lambda o, n: getattr(o, n, None), name.split("."), sys.modules.get(module)
+    )
+
+
+def _load(module: str, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+def _partial(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return functools.partial(function, *args, **keywords)

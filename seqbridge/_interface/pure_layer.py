@@ -1,0 +1,247 @@
+"""The neutral form: all that seqbridge knows of an entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+
+from seqbridge._interface.paths import Path
+from seqbridge._interface.weight_spec import Part
+
+Kind: TypeAlias = Literal["params", "state", "rng"]
+
+Variables: TypeAlias = dict[str, Any]
+"""Plain arrays in plain nested dicts, at the top one dict a collection: `{"params": {"kernel": ..., "bias": ...}}`."""
+
+MODE_FLAGS: Mapping[str, bool] = {
+    "training": True,
+    "train": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "inference": False,
+}
+"""The keywords that tell training from evaluation. True: follows `training`; False: its opposite."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class Origin(NamedTuple):
+    """The module that an array came from, and where it stands there, of a function that holds the module."""
+
+    owner: Any
+    place: Path
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+    """An array and what its own library says of it, such as the names of its axes, or that it is frozen.
+
+    An adapter's `init` may return it in place of an array. seqbridge keeps the note as
+    `Variable.metadata` and puts it back when the adapter's `to_native` asks for the native tree.
+
+    Args:
+        value: The array.
+        note: Anything that can be compared and hashed.
+        trainable: False: a parameter that its library has frozen.
+        axes: For each dimension the axis, or axes, of a mesh along which it is to be split, or a
+            name that stands for them; None: it isn't. Empty: nothing is said.
+    """
+
+    value: Any
+    note: Any = dataclasses.field(default=None, metadata={"static": True})
+    trainable: bool = dataclasses.field(default=True, metadata={"static": True})
+    axes: tuple[Any, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+
+def training_of(keywords: Mapping[str, Any]) -> bool | None:
+    """What the mode flags among the keywords of a call say; None if there are none.
+
+    Examples:
+        >>> training_of({"deterministic": True}), training_of({"scale": 2.0})
+        (False, None)
+    """
+    flags = (
+        bool(value) is MODE_FLAGS[n]
+        for n, value in keywords.items()
+        if n in MODE_FLAGS and value is not None
+    )
+    return next(flags, None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PureLayer:
+    """A pair of pure functions, and what the core must know to call them.
+
+    An adapter makes one from an entry of its ecosystem. Variables are plain arrays in plain nested
+    dicts, at the top one dict a collection: `{"params": {"kernel": ..., "bias": ...},
+    "batch_stats": {...}}`.
+
+    Args:
+        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and
+            dtypes may matter. None: the entry came with its variables, `ready`, and new ones can't
+            be drawn.
+        apply: `apply(variables, key, /, *inputs, **keywords) -> (outputs, new_state)`, where
+            `new_state` holds the collections that are no parameters, as they are after the call;
+            the core drops it in evaluation mode. `key` is None where the layer draws nothing.
+        signature: What the entry takes at a call, inputs first. None: inputs only, no keywords.
+        label: The name of the entry's class or function, as it stands in names: `(Conv)`.
+        ecosystem: The name of the library, as it stands in `repr` and in errors.
+        text: How the entry is shown: `Conv(features=20, kernel_size=(5, 5))`. By default the label.
+        decided: The mode flags (see `MODE_FLAGS`) that the entry has set for itself, so that no
+            call may.
+        key_name: The keyword by which the entry takes its PRNG key, beside `apply`'s own `key`.
+        takes_key: Whether the entry can draw random numbers at all.
+        per_example: Whether the entry takes one example at a time and has to be mapped over the
+            batch.
+        axis_name: What the entry calls the axis that it is mapped over, if it computes anything
+            across the batch.
+        traceable: Whether `init` may be traced. False: it is called outside of every trace, on
+            `jax.ShapeDtypeStruct`s.
+        kinds: The kind of each collection; those that aren't named are `"state"`.
+        shorten: From a variable's native path to the path that is shown and looked up.
+        to_native: From variables (with `Annotated` leaves where there are notes) to the tree that
+            the entry's own library uses.
+        from_native: The inverse of `to_native`; the result needs no notes.
+        method: From the name of a method, or a function of the module, to the neutral form that
+            calls it in place of `__call__`. None: the entry has no methods.
+        ready: Variables that the entry holds already, so that no shape need be known to have them.
+        sources: The objects of the entry's library behind the variables in `ready`, by collection
+            and path. Entries that have one in common share that variable.
+        remake: From variables to the entry with these in place of its own, so that a function which
+            holds the entry can be made again. None: such a function is refused.
+        held: Functions that the entry calls and its library takes for constants, so that no module
+            may hide there.
+        reduce: The entry as a function and its arguments that make it again, for pickle. None:
+            pickle the entry.
+        inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as
+            they are known.
+        seed: On the way out, what initial values start from where nobody says.
+        frozen: On the way out, the parameters that get no gradients, by collection and path, once
+            `init` was called.
+        inside: Where the layer runs a model, that model and how many copies of it, for whoever
+            wants to look inside.
+        parts: `parts(run)` tells what the weights inside are, each `Part` once, in the order in
+            which they are used as far as that can be known. `run()` calls the layer on shapes, for
+            whoever has to look on.
+        read: `read(path, native)`, from a file in which the entry's own library has stored its
+            values to the native tree, where the file can't be read without the tree as it is now.
+            By default what `read` of seqbridge makes of the file.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from seqbridge import Sequential, signature_of
+        >>> scale = PureLayer(
+        ...     init=lambda key, /, x: {"params": {"factor": jnp.full(x.shape[-1], 2.0)}},
+        ...     apply=lambda variables, key, /, x: (x * variables["params"]["factor"][None], {}),
+        ...     signature=signature_of(lambda x: x),
+        ...     label="Scale",
+        ...     ecosystem="mine",
+        ...     takes_key=False,
+        ... )
+        >>> Sequential([scale])(jnp.ones((1, 3)))
+        Array([[2., 2., 2.]], dtype=float32)
+    """
+
+    init: Callable[..., Variables] | None
+    apply: Callable[..., tuple[Any, Variables]]
+    signature: inspect.Signature | None
+    label: str
+    ecosystem: str
+    text: str = ""
+    decided: frozenset[str] = frozenset()
+    key_name: str | None = None
+    takes_key: bool = True
+    per_example: bool = False
+    axis_name: Hashable = None
+    traceable: bool = True
+    kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"params": "params"})
+    shorten: Callable[[Path], Path] = _same
+    to_native: Callable[[Variables], Any] = _same
+    from_native: Callable[[Any], Variables] = _same
+    method: Callable[[Any], PureLayer] | None = None
+    ready: Variables | None = None
+    sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
+    remake: Callable[[Variables], Any] | None = None
+    held: tuple[Any, ...] = ()
+    reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+    inputs: tuple[Any, ...] = ()
+    seed: Any = 0
+    frozen: Callable[[], Collection[Path]] = frozenset
+    inside: tuple[Any, int] | None = None
+    parts: Callable[[Callable[[], Any]], Iterable[Part]] | None = None
+    read: Callable[[str, Any], Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PureLayer:
+        return self  # it can't be changed, and a copy of a module that holds it must be the same kind of tree
+
+    def __repr__(self) -> str:
+        return f"PureLayer({self.ecosystem} {self.text or self.label})"
+
+
+def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:
+    """A call as it was written, on one line and without memory addresses.
+
+    Examples:
+        >>> call_text("Conv", (20,), {"kernel_size": (5, 5)})
+        'Conv(20, kernel_size=(5, 5))'
+    """
+    parts = [_value_text(a) for a in args] + [f"{k}={_value_text(v)}" for k, v in keywords.items()]
+    return f"{name}({', '.join(parts)})"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
+        return value.__name__
+    if isinstance(value, jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__}(...)" if " at 0x" in text or len(text) > 60 else text
+
+
+def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> PureLayer:
+    """The layer with its first inputs and some of its keywords given, as `functools.partial` does it."""
+
+    def init(key: Any, /, *more: Any, **others: Any) -> Variables:
+        assert pure.init is not None
+        return pure.init(key, *args, *more, **{**keywords, **others})
+
+    def apply(
+        variables: Variables, key: Any, /, *more: Any, **others: Any
+    ) -> tuple[Any, Variables]:
+        return pure.apply(variables, key, *args, *more, **{**keywords, **others})
+
+    return dataclasses.replace(
+        pure,
+        init=pure.init and init,
+        apply=apply,
+        signature=bound_signature(pure.signature, args, keywords),
+        decided=pure.decided | (keywords.keys() & MODE_FLAGS.keys()),
+        text=call_text(f"partial of {pure.text or pure.label}", args, keywords),
+        method=None,
+    )
+
+
+def bound_signature(
+    signature: inspect.Signature | None, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> inspect.Signature | None:
+    """`signature` after its first inputs and some keywords are given."""
+    if signature is None:
+        return None
+
+    def function(*_: Any, **__: Any) -> None: ...
+
+    function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        keywords = {
+            k: v for k, v in keywords.items() if k in signature.parameters
+        }  # others are the adapter's
+    return inspect.signature(functools.partial(function, *args, **keywords))

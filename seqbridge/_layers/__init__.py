@@ -1,0 +1,15 @@
+"""Layers."""
+
+from seqbridge._layers.jaxpr import Draws as Draws
+from seqbridge._layers.jaxpr import flops as flops
+from seqbridge._layers.jaxpr import inner as inner
+from seqbridge._layers.jaxpr import needed as needed
+from seqbridge._layers.layer import Layer as Layer
+from seqbridge._layers.layout import Layout as Layout
+from seqbridge._layers.layout import lookup as lookup
+from seqbridge._layers.module_tree import Item as Item
+from seqbridge._layers.module_tree import Structure as Structure
+from seqbridge._layers.module_tree import full_name as full_name
+from seqbridge._layers.module_tree import leaves as leaves
+from seqbridge._layers.module_tree import walk as walk
+from seqbridge._layers.sharing import share as share

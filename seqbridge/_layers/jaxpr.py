@@ -1,0 +1,88 @@
+"""What the results of a traced program depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+# The floating-point operations of programs that were counted lately, by their text.
+_known: dict[str, float] = {}
+_MOST = 1_000
+
+
+class Draws(NamedTuple):
+    """What a call of a layer does with its PRNG key."""
+
+    asked: bool  # whether it can't do without
+    used: bool  # whether its results depend on it
+
+
+def needed(
+    equations: Iterable[Any], results: Iterable[Any], *, effects: bool
+) -> tuple[list[Any], set[int]]:
+    """The equations that are needed for `results`, and the ids of the variables that these read.
+
+    Args:
+        equations: Those of a jaxpr, in order.
+        results: Variables of the jaxpr.
+        effects: Whether an equation that does something, such as printing, is needed for its own
+            sake.
+    """
+    read = set(map(id, results))
+    kept = []
+    for equation in reversed(list(equations)):
+        if (effects and equation.effects) or any(id(v) in read for v in equation.outvars):
+            kept.append(equation)
+            read.update(map(id, equation.invars))
+    return kept[::-1], read
+
+
+def inner(equation: Any) -> Iterator[Any]:
+    """The jaxprs inside an equation: the body of a loop, a function that is called."""
+    for value in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+    ):
+        if hasattr(found := getattr(value, "jaxpr", value), "eqns"):
+            yield found
+
+
+def flops(closed: Any) -> float | None:
+    """The number of operations of a closed jaxpr; nothing is compiled, or run.
+
+    None: the backend has no analysis, or there is a loop whose length depends on data.
+    """
+    try:
+        return _counted(closed) + _left_out(closed.jaxpr)
+    except (LookupError, NotImplementedError, TypeError, jax.errors.JaxRuntimeError):
+        return None
+
+
+def _left_out(jaxpr: Any) -> float:
+    """What the analysis doesn't see: it counts the body of a loop once."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "while":
+            raise LookupError("how often a loop runs")
+        for body in inner(equation):
+            more = _left_out(body)
+            if equation.primitive.name == "scan":
+                n, unroll = equation.params["length"], int(equation.params["unroll"])
+                seen = min(n, unroll + n % unroll)  # of the steps, these stand in the program
+                more = n * more + (n - seen) * _counted(equation.params["jaxpr"])
+            total += more
+    return total
+
+
+def _counted(closed: Any) -> float:
+    text = str(closed.jaxpr)
+    if text not in _known:
+        from jax.extend.core import jaxpr_as_fun  # late, as in `_trace`
+
+        shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+        found: Any = jax.jit(jaxpr_as_fun(closed)).lower(*shapes).cost_analysis()
+        if len(_known) >= _MOST:
+            _known.clear()
+        _known[text] = max(0.0, float(found.get("flops", 0.0)))
+    return _known[text]

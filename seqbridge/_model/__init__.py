@@ -1,0 +1,5 @@
+"""Model."""
+
+from seqbridge._model.plot import plot as plot
+from seqbridge._model.sequential import Sequential as Sequential
+from seqbridge._model.sequential import as_model as as_model

@@ -1,0 +1,454 @@
+"""`Sequential`: a list of layers of any library, run in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+
+from seqbridge._entries import portable
+from seqbridge._interface import Call, ask, call_of, habit, mode_of, nearest
+from seqbridge._layers import Item, Layer, leaves, share, walk
+from seqbridge._model.layer_list import LayerList, entries_of, first_names, is_entry
+from seqbridge._passes import (
+    Build,
+    FirstRun,
+    Outputs,
+    Run,
+    Summary,
+    Watched,
+    check_arrays,
+    check_inputs,
+    check_keywords,
+    explained,
+    keyword_specs,
+    pure_form,
+    run_through,
+    specs,
+    summarize,
+    take,
+    traverse,
+)
+from seqbridge._state import (
+    Keys,
+    Stateful,
+    Variable,
+    as_key,
+    commit,
+    held,
+    refuse_in_trace,
+    same_key,
+    split,
+)
+
+
+class Sequential(LayerList):
+    """A list of layers of any JAX library, and of functions, that runs them in order.
+
+    It owns the variables of all of them under one set of names and gives every layer the keyword
+    arguments that it understands. A tuple that one layer returns is spread over the inputs of the
+    next.
+
+    Args:
+        *layers: A list of entries; or the entries themselves; or a mapping from names to entries.
+            An entry is a module, a `partial` of a module class, a transform, a function, a `Layer`
+            or another `Sequential`.
+        seed: What initial values and random draws start from.
+        key: A PRNG key in place of the seed, typed or raw.
+
+    Raises:
+        TypeError: Something is no entry; the message says what to write instead.
+        ValueError: A name is taken twice or can't be a name.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> model = Sequential([lambda x, slope=0.1: jnp.maximum(x, x * slope), jnp.sum])
+        >>> float(model(jnp.array([-1.0, 2.0])))
+        1.899999976158142
+        >>> float(model(jnp.array([-1.0, 2.0]), slope=0.5))
+        1.5
+        >>> model
+        Sequential(
+          [0] function <lambda>
+          [1] function sum
+        )
+    """
+
+    # The call that runs the layers in order, and does no more.
+    _in_order: ClassVar[Callable[..., Any]]
+
+    def __init__(self, *layers: Any, seed: int = 0, key: Any = None):
+        start = seed if key is None else key
+        super().__init__(start if type(start) is int else as_key(start))
+        # What the first layer takes, with None for sizes that may be anything; and the keywords.
+        self._inputs: tuple[tuple[Any, ...], Call] | None = None
+        given: Any = list(layers)
+        if len(layers) == 1 and isinstance(layers[0], list | Mapping | Iterator | LayerList):
+            given = layers[0]
+        elif len(layers) == 1 and type(layers[0]) is tuple and not is_entry(layers[0]):
+            given = list(layers[0])
+        items, names = self._admit(entries_of(given), [])
+        names = first_names(items, names)
+        self._check_names(names)
+        self._layers, self._labels = items, names
+        share(items, [])
+        self._adopt()
+
+    # Calls
+
+    def __call__(
+        self,
+        /,
+        *args: Any,
+        training: bool | None = None,
+        rng: Any = None,
+        per_layer: Mapping[Any, Mapping[str, Any]] | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """Runs the layers in order. The first call with arrays builds a model that isn't built.
+
+        Args:
+            *args: The inputs of the first layer.
+            training: Training or evaluation, for every layer that knows the difference. State such
+                as batch statistics changes in training only.
+            rng: A PRNG key for this call, in place of the next one of the model's own stream.
+            per_layer: Keywords for single layers, by name or position: `{"conv": {...}, 3: {...}}`.
+            **keywords: Each layer gets those that it names.
+
+        Returns:
+            What the last layer returns.
+
+        Raises:
+            TypeError: A keyword that no layer takes, an argument that a layer misses, or no mode
+                where layers need one.
+            Exception: What a layer raises, with a note that names the layer and says what reached
+                it.
+        """
+        return self._call(args, Call(mode_of(training), keywords, per_layer or {}), rng)
+
+    def _call(
+        self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None
+    ) -> Any:
+        """Runs the layers, and notes what each returns in `outputs`."""
+        with held(lambda: (self,) if self.built else self._above()):
+            first = None
+            if not self.built:
+                check_arrays(args)
+                refuse_in_trace("building a model", jax.tree.leaves((args, call.keywords)))
+                first = FirstRun(taken=self._family())
+                first.enter(self, args, call)
+            run = first or Run(Layer._tree)
+            changes: dict[Variable, Any] = {}
+            visitor = run if outputs is None else Watched(run, outputs)
+            out = traverse(
+                self, args, call, visitor, self._keys(rng, changes), plain=outputs is not None
+            )
+            if first is not None:
+                take(self, first)
+            for layer, variables in run.states.items():
+                changes |= layer._changes(variables)
+            commit(changes)
+        return out
+
+    def trace(self, /, *args: Any, rng: Any = None, **keywords: Any) -> Outputs:
+        """Calls the model, and returns what every layer returns, by name. The last one's is the model's.
+
+        Args:
+            *args: As for a call.
+            rng: As for a call.
+            **keywords: As for a call, with `training` and `per_layer`.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> model = Sequential({"double": lambda x: 2 * x, "sum": jnp.sum})
+            >>> outputs = model.trace(jnp.ones(3))
+            >>> list(outputs)
+            ['(Sequential).double(<lambda>)', '(Sequential).sum(sum)']
+            >>> float(outputs["sum"])
+            6.0
+        """
+        outputs: list[Any] = []
+        self._call(args, call_of(keywords), rng, outputs)
+        return Outputs(zip((name for name, _ in walk(self)), outputs, strict=True))
+
+    def _keys(self, rng: Any, changes: dict[Variable, Any]) -> Keys:
+        """The keys of one call; taking the next one of the stream is one of its changes."""
+
+        def following() -> jax.Array:
+            stream = self._make_stream()
+            changes[stream], key = split(stream.value)
+            return key
+
+        return Keys(following if rng is None else lambda: as_key(rng), self._initial_keys())
+
+    # Building
+
+    def build(
+        self, *inputs: Any, seed: int | None = None, key: Any = None, **keywords: Any
+    ) -> Self:
+        """Makes the variables of the layers that have none, from shapes alone.
+
+        Args:
+            *inputs: What the first layer takes: arrays, or shapes, in which None may be anything:
+                `model.build((None, 28, 28, 1))`; or, for other inputs than floats,
+                `jax.ShapeDtypeStruct((1, 8), jnp.int32)`.
+            seed: In place of the seed that the model was made with.
+            key: Likewise, a PRNG key.
+            **keywords: What layers need at a call; for arrays also their shapes, as
+                `jax.ShapeDtypeStruct`s or as tuples with a None.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: Inside a JAX transform.
+            TypeError, ValueError: What a layer raises for these shapes, or a None decides the shape
+                of a variable; then nothing is built.
+        """
+        given = call_of(keywords)
+        refuse_in_trace("building a model", jax.tree.leaves((inputs, given.keywords)))
+        if seed is not None or key is not None:
+            start = seed if key is None else as_key(key)
+            if self.built and self._inputs is not None and not same_key(start, self._seed):
+                raise ValueError(
+                    "the model is built: other values are model.assign(model.init(seed, *shapes))"
+                )
+            self._seed = start
+        check_inputs(inputs)
+        call = given.map(keyword_specs, training=True)
+        with held(self._above), explained(inputs):
+            check_keywords(self, inputs, call)
+            pure_form.check_sizes(self, inputs, call)
+            self._build(specs(inputs, None), call)
+        return self
+
+    def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
+        """Builds all or nothing; after an edit, as far as shapes are known."""
+        build = Build(taken=self._family())
+        build.enter(self, args, call)
+        try:
+            run_through(self, specs(args), call, build, self._initial_keys())
+        except Exception:
+            left = any(
+                not layer.built and layer not in build.layouts for layer in leaves(self._layers)
+            )
+            if build.failed or (not editing and (left or build.misfit)):
+                raise
+        take(self, build)
+
+    def _after_edit(self) -> None:
+        if self._inputs is not None:
+            self._build(*self._inputs, editing=True)
+
+    def _sharing(self, layers: list[Item], names: list[str | None]) -> Any:
+        made = super()._sharing(layers, names)
+        if not layers or not self._layers or layers[0] is not self._layers[0]:
+            made._inputs = None  # another layer comes first: what reaches it isn't known
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self) is Sequential and name[0] != "_" and name not in self.names:
+            check_attribute(Sequential, name, value)
+        super().__setattr__(name, value)
+
+    # The pure form
+
+    def init(self, key: Any, /, *inputs: Any, **keywords: Any) -> dict[str, dict[str, Any]]:
+        """Fresh variables, as plain dicts; nothing is stored.
+
+        Args:
+            key: A PRNG key or a seed.
+            *inputs: As for `build`.
+            **keywords: As for `build`.
+
+        Returns:
+            `{"params": {name: array}, "state": {name: array}}`, what `apply` takes.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> w = jnp.eye(2)
+            >>> model = Sequential([lambda x, w=w: x @ w])
+            >>> variables = model.init(0, (1, 2))
+            >>> list(variables["params"])
+            ['(Sequential)[0](<lambda>).w']
+            >>> model.apply(variables, jnp.ones((1, 2)))[0]
+            Array([[1., 1.]], dtype=float32)
+        """
+        start = as_key(key)
+        check_inputs(inputs)
+        return pure_form.init(self, start, inputs, call_of(keywords))
+
+    def apply(
+        self,
+        variables: Mapping[str, Mapping[str, Any]],
+        /,
+        *args: Any,
+        rng: Any = None,
+        training: bool | None = None,
+        per_layer: Mapping[Any, Mapping[str, Any]] | None = None,
+        **keywords: Any,
+    ) -> tuple[Any, dict[str, dict[str, Any]]]:
+        """The model as a pure function, for plain `jax.jit`, `jax.grad`, `jax.vmap`, `jax.lax.scan` and optax.
+
+        Args:
+            variables: What `init` or `variables` returns.
+            *args: The inputs of the first layer.
+            rng: A PRNG key, for layers that draw random numbers.
+            training: As for a call.
+            per_layer: As for a call.
+            **keywords: As for a call.
+
+        Returns:
+            The outputs, and the variables after the call.
+
+        Raises:
+            KeyError: Names are missing, or unknown.
+        """
+        call = Call(mode_of(training), keywords, per_layer or {})
+        return pure_form.apply(self, variables, args, call, rng)
+
+    @property
+    def variables(self) -> dict[str, dict[str, Any]]:
+        """The arrays now: `{"params": {name: array}, "state": {name: array}}`, in dicts of their own."""
+        return pure_form.read(self)
+
+    def assign(self, variables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes the arrays of the pure form, all of them, or raises and takes none.
+
+        Args:
+            variables: `{"params": {...}, "state": {...}}`, or one of the two.
+
+        Raises:
+            KeyError: Names are missing, or unknown.
+            ValueError: A wrong shape.
+            TypeError: A wrong dtype.
+            RuntimeError: The model isn't built.
+        """
+        pure_form.assign(self, variables)
+
+    # Looks
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._inputs is not None:
+            args, call = self._inputs
+            given = portable((dict(call.keywords), dict(call.per_layer)))
+            call = dataclasses.replace(call, keywords=given[0], per_layer=given[1])
+            state["_inputs"] = portable(args), call
+        return state
+
+    def summary(self, *inputs: Any, **keywords: Any) -> Summary:
+        """A table of the layers: library, entry, shapes, variables, floating-point operations. Nothing is computed.
+
+        Print it, or let a notebook show it. The model needn't be built, nor is it built by this.
+
+        Args:
+            *inputs: As for `build`. Without any, those that the model was built for.
+            **keywords: As for a call. Where they say no mode, the call that is looked at is one in
+                evaluation.
+
+        Raises:
+            TypeError, ValueError: What a layer raises for these shapes.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp
+            >>> from seqbridge import Sequential
+            >>> model = Sequential([lambda x, w=jnp.ones((4, 8)): x @ w, jax.nn.relu])
+            >>> print(model.summary((None, 4)))
+            layer  library   entry     input -> output                     params  trained  FLOPs
+            -------------------------------------------------------------------------------------
+            [0]    function  <lambda>  float32[None,4] -> float32[None,8]      32      yes     64
+            [1]    function  relu      float32[None,8] -> float32[None,8]                       8
+            total: 32 parameters, 0 of state, 128 bytes, 72 FLOPs
+            FLOPs are those for 1 in place of None
+        """
+        return self._summary(inputs, keywords)
+
+    def _summary(
+        self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, count: bool = True
+    ) -> Summary:
+        call = call_of(
+            {name: value for name, value in keywords.items() if name != "rng"}
+        )  # nothing is drawn
+        if not inputs:
+            check_keywords(self, (), call)
+            inputs, built_for = self._inputs or ((), call)
+            call = Call(
+                call.training,
+                {**built_for.keywords, **call.keywords},
+                call.per_layer or built_for.per_layer,
+            )
+            return summarize(self, inputs, call, given=False, count=count)
+        check_inputs(inputs)
+        return summarize(self, inputs, call, given=True, count=count)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows; not as `_repr_html_`, which treescope would show in place of its tree."""
+        try:
+            shown = self._summary((), {}, count=False)._repr_html_()
+        except Exception:  # a notebook must be able to show what is broken, too
+            shown = f"<pre>{html.escape(repr(self))}</pre>"
+        return {"text/plain": repr(self), "text/html": shown}
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [n for n in self.names if n is not None]
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, (name, item) in enumerate(zip(self._labels, self._layers, strict=True)):
+            text = repr(item).replace("\n", "\n  ")
+            lines.append(f"  [{i}] {f'{name}: ' if name else ''}{text}")
+        body = "\n".join(lines)
+        return f"{type(self).__name__}(\n{body}\n)" if lines else f"{type(self).__name__}()"
+
+
+def as_model(x: Any) -> tuple[LayerList, bool]:
+    """The model that holds `x`, and whether `x` is a single layer or entry rather than a model itself."""
+    if isinstance(x, LayerList):
+        return x, False
+    single = not isinstance(x, list | Mapping)
+    return Sequential([x]) if single else Sequential(x), single
+
+
+def check_attribute(cls: type, name: str, value: Any) -> None:
+    """Raises, or warns, if an attribute is set of a model that does nothing there."""
+    own = getattr(cls, name, None)
+    if isinstance(own, property):
+        return
+    cure = habit(name) or nearest(name, ("trainable",), cutoff=0.8)
+    if cure or callable(own):
+        raise AttributeError(f"{name} isn't set{cure or ': it is a method'}")
+    if _is_layer(value):
+        cure = (
+            f"del model.{name}, then model.extend({{{name!r}: ...}}) puts it at the end of the list"
+        )
+        warnings.warn(
+            f"model.{name} = ... sets an attribute, which isn't run, trained or saved: {cure}",
+            stacklevel=3,
+        )
+
+
+def _is_layer(value: Any) -> bool:
+    cls = (
+        value.func
+        if isinstance(value, functools.partial) and isinstance(value.func, type)
+        else type(value)
+    )
+    if isinstance(value, Stateful):
+        return callable(value)  # a model or a layer, rather than variables or an optimizer
+    try:
+        return ask(value, cls) is not None
+    except TypeError:  # of some library, but no layer
+        return False
+
+
+Sequential._in_order = Sequential.__call__
+Layer.model_of = Sequential

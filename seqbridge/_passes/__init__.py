@@ -1,0 +1,31 @@
+"""Passes."""
+
+from seqbridge._passes.build import Build as Build
+from seqbridge._passes.build import FirstRun as FirstRun
+from seqbridge._passes.build import check_arrays as check_arrays
+from seqbridge._passes.build import check_inputs as check_inputs
+from seqbridge._passes.build import explained as explained
+from seqbridge._passes.build import keyword_specs as keyword_specs
+from seqbridge._passes.build import specs as specs
+from seqbridge._passes.build import take as take
+from seqbridge._passes.call import apply as apply
+from seqbridge._passes.call import evaluate as evaluate
+from seqbridge._passes.call import key_for as key_for
+from seqbridge._passes.forward import Run as Run
+from seqbridge._passes.forward import check_keywords as check_keywords
+from seqbridge._passes.forward import check_plain as check_plain
+from seqbridge._passes.forward import run_through as run_through
+from seqbridge._passes.forward import traverse as traverse
+from seqbridge._passes.outputs import Outputs as Outputs
+from seqbridge._passes.outputs import Watched as Watched
+from seqbridge._passes.pure_form import FLAT as FLAT
+from seqbridge._passes.pure_form import Form as Form
+from seqbridge._passes.pure_form import Naming as Naming
+from seqbridge._passes.pure_form import Parts as Parts
+from seqbridge._passes.pure_form import built_layouts as built_layouts
+from seqbridge._passes.pure_form import check_sizes as check_sizes
+from seqbridge._passes.pure_form import layouts_of as layouts_of
+from seqbridge._passes.pure_form import maker as maker
+from seqbridge._passes.rows import Row as Row
+from seqbridge._passes.summary import Summary as Summary
+from seqbridge._passes.summary import summarize as summarize

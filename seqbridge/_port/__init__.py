@@ -1,0 +1,3 @@
+"""Port."""
+
+from seqbridge._port.port import port as port

@@ -1,0 +1,7 @@
+"""Sharding."""
+
+from seqbridge._sharding.data_parallel import Spread as Spread
+from seqbridge._sharding.placement import Placement as Placement
+from seqbridge._sharding.placement import put as put
+from seqbridge._sharding.processes import check_agreement as check_agreement
+from seqbridge._sharding.processes import feed as feed

@@ -1,0 +1,71 @@
+"""Locks of variables, held several at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from seqbridge._state.frames import in_frame, refuse_within_write
+from seqbridge._state.version import edits
+
+
+class Guarded(Protocol):
+    """A variable, as far as locks know it."""
+
+    _lock: threading.RLock
+
+
+class Lockable(Protocol):
+    """Something that says which locks guard its variables."""
+
+    def _locks(self) -> Locks: ...
+
+
+class Locks(tuple[threading.RLock, ...]):
+    """Several locks held as one, always in the same order, so that no two threads wait for each other."""
+
+    __slots__ = ()
+
+    def __new__(cls, variables: Iterable[Guarded], *more: threading.RLock) -> Self:
+        distinct = {id(lock): lock for lock in (*(v._lock for v in variables), *more)}
+        return super().__new__(cls, (distinct[key] for key in sorted(distinct)))
+
+    def __enter__(self) -> None:
+        held = 0
+        try:
+            for lock in self:
+                lock.acquire()
+                held += 1
+        except BaseException:  # Ctrl-C, while it waits for one of them
+            for lock in self[:held]:
+                lock.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for lock in reversed(self):
+            lock.release()
+
+
+@contextlib.contextmanager
+def held(find: Callable[[], Iterable[Lockable]]) -> Iterator[None]:
+    """Holds the locks of what `find` finds, which it is asked again if a model was edited before they were held.
+
+    A transform holds those of all that its function knows of. Inside of it nothing more is taken:
+    that would be one lock after another, in no order, and two threads could wait for each other.
+    """
+    while not in_frame():
+        refuse_within_write()
+        edit = edits.count
+        with Locks((), *(lock for holder in find() for lock in holder._locks())):
+            if edits.count == edit:
+                yield
+                return
+    yield

@@ -1,0 +1,14 @@
+"""Transforms."""
+
+from seqbridge._transforms.grad import grad as grad
+from seqbridge._transforms.grad import value_and_grad as value_and_grad
+from seqbridge._transforms.jit import jit as jit
+from seqbridge._transforms.loops import eval_shape as eval_shape
+from seqbridge._transforms.loops import pure_call as pure_call
+from seqbridge._transforms.loops import scan as scan
+from seqbridge._transforms.loops import vmap as vmap
+from seqbridge._transforms.optimizer import Optimizer as Optimizer
+from seqbridge._transforms.partition import holders_of as holders_of
+from seqbridge._transforms.partition import rebuild as rebuild
+from seqbridge._transforms.partition import sort as sort
+from seqbridge._transforms.program import Jitted as Jitted

@@ -1,0 +1,205 @@
+"""The arguments of a transformed function, sorted: holders of variables, static values, arrays."""
+
+from __future__ import annotations
+
+import enum
+import weakref
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from types import FunctionType, NoneType
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+from seqbridge._entries import signature_of
+from seqbridge._state import Stateful, Token, Tracer, Variable, distinct
+
+_ARRAY, _STATIC, _BOOL, _STATEFUL, _DICT, _TREE = range(6)
+
+
+class _Tree(NamedTuple):
+    """A container: its keys if it is a dict, else JAX' own description, and its parts."""
+
+    treedef: Any
+    leaves: tuple[Any, ...]
+
+
+class _Unhashable(tuple[type, Any]):
+    """A static value that a compiled function can't be told from others by."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise TypeError(
+            f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static "
+            f"argument must be "
+            "hashable: give a tuple or a frozenset of it, say, or let the function close over it"
+        )
+
+
+_GIVEN = object()  # the place of an array in a signature
+_sorts: dict[type, int] = {}
+
+
+Sorted: TypeAlias = tuple[
+    Hashable, list[Any], list[Stateful]
+]  # a named tuple would take half as long again to make
+
+
+def sort(
+    args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()
+) -> Sorted:
+    """Takes arguments apart; `rebuild` puts them together.
+
+    Returns:
+        The signature, which is everything but arrays and holders: two calls of one signature run
+        one program, unless their arrays differ in shape or dtype. The arrays, which are traced. The
+        models, layers, collections and optimizers.
+    """
+    arrays: list[Any] = []
+    holders: list[Stateful] = []
+    parts: list[Any] = [len(args)]
+    for i, value in enumerate(args):
+        kind = _sorts.get(type(value))
+        if i in static:
+            parts.append((type(value), value))
+        elif kind == _ARRAY:  # as in `_sort`, whose call would take longer than this
+            arrays.append(value)
+            parts.append(_GIVEN)
+        elif kind == _STATEFUL:
+            holders.append(value)
+            parts.append(value._token())
+        else:
+            parts.append(_sort(value, arrays, holders))
+    for name, value in sorted(keywords.items()):
+        parts.append(name)
+        parts.append((type(value), value) if name in static else _sort(value, arrays, holders))
+    return tuple(parts), arrays, holders
+
+
+def is_array(value: Any) -> bool:
+    """Whether `sort` takes a value for an array; False if it has met none of its type yet."""
+    return _sorts.get(type(value)) == _ARRAY
+
+
+def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
+    kind = _sorts.get(type(value))
+    if kind is None:
+        kind = _sorts[type(value)] = _sort_of(type(value))
+    if kind == _ARRAY:
+        arrays.append(value)
+        return _GIVEN
+    if kind == _STATIC:
+        return type(value), value
+    if kind == _BOOL:
+        return bool, bool(value)
+    if kind == _DICT:  # JAX would want its keys to be sortable
+        return _Tree(tuple(value), tuple([_sort(leaf, arrays, holders) for leaf in value.values()]))
+    if kind == _STATEFUL:
+        holders.append(value)
+        return value._token()
+    leaves, treedef = jax.tree.flatten(value, is_leaf=lambda leaf: isinstance(leaf, Stateful))
+    if len(leaves) == 1 and leaves[0] is value:
+        static = type(value), value
+        return static if callable(value) or isinstance(value, Hashable) else _Unhashable(static)
+    return _Tree(treedef, tuple([_sort(leaf, arrays, holders) for leaf in leaves]))
+
+
+def _sort_of(cls: type) -> int:
+    if issubclass(cls, Stateful):
+        return _STATEFUL
+    if issubclass(cls, np.bool_):
+        return _BOOL
+    if cls is dict:
+        return _DICT
+    if issubclass(cls, bool | str | bytes | NoneType | enum.Enum | type | FunctionType):
+        return _STATIC
+    if issubclass(
+        cls,
+        jax.Array | Tracer | np.ndarray | np.generic | int | float | complex | jax.ShapeDtypeStruct,
+    ):
+        return _ARRAY
+    return _TREE
+
+
+def rebuild(
+    signature: Any, arrays: Iterable[Any], holders: Iterable[Stateful]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inverse of `sort`, with other arrays and holders in place."""
+    each, holder = iter(arrays), iter(holders)
+    n, *parts = signature
+    args = tuple(_rebuild(part, each, holder) for part in parts[:n])
+    names, values = parts[n::2], parts[n + 1 :: 2]
+    return args, {
+        name: _rebuild(part, each, holder) for name, part in zip(names, values, strict=True)
+    }
+
+
+def _rebuild(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> Any:
+    if part is _GIVEN:
+        return next(arrays)
+    if isinstance(part, Token):
+        return next(holders)
+    if isinstance(part, _Tree):
+        leaves = [_rebuild(leaf, arrays, holders) for leaf in part.leaves]
+        if isinstance(part.treedef, tuple):
+            return dict(zip(part.treedef, leaves, strict=True))
+        return jax.tree.unflatten(part.treedef, leaves)
+    return part[1]
+
+
+def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
+    """The holders of variables that a function brings along: itself, its `self`, and what `vars=` names.
+
+    Args:
+        function: What is to be transformed.
+        vars: A holder, or a list or dict of holders; None: none.
+
+    Raises:
+        TypeError: `vars` is something else.
+    """
+    found = [h for h in (function, getattr(function, "__self__", None)) if isinstance(h, Stateful)]
+    given = sort((vars,), {})[2]
+    if vars is not None and not given:
+        raise TypeError(
+            f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}"
+        )
+    return found + given
+
+
+def boxes_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
+    return distinct(box for holder in holders for box in holder._boxes())
+
+
+def values_of(boxes: Iterable[Variable]) -> dict[Variable, Any]:
+    return {box: box.value for box in boxes}
+
+
+def places_of(function: Callable[..., Any], names: Iterable[str]) -> frozenset[str | int]:
+    """Arguments by their names, and by the positions at which a call may give them."""
+    chosen = {names} if isinstance(names, str) else set(names)
+    signature = signature_of(function) if chosen else None
+    positions = enumerate(signature.parameters) if signature is not None else ()
+    return frozenset(chosen | {i for i, name in positions if name in chosen})
+
+
+def is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def weakly(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an object that keeps what is compiled of it: a cycle otherwise, which would hold variables.
+
+    In profiles and in what JAX logs it is called like `function`, which it runs.
+    """
+    found: Any = weakref.WeakMethod(method)
+
+    def traced(*args: Any) -> Any:
+        return found()(*args)
+
+    traced.__name__ = getattr(function, "__name__", type(function).__name__)
+    return traced

@@ -1,0 +1,176 @@
+"""`Copy`: one of the copies of a repeated layer, whose arrays are rows of the variables of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from seqbridge._files import native_tree
+from seqbridge._interface import Call, Variables, mode_of
+from seqbridge._layers import Layer, Layout, lookup
+from seqbridge._model import Sequential
+from seqbridge._passes import Run, traverse
+from seqbridge._state import Locks, Operators, Stateful, Token, Variable, cast, commit, held
+
+
+class Row(Operators):
+    """One copy's part of a variable of all copies. It is read and assigned like a variable.
+
+    Args:
+        whole: The variable of all copies.
+        index: Which copy.
+    """
+
+    __slots__ = ("_index", "_whole")
+
+    def __init__(self, whole: Variable, index: int):
+        self._whole = whole
+        self._index = index
+
+    @property
+    def name(self) -> str:
+        """`"(Sequential)[3](Repeat).kernel[17]"`."""
+        return f"{self._whole.name}[{self._index}]"
+
+    @property
+    def value(self) -> jax.Array:
+        return self._whole.value[self._index]
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        self.assign(new)
+
+    def assign(self, value: Any) -> None:
+        """Replaces this copy's array; as `Variable.assign`."""
+        with self._whole._lock:
+            commit({self._whole: self.put(value)})
+
+    def put(self, value: Any) -> jax.Array:
+        """The arrays of all copies, with `value` in place of this one's."""
+        whole = self._whole.value
+        return whole.at[self._index].set(cast(self.name, value, self.value))
+
+    @property
+    def trainable(self) -> bool:
+        return self._whole.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        raise AttributeError(
+            f"the copies are trained together: set {self._whole.name} trainable, or not"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "dtype", "ndim", "size"):
+            return getattr(self.value, name)
+        if name in ("kind", "collection", "path"):
+            return getattr(self._whole, name)
+        raise AttributeError(
+            f"a copy's variable has no attribute {name!r}; the array has it: write .value.{name}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Row({self.name}, {self.dtype}{list(self.shape)})"
+
+
+class Copy(Stateful):
+    """One of the copies of a repeated layer: `model[3][17]`.
+
+    Its variables are attributes and items of it, and it can be called on its own, as a layer can.
+
+    Args:
+        repeat: The copies.
+        one: The layer that was repeated.
+        index: Which copy.
+    """
+
+    def __init__(self, repeat: Layer, one: Layer, index: int):
+        self._repeat = repeat
+        self._one = one
+        self._index = index
+
+    def _boxes(self) -> tuple[Variable, ...]:
+        return self._repeat._boxes()
+
+    def _token(self) -> Token:
+        return Token((self._repeat._token(), self._index))
+
+    def _by_name(self) -> Mapping[str, Variable]:
+        return self._repeat._by_name()
+
+    def _layout(self) -> Layout:
+        if self._repeat._layout is None:
+            raise AttributeError(
+                f"{self!r} isn't built: call model.build(...) first, or the model itself"
+            )
+        return self._repeat._layout
+
+    def _rows(self) -> list[Row]:
+        return [Row(box, self._index) for box in self._repeat._variables]
+
+    def _named(self) -> Mapping[str, Row]:
+        return {name: Row(box, self._index) for name, box in self._repeat._by_name().items()}
+
+    def vars(self) -> Mapping[str, Row]:
+        """This copy's variables by name; each can be read and assigned."""
+        return self._named()
+
+    @property
+    def native(self) -> Any:
+        """This copy's variables in the structure that the entry's own library uses."""
+        return self._one.pure.to_native(
+            self._layout().annotated([row.value for row in self._rows()])
+        )
+
+    def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
+        """Takes the values of a native tree, or of a file; as `Layer.load_native`."""
+        native = native_tree(self._one.pure, tree, self.native, allow_pickle=allow_pickle)
+        with Locks(self._repeat._variables):
+            commit(self._changes("load_native", self._one.pure.from_native(native)))
+
+    def _changes(self, what: str, tree: Variables) -> dict[Variable, Any]:
+        arrays = self._layout().flatten(what, tree)
+        return {row._whole: row.put(new) for row, new in zip(self._rows(), arrays, strict=True)}
+
+    def __call__(
+        self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any
+    ) -> Any:
+        """Runs this copy alone; takes what a model takes."""
+        alone = self._repeat._alone()
+        with held(lambda: [alone]):
+            tree = self._layout().tree([row.value for row in self._rows()])
+            run, changes = Run(lambda _: tree), {}
+            keys = alone._keys(rng, changes).child(self._index)
+            out = traverse(
+                Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys
+            )
+            for state in run.states.values():
+                changes |= self._changes("the state after the call", state)
+            commit(changes)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lookup(repr(self), self._named(), name, AttributeError, built=self._repeat.built)  # pyright: ignore
+
+    def __getitem__(self, name: str) -> Any:
+        return lookup(repr(self), self._named(), name, KeyError, built=self._repeat.built)  # pyright: ignore
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainable":
+            raise AttributeError("the copies are trained together: set it of what repeats them")
+        if not name.startswith("_"):
+            raise AttributeError(f"write .{name}.assign(...), or .{name}.value = ...")
+        object.__setattr__(self, name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *(name.partition(".")[0] for name in self._named())})
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._named())
+
+    def __repr__(self) -> str:
+        return f"copy {self._index} of {self._repeat!r}"
