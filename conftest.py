@@ -54,6 +54,7 @@ pytest_collect_file = (
 ).pytest()
 
 ROOT = Path(__file__).parent
+pytest.register_assert_rewrite("helpers", "faults")
 pytest_plugins = ["matrix"]
 
 

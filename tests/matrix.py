@@ -24,14 +24,14 @@ Every adapter is held against its own library, entry by entry, by one suite (`te
 counts the checks that passed. This page is written by
 
 ```bash
-python -m pytest -q -n 2 tests/test_conformance.py tests/test_export.py --dist=load --matrix docs/conformance.md
+python -m pytest -q -n 2 tests/test_conformance.py tests/export/test_export.py --dist=load --matrix docs/conformance.md
 ```
 
 """
 OUT = """
 # What goes where
 
-Entries of every library go out into every other (`tests/test_export.py`): outputs, state, gradients and values are
+Entries of every library go out into every other (`tests/export/test_export.py`): outputs, state, gradients and values are
 those of the entry in its own library, and values come home bit by bit. A row is where an entry comes from, a column
 where it goes.
 
@@ -46,7 +46,7 @@ the statistics of linen and NNX, norms, recurrent layers and attention of Keras,
 refused, for the reason below. This page is written by
 
 ```bash
-python -m pytest -q -n 2 tests/test_port.py --dist=load --ports docs/ports.md
+python -m pytest -q -n 2 tests/port/test_port.py --dist=load --ports docs/ports.md
 ```
 
 """

@@ -122,7 +122,7 @@ def main() -> None:
     _ = [importlib.import_module(name) for name in LIBRARIES.split()]
 
     about = {
-        m: [f"seqbridge/{m}.py", *(f"tests/{name}.py" for name in (*ABOUT[m], *args.also))]
+        m: [f"seqbridge/{m}.py", *(path_of(name) for name in (*ABOUT[m], *args.also))]
         for m in args.modules
     }
     reached: dict[str, tuple[float, set[tuple[str, int]]]] = {}
@@ -190,6 +190,12 @@ def main() -> None:
             f"| `{module}` | {how.total()} | {killed} | {how['explained']} | {how['survived']} | "
             f"{score:.1%} |"
         )
+
+
+def path_of(name: str) -> str:
+    """Return where a test file stands, relative to the root."""
+    (file,) = (ROOT / "tests").rglob(f"{name}.py")
+    return str(file.relative_to(ROOT))
 
 
 def choose(

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import seqbridge as sb
-from test_hostile_files import layer_of, refused
+from helpers import layer_of, refused
 
 # Of Keras' own way to save.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

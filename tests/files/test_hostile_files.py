@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import tracemalloc
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -25,33 +24,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 import seqbridge as sb
+from helpers import layer_of, refused
 
 KEY = jax.random.key(5)
-MUCH = 2**28  # more than what an honest refusal takes
-
-
-def layer_of(entry: Any) -> sb.Layer:
-    return sb.Sequential([entry]).build((2, 4))[0]
-
-
-def values(layer: sb.Layer) -> list[Any]:
-    return [np.array(variable.value) for variable in layer.vars().values()]
-
-
-def refused(
-    layer: sb.Layer, path: Path, match: str | None, error: Any = sb.WeightsError, **options: Any
-) -> None:
-    before = values(layer)
-    tracemalloc.start()
-    try:
-        with pytest.raises(error, match=match) as caught:
-            layer.load_native(path, **options)
-        assert tracemalloc.get_traced_memory()[1] < MUCH
-    finally:
-        tracemalloc.stop()
-    assert str(path) in str(caught.value)
-    assert all(np.array_equal(a, b) for a, b in zip(before, values(layer), strict=True))
-
 
 # What is no weight file at all
 
