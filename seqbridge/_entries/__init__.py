@@ -1,4 +1,8 @@
-"""Entries."""
+"""From what a person puts into the list to a `PureLayer`.
+
+`as_pure` asks the adapters, or makes a layer of a plain function. Arrays that a function holds
+become its parameters. Pickling carries entries by their import path, or as their adapter says.
+"""
 
 from seqbridge._entries.adapt import as_pure as as_pure
 from seqbridge._entries.adapt import owner_of as owner_of

@@ -1,4 +1,7 @@
-"""Export."""
+"""A whole model in other forms: one `PureLayer`, an object of another library, a frozen function.
+
+Values that were trained in an exported object come back by `from_native`.
+"""
 
 from seqbridge._export.export import to_pure as to_pure
 from seqbridge._export.export import way_out as way_out

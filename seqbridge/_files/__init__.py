@@ -1,4 +1,7 @@
-"""Formats."""
+"""Formats of weight files: safetensors, npz, and the readers of other libraries' files.
+
+It knows bytes, names and arrays, and neither models nor variables.
+"""
 
 from seqbridge._files.readers import format_of as format_of
 from seqbridge._files.readers import native_tree as native_tree

@@ -1,4 +1,9 @@
-"""The contract with adapters."""
+"""The contract with adapters, and the words that all of seqbridge shares.
+
+A `PureLayer` is all that the core knows of an entry: two pure functions, a signature, and notes on
+modes, keys and weights. The registry finds the adapter that makes one; dispatch decides which layer
+gets which keyword. Paths, messages and tables stand here because every floor above uses them.
+"""
 
 from seqbridge._interface.dispatch import Call as Call
 from seqbridge._interface.dispatch import Parameters as Parameters

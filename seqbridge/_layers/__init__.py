@@ -1,4 +1,8 @@
-"""Layers."""
+"""Layers, and a model as a tree of them.
+
+A `Layer` is an entry with its variables. The tree gives each layer its place, each variable its
+name, and layers of one entry the same variables.
+"""
 
 from seqbridge._layers.jaxpr import Draws as Draws
 from seqbridge._layers.jaxpr import flops as flops

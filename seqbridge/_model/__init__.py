@@ -1,4 +1,4 @@
-"""Model."""
+"""`Sequential`: a list of layers that is called, built, saved and shown."""
 
 from seqbridge._model.plot import plot as plot
 from seqbridge._model.sequential import Sequential as Sequential

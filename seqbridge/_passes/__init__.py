@@ -1,4 +1,8 @@
-"""Passes."""
+"""One traversal of a model's layers, and the visitors that give it a meaning.
+
+`traverse` knows the order, the keywords, the mode, the keys and the errors. A visitor says what
+happens at each layer: run it, build it, run it on plain dicts, describe it.
+"""
 
 from seqbridge._passes.build import Build as Build
 from seqbridge._passes.build import FirstRun as FirstRun

@@ -1,4 +1,4 @@
-"""Sharding."""
+"""Where arrays lie: variables on a mesh, a batch over its devices, several processes."""
 
 from seqbridge._sharding.data_parallel import Spread as Spread
 from seqbridge._sharding.placement import Placement as Placement

@@ -1,4 +1,9 @@
-"""Variables."""
+"""Variables: boxes that hold arrays, and what keeps them consistent.
+
+A `Variable` holds a slot of a buffer. A transform never writes tracers into it: it opens a `Frame`,
+which holds the values that its function sees. `commit` writes several variables at once, under
+their locks. Keys of random numbers and the version of all structures belong to it, too.
+"""
 
 from seqbridge._state.dtypes import cast as cast
 from seqbridge._state.dtypes import category as category

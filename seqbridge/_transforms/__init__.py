@@ -1,4 +1,8 @@
-"""Transforms."""
+"""JAX' transforms for functions of objects that hold variables: `jit`, `grad`, `vmap`, `scan`.
+
+They partition the arguments into holders, static values and arrays, call the function of JAX on
+pure values, and commit what changed. They know variables and their holders, and no layer.
+"""
 
 from seqbridge._transforms.grad import grad as grad
 from seqbridge._transforms.grad import value_and_grad as value_and_grad

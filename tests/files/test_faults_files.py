@@ -302,7 +302,7 @@ def _(folder: Path) -> None:
 )
 def _(model: sb.Sequential, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seqbridge._saving.FORMAT", 99)
+        patch.setattr("seqbridge._variables.saving.FORMAT", 99)
         model.save(folder / "file")
     model.load(folder / "file")
 

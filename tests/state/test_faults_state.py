@@ -26,9 +26,9 @@ from safetensors.numpy import load_file
 
 import seqbridge as sb
 from faults import Kept, Row, Table, X, bits, filled, name_of, scale
-from seqbridge._mesh import Placement
-from seqbridge._pack import pack, pack_of
-from seqbridge._stateful import Locks
+from seqbridge._sharding.placement import Placement
+from seqbridge._state.packing import pack, pack_of
+from seqbridge._state import Locks
 
 table = Table()
 fault, design = table.fault, table.design

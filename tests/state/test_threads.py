@@ -40,7 +40,7 @@ from seqbridge import (
     _sequential,
     _structure,
 )
-from seqbridge._stateful import edits
+from seqbridge._state import edits
 
 X = jnp.ones((2, 3))
 LONG = 60  # seconds, after which something hangs

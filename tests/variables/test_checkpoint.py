@@ -402,7 +402,7 @@ def test_a_later_format_and_a_transform_are_refused(
     here = sb.VarCollection({"v": sb.Variable(jnp.arange(3.0))})
     with sb.Checkpoint(tmp_path, here=here) as checkpoint:
         with monkeypatch.context() as later:
-            later.setattr("seqbridge._checkpoint.FORMAT", 2)
+            later.setattr("seqbridge._variables.checkpoint.FORMAT", 2)
             checkpoint.save(0)
         with pytest.raises(
             sb.WeightsError, match=r"was saved by seqbridge .*: install that, or later"

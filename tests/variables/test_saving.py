@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import seqbridge as sb
-from seqbridge._safetensors import write_safetensors
+from seqbridge._files.safetensors import write_safetensors
 
 X = jnp.ones((4, 3))
 
@@ -541,7 +541,7 @@ def test_names_are_never_paths(tmp_path: Path) -> None:
 
 def test_a_file_of_a_later_version_is_refused(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path, _ = small
-    monkeypatch.setattr("seqbridge._saving.FORMAT", 2)
+    monkeypatch.setattr("seqbridge._variables.saving.FORMAT", 2)
     model.save(path)
     monkeypatch.undo()
     with pytest.raises(sb.WeightsError, match=r"was saved by seqbridge .*: install that, or later"):
