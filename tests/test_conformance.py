@@ -223,8 +223,8 @@ def test_an_unknown_keyword_is_an_error(case: Case) -> None:
 def test_declared_keywords_are_those_of_the_entry(case: Case) -> None:
     model = make(case)
     for name in case.keywords:
-        assert name in model[0]._parameters.names
-        if name in model[0]._parameters.required:
+        assert name in model[0].call_parameters.names
+        if name in model[0].call_parameters.required:
             with pytest.raises(TypeError, match=f"layer \\[0\\] .* needs {name!r}"):
                 model(*case.arrays(), training=False)
 

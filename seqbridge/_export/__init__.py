@@ -7,4 +7,4 @@ from seqbridge._export.export import to_pure as to_pure
 from seqbridge._export.export import way_out as way_out
 from seqbridge._export.freeze import freeze as freeze
 from seqbridge._export.from_native import from_native as from_native
-from seqbridge._export.snapshot import neutral as neutral
+from seqbridge._export.snapshot import as_pure_layer as as_pure_layer

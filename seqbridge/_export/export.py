@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from seqbridge._export.snapshot import Snapshot, neutral
+from seqbridge._export.snapshot import Snapshot, as_pure_layer
 from seqbridge._interface import Call, Export, exporter, mode_of, nearest
 from seqbridge._layers import Structure
 from seqbridge._model import as_model
@@ -112,7 +112,8 @@ def _way_out(name: str, export: Export) -> Callable[..., Any]:
             if option not in known and not any_option:
                 raise TypeError(f"to_{name} takes no {option!r}{nearest(option, known)}")
         return export(
-            neutral(model, single=single, training=mode_of(training), inputs=inputs), **options
+            as_pure_layer(model, single=single, training=mode_of(training), inputs=inputs),
+            **options,
         )
 
     signature = inspect.signature(export)

@@ -12,7 +12,7 @@ from seqbridge._export.snapshot import Snapshot
 from seqbridge._interface import call_of
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, check_inputs, check_keywords, specs
-from seqbridge._transforms import rebuild, sort
+from seqbridge._transforms import combine, partition
 
 
 class Frozen:
@@ -60,7 +60,7 @@ class Frozen:
         )
 
     def _prepare(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
-        signature, arrays, _ = sort(
+        signature, arrays, _ = partition(
             inputs, {**self._keywords, **keywords} if keywords else self._keywords
         )
         program = self._programs.get(signature)
@@ -72,7 +72,7 @@ class Frozen:
             def run(arrays: list[Any]) -> Any:
                 found = me()
                 assert found is not None
-                return found._run(*rebuild(signature, arrays, ()))
+                return found._run(*combine(signature, arrays, ()))
 
             program = self._programs[signature] = jax.jit(run)
         return program, arrays

@@ -38,7 +38,7 @@ from seqbridge._passes import (
     specs,
     traverse,
 )
-from seqbridge._state import Keys, Tracer, held
+from seqbridge._state import Keys, Tracer, locked
 
 _ANY = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
 
@@ -94,7 +94,7 @@ class Snapshot:
         inputs: tuple[Any, ...] = (),
     ):
         check_plain(model)
-        with held(lambda: [model]):
+        with locked(lambda: [model]):
             self._take(model)
         built_for = model._inputs if isinstance(model, Sequential) else None
         inputs = inputs or (built_for[0] if built_for else ())
@@ -175,7 +175,7 @@ class Snapshot:
         return call_of({**rest, "training": self._training if training is None else training})
 
 
-def neutral(
+def as_pure_layer(
     model: Structure,
     *,
     single: bool = False,
@@ -238,7 +238,7 @@ def _text(model: Structure) -> str:
 def _again(
     model: Structure, single: bool, training: bool | None, inputs: tuple[Any, ...]
 ) -> PureLayer:
-    return neutral(model, single=single, training=training, inputs=inputs)
+    return as_pure_layer(model, single=single, training=training, inputs=inputs)
 
 
 def _copy(value: Any) -> Any:
@@ -263,7 +263,7 @@ def _frozen(form: Form) -> frozenset[str]:
         flags = [v.trainable for v in layer._variables] or [
             s.trainable for s in form.layouts[layer].slots
         ]
-        trained = (flag and (layer.built or layer._options[2]) for flag in flags)
+        trained = (flag and (layer.built or layer.entry_options[2]) for flag in flags)
         found |= {
             name
             for (name, kind), flag in zip(own, trained, strict=True)
@@ -283,22 +283,22 @@ def _signature(model: Structure, training: bool | None) -> inspect.Signature:
                 p.default, jax.Array
             )  # a variable, and no value to repeat at every call
             if (
-                name in layer._parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}
+                name in layer.call_parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}
                 and not lifted
             ):
                 default = (
                     None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
                 )
                 found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
-    modes = {layer._parameters.default_mode for layer in layers if layer._parameters.flags}
+    modes = {layer.call_parameters.default_mode for layer in layers if layer.call_parameters.flags}
     undecided = None in modes or len(modes) > 1
-    if undecided or not model.built or any(v.kind == "state" for v in model._boxes()):
+    if undecided or not model.built or any(v.kind == "state" for v in model.own_variables()):
         # Where no layer knows a mode, it still says whether state may change.
         default = training if undecided or training is not None else False not in modes
         found["training"] = inspect.Parameter(
             "training", inspect.Parameter.KEYWORD_ONLY, default=default
         )
-    if any(layer._parameters.any for layer in layers):
+    if any(layer.call_parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))
 

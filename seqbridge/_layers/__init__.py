@@ -5,9 +5,9 @@ name, and layers of one entry the same variables.
 """
 
 from seqbridge._layers.jaxpr import Draws as Draws
+from seqbridge._layers.jaxpr import eliminate_dead_code as eliminate_dead_code
 from seqbridge._layers.jaxpr import flops as flops
-from seqbridge._layers.jaxpr import inner as inner
-from seqbridge._layers.jaxpr import needed as needed
+from seqbridge._layers.jaxpr import inner_jaxprs as inner_jaxprs
 from seqbridge._layers.layer import Layer as Layer
 from seqbridge._layers.layout import Layout as Layout
 from seqbridge._layers.layout import lookup as lookup

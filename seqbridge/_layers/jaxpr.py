@@ -19,7 +19,7 @@ class Draws(NamedTuple):
     used: bool  # whether its results depend on it
 
 
-def needed(
+def eliminate_dead_code(
     equations: Iterable[Any], results: Iterable[Any], *, effects: bool
 ) -> tuple[list[Any], set[int]]:
     """The equations that are needed for `results`, and the ids of the variables that these read.
@@ -39,7 +39,7 @@ def needed(
     return kept[::-1], read
 
 
-def inner(equation: Any) -> Iterator[Any]:
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an equation: the body of a loop, a function that is called."""
     for value in jax.tree.leaves(
         list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
@@ -65,7 +65,7 @@ def _left_out(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "while":
             raise LookupError("how often a loop runs")
-        for body in inner(equation):
+        for body in inner_jaxprs(equation):
             more = _left_out(body)
             if equation.primitive.name == "scan":
                 n, unroll = equation.params["length"], int(equation.params["unroll"])

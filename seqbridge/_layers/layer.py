@@ -17,16 +17,16 @@ from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, 
 from seqbridge._layers.jaxpr import Draws
 from seqbridge._layers.layout import Layout, lookup, namer
 from seqbridge._state import (
+    CacheKey,
     Content,
     Locks,
     Stateful,
-    Token,
     Variable,
     cast,
     commit,
-    edits,
     serial,
     strong,
+    version,
 )
 from seqbridge._variables import VarCollection, VariableHolder
 
@@ -66,8 +66,21 @@ class Layer(VariableHolder):
     model_of: ClassVar[Callable[[list[Layer]], Any]]
 
     __slots__ = (
-        "__weakref__", "_copy", "_draws", "_homes", "_layout", "_options", "_origin", "_outputs", "_parameters",
-        "_serial", "_solo", "_variables", "entry", "name", "pure",
+        "__weakref__",
+        "_copy",
+        "_draws",
+        "_homes",
+        "_layout",
+        "_origin",
+        "_outputs",
+        "_serial",
+        "_solo",
+        "_variables",
+        "call_parameters",
+        "entry",
+        "entry_options",
+        "name",
+        "pure",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +108,7 @@ class Layer(VariableHolder):
         self.entry: Any = entry
         self.pure: PureLayer = pure
         self.name: str | None = name
-        self._parameters = Parameters(pure)
+        self.call_parameters = Parameters(pure)
         self._layout: Layout | None = None
         self._variables: tuple[Variable, ...] = ()
         self._homes: list[weakref.ref[Any]] = []  # the models that it stands in; see `namer`
@@ -103,7 +116,7 @@ class Layer(VariableHolder):
         self._origin: tuple[int, ...] | None = (
             None  # the positions that its initial values were folded with
         )
-        self._options = (method, per_example, trainable)
+        self.entry_options = (method, per_example, trainable)
         self._outputs: dict[Hashable, Any] = {}
         self._draws: dict[Hashable, Draws] = {}
         self._serial = serial()
@@ -118,26 +131,28 @@ class Layer(VariableHolder):
     @property
     def _key(self) -> Hashable:
         """What makes two layers of one entry the same."""
-        return id(self.entry), self._options, self._copy
+        return id(self.entry), self.entry_options, self._copy
 
     @staticmethod
     def _key_of(entry: Any) -> Hashable:
         return id(entry), (None, None, True), 0
 
-    def _boxes(self) -> tuple[Variable, ...]:
+    def own_variables(self) -> tuple[Variable, ...]:
         return self._variables
 
-    def _token(self) -> Token:
-        return Token(self._parts())
+    def cache_key(self) -> CacheKey:
+        return CacheKey(self._parts())
 
     def _parts(self) -> Hashable:
         return (self._serial, *((v._serial, v.trainable) for v in self._variables))
 
     def vars(self) -> VarCollection:
         """The layer's variables by their names within it, live."""
-        return VarCollection(self._by_name, remark=lambda: "" if self.built else "  not built yet")
+        return VarCollection(
+            self.variables_by_name, remark=lambda: "" if self.built else "  not built yet"
+        )
 
-    def _by_name(self) -> dict[str, Variable]:
+    def variables_by_name(self) -> dict[str, Variable]:
         if self._layout is None:
             return {}
         pairs = zip(self._layout.slots, self._variables, strict=True)
@@ -167,7 +182,7 @@ class Layer(VariableHolder):
         for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
             if known and tie in known:
                 made.append(known[tie])
-                known[tie].trainable = known[tie].trainable and self._options[2]
+                known[tie].trainable = known[tie].trainable and self.entry_options[2]
                 continue
             box = Variable(
                 array,
@@ -175,20 +190,20 @@ class Layer(VariableHolder):
                 collection=slot.collection,
                 path=slot.path,
                 name=f"({self.pure.label}).{slot.shown}",
-                trainable=None if self._options[2] and slot.trainable else False,
+                trainable=None if self.entry_options[2] and slot.trainable else False,
                 metadata=slot.note,
                 axes=slot.axes,
             )
-            box._namer, box._lock, box._lent = (
+            box.namer, box.lock, box.aliased = (
                 namer(self._homes),
-                lock or box._lock,
+                lock or box.lock,
                 self.pure.ready is not None,
             )
             made.append(box)
         self._variables = tuple(made)
         layout.arrays = []
         self._layout = layout
-        edits.note()
+        version.bump()
 
     def _ties(self, layout: Layout) -> list[Hashable]:
         """What each variable is tied by: the object behind it, or else the entry, the native path and the shape."""
@@ -204,11 +219,11 @@ class Layer(VariableHolder):
 
     def _join(self, model: Any, lock: threading.RLock) -> None:
         """Notes a model that the layer stands in now. The lock of the first one guards the variables, for good."""
-        with edits.lock:
+        with version.lock:
             living = [home for home in self._homes if home() is not None]
-            for box in [] if living else [box for box in self._variables if box._lock is not lock]:
-                box._lock = lock
-                edits.note()  # programs know the old one
+            for box in [] if living else [box for box in self._variables if box.lock is not lock]:
+                box.lock = lock
+                version.bump()  # programs know the old one
             self._homes[:] = (
                 living if any(home() is model for home in living) else [*living, weakref.ref(model)]
             )
@@ -275,7 +290,7 @@ class Layer(VariableHolder):
                 alone = self.model_of([self])
                 alone._stream, alone._seed = model._make_stream(), model._seed
                 return alone
-        with edits.lock:
+        with version.lock:
             if self._solo is None:
                 self._solo = self.model_of([self])  # kept: the next call must take the next key
         return self._solo
@@ -294,7 +309,7 @@ class Layer(VariableHolder):
             raise AttributeError(
                 f"{name} stays as it is: put another in its place, sb.Layer(entry, name=...)"
             )
-        if name not in Layer.__slots__ and name in self._by_name():
+        if name not in Layer.__slots__ and name in self.variables_by_name():
             raise AttributeError(
                 f"{name} is a variable: write .{name}.assign(...), or .{name}.value = ..."
             )
@@ -303,10 +318,10 @@ class Layer(VariableHolder):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in Layer.__slots__:
             raise AttributeError(name)
-        return lookup(repr(self), self._by_name(), name, AttributeError, built=self.built)
+        return lookup(repr(self), self.variables_by_name(), name, AttributeError, built=self.built)
 
     def __getitem__(self, name: str) -> Any:
-        named = self._by_name()
+        named = self.variables_by_name()
         native = {".".join(box.path): box for box in self._variables}
         shown = name in named or any(n.startswith(f"{name}.") for n in named)
         return lookup(
@@ -314,14 +329,17 @@ class Layer(VariableHolder):
         )
 
     def __dir__(self) -> list[str]:
-        return [*object.__dir__(self), *(name.partition(".")[0] for name in self._by_name())]
+        return [
+            *object.__dir__(self),
+            *(name.partition(".")[0] for name in self.variables_by_name()),
+        ]
 
     def _ipython_key_completions_(self) -> list[str]:
-        return list(self._by_name())
+        return list(self.variables_by_name())
 
     def _tree_content(self) -> Content:
         rows = []
-        for name, variable in self._by_name().items():
+        for name, variable in self.variables_by_name().items():
             place = f".{name}" if name.isidentifier() else f"[{name!r}]"
             rows.append((f"{name}: ", place, variable))
         brackets = (" {", "}") if rows else ("", "")
@@ -335,7 +353,7 @@ class Layer(VariableHolder):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
         rest = copy.deepcopy(self._variables, memo), dict(self._draws), self._origin
-        made = _remake(type(self), self.entry, self.name, self._options, self._layout, *rest)
+        made = _remake(type(self), self.entry, self.name, self.entry_options, self._layout, *rest)
         made._copy = made._serial  # its entry is the same object, its variables are not
         return made
 
@@ -346,7 +364,14 @@ class Layer(VariableHolder):
             portable(layout.inputs),
         )
         rest = self._variables, self._draws, self._origin
-        return _remake, (type(self), portable(self.entry), self.name, self._options, notes, *rest)
+        return _remake, (
+            type(self),
+            portable(self.entry),
+            self.name,
+            self.entry_options,
+            notes,
+            *rest,
+        )
 
 
 def _remake(
@@ -363,5 +388,5 @@ def _remake(
     layer._variables, layer._draws, layer._origin = rest
     layer._layout = Layout(layer.pure, *layout) if isinstance(layout, tuple) else layout
     for box in layer._variables:
-        box._namer = namer(layer._homes)
+        box.namer = namer(layer._homes)
     return layer

@@ -15,18 +15,18 @@ from seqbridge._interface import habit, nearest
 from seqbridge._layers.layer import Layer
 from seqbridge._sharding import Placement, put
 from seqbridge._state import (
+    CacheKey,
     Content,
     Keys,
     Locks,
     PlainText,
-    Token,
     Variable,
     as_key,
     commit,
-    edits,
-    held,
+    locked,
     refuse_in_trace,
     stream,
+    version,
 )
 from seqbridge._variables import VarCollection, VariableHolder
 
@@ -42,7 +42,7 @@ class _Facts(NamedTuple):
     names: Mapping[Variable, str] = {}
     boxes: tuple[Variable, ...] = ()
     locks: Locks = Locks(())
-    token: Token = Token(())
+    token: CacheKey = CacheKey(())
 
 
 class Structure(VariableHolder):
@@ -66,7 +66,7 @@ class Structure(VariableHolder):
     def vars(self) -> VarCollection:
         """All variables by name, live: an edit of the model shows in it."""
         self._adopt()
-        return VarCollection(self._by_name, remark=self._unbuilt)
+        return VarCollection(self.variables_by_name, remark=self._unbuilt)
 
     def _unbuilt(self) -> str:
         waiting = [prefix for prefix, layer in walk(self) if not layer.built]
@@ -74,7 +74,7 @@ class Structure(VariableHolder):
 
     def _adopt(self) -> None:
         """Tells layers and nested models where they stand."""
-        with edits.lock:
+        with version.lock:
             for item in self._layers:
                 if isinstance(item, Structure):
                     item._parents.add(self)
@@ -88,7 +88,7 @@ class Structure(VariableHolder):
             yield from parent._above()
 
     def _holders(self) -> list[Structure]:
-        with edits.lock:
+        with version.lock:
             return [p for p in self._parents if any(item is self for item in p._layers)]
 
     def _roots(self) -> Iterator[Structure]:
@@ -113,9 +113,9 @@ class Structure(VariableHolder):
 
     def _facts(self) -> _Facts:
         facts = self._cache
-        if facts.edit != edits.count:
-            with edits.lock:
-                facts = self._cache = self._found(edits.count)
+        if facts.edit != version.number:
+            with version.lock:
+                facts = self._cache = self._found(version.number)
         return facts
 
     def _found(self, edit: int) -> _Facts:
@@ -126,7 +126,9 @@ class Structure(VariableHolder):
         if draws and self._stream is None:
             self._make_stream()
         for prefix, layer in walk(self):
-            table |= {full_name(prefix, name): box for name, box in layer._by_name().items()}
+            table |= {
+                full_name(prefix, name): box for name, box in layer.variables_by_name().items()
+            }
         if self._stream is not None and draws:
             table[f"({type(self).__name__}).rng"] = self._stream
         names: dict[Variable, str] = {}
@@ -139,7 +141,7 @@ class Structure(VariableHolder):
             names=names,
             boxes=tuple(names),
             locks=Locks(names, self._lock),
-            token=Token(self._parts()),
+            token=CacheKey(self._parts()),
         )
 
     def shard(
@@ -186,15 +188,15 @@ class Structure(VariableHolder):
                 "the model isn't built: call model.build(...) first, then model.shard(mesh, rules)"
             )
         placement = Placement(mesh, rules, logical)
-        with held(lambda: [self]):
+        with locked(lambda: [self]):
             self._place(placement)
             self._placement = placement
         return self
 
     def _place(self, placement: Placement, *, new: bool = False) -> None:
         """Lays the variables out, all of them or none."""
-        with held(lambda: [self]):
-            shardings = placement.shardings(self._by_name(), new=new)
+        with locked(lambda: [self]):
+            shardings = placement.shardings(self.variables_by_name(), new=new)
             commit(
                 {
                     variable: put(variable.value, sharding)
@@ -203,23 +205,23 @@ class Structure(VariableHolder):
             )
 
     def _make_stream(self) -> Variable:
-        with edits.lock:  # or two threads would draw from two
+        with version.lock:  # or two threads would draw from two
             if self._stream is None:
                 with (
                     jax.ensure_compile_time_eval()
                 ):  # a value, even if this is asked for first inside a trace
                     made = Variable(stream(self._seed), kind="rng", collection="rng", name="rng")
-                made._lock, made._namer = self._lock, stream_namer(self)
+                made.lock, made.namer = self._lock, stream_namer(self)
                 self._stream = made
             return self._stream
 
     def _names(self) -> Mapping[Variable, str]:
         return self._facts().names
 
-    def _boxes(self) -> tuple[Variable, ...]:
+    def own_variables(self) -> tuple[Variable, ...]:
         return self._facts().boxes
 
-    def _locks(self) -> Locks:
+    def variable_locks(self) -> Locks:
         return self._facts().locks
 
     @property
@@ -227,7 +229,7 @@ class Structure(VariableHolder):
         """Whether every layer has its variables."""
         return self._facts().built
 
-    def _token(self) -> Token:
+    def cache_key(self) -> CacheKey:
         return self._facts().token
 
     def _parts(self) -> Hashable:
@@ -235,11 +237,11 @@ class Structure(VariableHolder):
         stream = None if self._stream is None else self._stream._serial
         return type(self), items, tuple(self._labels), stream
 
-    def _by_name(self) -> Mapping[str, Variable]:
+    def variables_by_name(self) -> Mapping[str, Variable]:
         return self._facts().table
 
     def _items(self) -> tuple[list[Item], list[str | None]]:
-        with edits.lock:  # of one moment; an edit makes new ones
+        with version.lock:  # of one moment; an edit makes new ones
             return self._layers, self._labels
 
     def _placed(self) -> list[tuple[str, Item]]:
@@ -280,14 +282,14 @@ class Structure(VariableHolder):
             name = self._labels[i]
             label = f"[{i}] {name}: " if name else f"[{i}] "
             # A function that stands twice shares nothing, so it isn't to be marked as shared.
-            bare = isinstance(item, Layer) and not item._by_name()
+            bare = isinstance(item, Layer) and not item.variables_by_name()
             rows.append((label, place, PlainText(repr(item)) if bare else item))
         return Content(type(self).__name__, "([", "])", rows)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        with held(lambda: [self]):
+        with locked(lambda: [self]):
             made.__setstate__({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
         return made
 
@@ -299,10 +301,10 @@ class Structure(VariableHolder):
         vars(self).update(state)
         self._adopt()
         if (
-            self._stream is not None and self._stream._namer is None
+            self._stream is not None and self._stream.namer is None
         ):  # a copy; else it is that of a model that lives
-            self._stream._lock = self._lock
-            self._stream._namer = stream_namer(self)
+            self._stream.lock = self._lock
+            self._stream.namer = stream_namer(self)
 
 
 def walk(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:

@@ -45,7 +45,7 @@ def _tie(layers: Iterable[Layer]) -> list[tuple[Layer | Variable, str, Any]]:
         boxes = list(layer._variables)
         for i, (tie, box) in enumerate(layer._tied_variables()):
             first = found.setdefault(tie, box)
-            if first is not box and (first._value is box._value or _untouched(layer, i)):
+            if first is not box and (first.stored is box.stored or _untouched(layer, i)):
                 changed.append((first, "_trainable", first._trainable))
                 first.trainable = first.trainable and box.trainable
                 boxes[i] = first
@@ -59,7 +59,7 @@ def _untouched(layer: Layer, i: int) -> bool:
     """Whether a variable still has the value that its entry came with."""
     return (
         layer.pure.ready is not None
-        and layer._variables[i]._value is jax.tree.leaves(layer.pure.ready)[i]
+        and layer._variables[i].stored is jax.tree.leaves(layer.pure.ready)[i]
     )
 
 
@@ -87,8 +87,8 @@ def _differ(layer: Layer, other: Layer) -> bool:
         layer.pure.ready is not None and _same(layer, jax.tree.leaves(layer.pure.ready))
     ):
         return False
-    return not _same(layer, [v._value for v in other._variables])
+    return not _same(layer, [v.stored for v in other._variables])
 
 
 def _same(layer: Layer, arrays: list[Any]) -> bool:
-    return all(v._value is a for v, a in zip(layer._variables, arrays, strict=False))
+    return all(v.stored is a for v, a in zip(layer._variables, arrays, strict=False))

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, overlo
 from seqbridge._interface import ask, nearest
 from seqbridge._layers import Item, Layer, Structure, leaves, share
 from seqbridge._passes import check_plain
-from seqbridge._state import edits, held, refuse_in_trace
+from seqbridge._state import locked, refuse_in_trace, version
 
 Entries: TypeAlias = "list[tuple[str | None, Any]]"
 
@@ -24,7 +24,7 @@ def _exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M
 
     @functools.wraps(method)
     def alone(self: M, *args: P.args, **keywords: P.kwargs) -> R:
-        with held(self._above):
+        with locked(self._above):
             return method(self, *args, **keywords)
 
     return alone
@@ -81,15 +81,15 @@ class LayerList(Structure, MutableSequence[Any]):
             self._set(layers, names)
             self._after_edit()
             self._adopt()
-            edits.note()
+            version.bump()
         except BaseException:
             self._set(*before)
             undo()
-            edits.note()  # a build may have looked at the list meanwhile
+            version.bump()  # a build may have looked at the list meanwhile
             raise
 
     def _set(self, layers: list[Item], names: list[str | None]) -> None:
-        with edits.lock:
+        with version.lock:
             self._layers, self._labels = layers, names
 
     def _after_edit(self) -> None:

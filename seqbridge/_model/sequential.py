@@ -19,19 +19,19 @@ from seqbridge._passes import (
     Build,
     FirstRun,
     Outputs,
+    Recorder,
     Run,
     Summary,
-    Watched,
     check_arrays,
     check_inputs,
     check_keywords,
     explained,
+    install,
     keyword_specs,
     pure_form,
     run_through,
     specs,
     summarize,
-    take,
     traverse,
 )
 from seqbridge._state import (
@@ -40,7 +40,7 @@ from seqbridge._state import (
     Variable,
     as_key,
     commit,
-    held,
+    locked,
     refuse_in_trace,
     same_key,
     split,
@@ -135,7 +135,7 @@ class Sequential(LayerList):
         self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None
     ) -> Any:
         """Runs the layers, and notes what each returns in `outputs`."""
-        with held(lambda: (self,) if self.built else self._above()):
+        with locked(lambda: (self,) if self.built else self._above()):
             first = None
             if not self.built:
                 check_arrays(args)
@@ -144,12 +144,12 @@ class Sequential(LayerList):
                 first.enter(self, args, call)
             run = first or Run(Layer._tree)
             changes: dict[Variable, Any] = {}
-            visitor = run if outputs is None else Watched(run, outputs)
+            visitor = run if outputs is None else Recorder(run, outputs)
             out = traverse(
                 self, args, call, visitor, self._keys(rng, changes), plain=outputs is not None
             )
             if first is not None:
-                take(self, first)
+                install(self, first)
             for layer, variables in run.states.items():
                 changes |= layer._changes(variables)
             commit(changes)
@@ -221,7 +221,7 @@ class Sequential(LayerList):
             self._seed = start
         check_inputs(inputs)
         call = given.map(keyword_specs, training=True)
-        with held(self._above), explained(inputs):
+        with locked(self._above), explained(inputs):
             check_keywords(self, inputs, call)
             pure_form.check_sizes(self, inputs, call)
             self._build(specs(inputs, None), call)
@@ -239,7 +239,7 @@ class Sequential(LayerList):
             )
             if build.failed or (not editing and (left or build.misfit)):
                 raise
-        take(self, build)
+        install(self, build)
 
     def _after_edit(self) -> None:
         if self._inputs is not None:

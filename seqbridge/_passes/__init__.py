@@ -9,9 +9,9 @@ from seqbridge._passes.build import FirstRun as FirstRun
 from seqbridge._passes.build import check_arrays as check_arrays
 from seqbridge._passes.build import check_inputs as check_inputs
 from seqbridge._passes.build import explained as explained
+from seqbridge._passes.build import install as install
 from seqbridge._passes.build import keyword_specs as keyword_specs
 from seqbridge._passes.build import specs as specs
-from seqbridge._passes.build import take as take
 from seqbridge._passes.call import apply as apply
 from seqbridge._passes.call import evaluate as evaluate
 from seqbridge._passes.call import key_for as key_for
@@ -21,7 +21,7 @@ from seqbridge._passes.forward import check_plain as check_plain
 from seqbridge._passes.forward import run_through as run_through
 from seqbridge._passes.forward import traverse as traverse
 from seqbridge._passes.outputs import Outputs as Outputs
-from seqbridge._passes.outputs import Watched as Watched
+from seqbridge._passes.outputs import Recorder as Recorder
 from seqbridge._passes.pure_form import FLAT as FLAT
 from seqbridge._passes.pure_form import Form as Form
 from seqbridge._passes.pure_form import Naming as Naming

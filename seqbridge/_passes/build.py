@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._interface import Call, Variables
-from seqbridge._layers import Layer, Layout, Structure, needed
+from seqbridge._layers import Layer, Layout, Structure, eliminate_dead_code
 from seqbridge._passes.call import binding, evaluate, key_for, unused_key
 from seqbridge._passes.forward import Run, resized
-from seqbridge._state import Keys, Tracer, edits, tracing
+from seqbridge._state import Keys, Tracer, tracing, version
 
 _AGAIN = 2**31 - 2  # no list is that long
 
@@ -128,7 +128,10 @@ class FirstRun(Run):
     ) -> Any:
         if not layer.built and layer not in self.layouts:
             assert keys.initial is not None
-            shapes, training = specs(args), layer._parameters.in_training(keyword_specs(keywords))
+            shapes, training = (
+                specs(args),
+                layer.call_parameters.in_training(keyword_specs(keywords)),
+            )
             own = self._taken.unused(layer, keys.initial)
             self.layouts[layer] = Layout(
                 layer.pure, initial(layer, own, shapes, training), (shapes, training)
@@ -144,7 +147,7 @@ class FirstRun(Run):
         return layer._tree() if new is None else new.tree(new.arrays)
 
 
-def take(model: Any, build: Build | FirstRun) -> None:
+def install(model: Any, build: Build | FirstRun) -> None:
     """Makes the variables of a build the model's own, all of them or none.
 
     Raises:
@@ -162,7 +165,7 @@ def take(model: Any, build: Build | FirstRun) -> None:
         model._adopt()
         for part, given in build.inputs.items():
             part._inputs = given
-        edits.note()
+        version.bump()
         for root in model._roots():
             if root._placement is not None:
                 root._place(root._placement, new=True)
@@ -171,7 +174,7 @@ def take(model: Any, build: Build | FirstRun) -> None:
             layer._variables, layer._layout, layer._origin = (), None, None
         for part, given in before.items():
             part._inputs = given
-        edits.note()
+        version.bump()
         raise
 
 
@@ -207,7 +210,7 @@ def initial(
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # late, as in `_trace`
 
     closed, shapes = jax.make_jaxpr(init, return_shape=True)(keys.key)
-    equations, _ = needed(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
+    equations, _ = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
     kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
     leaves, treedef = jax.tree.flatten(shapes)
     arrays = jaxpr_as_fun(kept)(keys.key)  # where a result is a constant, JAX gives back a number

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._interface import Variables
-from seqbridge._layers import Draws, Layer, needed
-from seqbridge._state import Keys, edits
+from seqbridge._layers import Draws, Layer, eliminate_dead_code
+from seqbridge._state import Keys, version
 
 
 def apply(
@@ -78,7 +78,7 @@ def _call(
     if (
         name is not None
         and name not in keywords
-        and name not in layer._parameters.positional[: len(args)]
+        and name not in layer.call_parameters.positional[: len(args)]
     ):
         keywords = {**keywords, name: key}
     result = binding(lambda: layer.pure.apply(variables, key, *args, **keywords))
@@ -151,12 +151,12 @@ def evaluate(
     results = (
         closed.jaxpr.outvars[: len(jax.tree.leaves(out))] if mode is False else closed.jaxpr.outvars
     )
-    _, read = needed(closed.jaxpr.eqns, results, effects=True)
+    _, read = eliminate_dead_code(closed.jaxpr.eqns, results, effects=True)
     asked = any(v is key for equation in closed.jaxpr.eqns for v in equation.invars)
     before = layer._random
     layer._draws[_signature(args, keywords, mode)] = Draws(asked, id(key) in read)
     if layer._random != before:
-        edits.note()  # its models show a stream of keys, or none, from now on
+        version.bump()  # its models show a stream of keys, or none, from now on
     return out
 
 

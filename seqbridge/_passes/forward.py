@@ -149,19 +149,19 @@ def _visit(
 ) -> Any:
     where = prefix + place
     try:
-        keywords, mode = layer._parameters.route(call, len(args))
+        keywords, mode = layer.call_parameters.route(call, len(args))
     except LookupError:
         undecided = [
             f"{place} ({text.pure.ecosystem})"
             for place, text in walk(model)
-            if text._parameters.undecided(call)
+            if text.call_parameters.undecided(call)
         ]
         raise TypeError(
             f"training or evaluation? It makes a difference to {', '.join(undecided) or where}. "
             f"Say "
             "model(x, training=True) or training=False, or set the mode in the layer's constructor."
         ) from None
-    missing = layer._parameters.missing(keywords, len(args))
+    missing = layer.call_parameters.missing(keywords, len(args))
     if missing:
         near = nearest(missing[0], call.keywords).replace("did you mean", "you gave")
         raise TypeError(
@@ -190,7 +190,7 @@ def check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
     if call.keywords:
         layers = dict(walk(model))
         first = next(iter(layers), None)
-        parameters = {_place(name): layer._parameters for name, layer in layers.items()}
+        parameters = {_place(name): layer.call_parameters for name, layer in layers.items()}
         check_taken(call.keywords, parameters, {} if first is None else {_place(first): len(args)})
     for i, own in _by_position(model, call.per_layer).items():
         layer = model._layers[i]
@@ -198,11 +198,11 @@ def check_keywords(model: Structure, args: tuple[Any, ...], call: Call) -> None:
         if isinstance(layer, Layer):
             check_taken(
                 keywords,
-                {f"{model._placed()[i][0]}({layer.pure.label})": layer._parameters},
+                {f"{model._placed()[i][0]}({layer.pure.label})": layer.call_parameters},
                 only=True,
             )
         else:
-            check_taken(keywords, {_place(n): inner._parameters for n, inner in walk(layer)})
+            check_taken(keywords, {_place(n): inner.call_parameters for n, inner in walk(layer)})
 
 
 def _place(name: str) -> str:

@@ -68,7 +68,7 @@ def _unflatten(names: tuple[str, ...], outputs: Iterable[Any]) -> Outputs:
 jax.tree_util.register_pytree_with_keys(Outputs, _flatten, _unflatten)
 
 
-class Watched:
+class Recorder:
     """A visitor that does what another does, and notes what each layer returns."""
 
     def __init__(self, visitor: Visitor, outputs: list[Any]):

@@ -14,7 +14,7 @@ from seqbridge._interface import Call, check_names, nearest
 from seqbridge._layers import Layer, Layout, Structure, full_name, leaves, walk
 from seqbridge._passes.build import Build, has_open_sizes, keyword_specs, specs
 from seqbridge._passes.forward import Run, traverse
-from seqbridge._state import Keys, Variable, as_key, cast, commit, held
+from seqbridge._state import Keys, Variable, as_key, cast, commit, locked
 
 Parts: TypeAlias = dict[str, dict[str, Any]]
 Layouts: TypeAlias = Mapping[Layer, Layout]
@@ -202,7 +202,7 @@ def read(model: Structure) -> Parts:
         raise RuntimeError(
             "the model isn't built: it has variables after model.build(...) or the first call"
         )
-    with held(lambda: [model]):
+    with locked(lambda: [model]):
         layouts = built_layouts(model)
         return Form(model, layouts).parts(
             {layer: [v.value for v in layer._variables] for layer in layouts}
@@ -219,8 +219,8 @@ def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None
                 f"params and state"
             )
     changes = {}
-    with held(lambda: [model]):
-        table = model._by_name()
+    with locked(lambda: [model]):
+        table = model.variables_by_name()
         for kind, now in read(model).items():
             if kind in variables:
                 check_names("assign", variables[kind], now)

@@ -11,10 +11,10 @@ import numpy as np
 
 from seqbridge._files import WeightsError
 from seqbridge._interface import Column, table, to_html
-from seqbridge._layers import Structure, inner
+from seqbridge._layers import Structure, inner_jaxprs
 from seqbridge._passes import specs
 from seqbridge._port.convert import Problem, Row
-from seqbridge._state import Stateful, Variable, cast, commit, held, owned, refuse_in_trace
+from seqbridge._state import Stateful, Variable, cast, commit, locked, owned, refuse_in_trace
 
 _COLUMNS = (
     Column("source", 20),
@@ -65,8 +65,8 @@ class Plan:
         refuse_in_trace("porting weights")
         if self.problems:
             raise WeightsError(f"port: nothing was carried, since the results would differ\n{self}")
-        with held(lambda: [self._target]):
-            if not self._new.keys() <= set(self._target._boxes()):
+        with locked(lambda: [self._target]):
+            if not self._new.keys() <= set(self._target.own_variables()):
                 raise RuntimeError(
                     "port: the target was edited since this plan was made, and has other variables "
                     "now"
@@ -158,7 +158,7 @@ def _nonlinear(model: Any, args: Any, keywords: Mapping[str, Any]) -> frozenset[
                 if equation.primitive.name in ("erf", "erfc", "erf_inv")
                 else equation.primitive.name
             )
-            for body in inner(equation):
+            for body in inner_jaxprs(equation):
                 look(body)
 
     def run(variables: Any, args: Any) -> Any:

@@ -135,7 +135,7 @@ def _of_model(model: Structure) -> Side:
     rest: dict[str, np.ndarray] = {}
     boxes: dict[str, Variable] = {}
     seen: set[Variable] = set()
-    with Locks(model._by_name().values()):
+    with Locks(model.variables_by_name().values()):
         for prefix, layer in walk(model):
             table = {}
             names = {}

@@ -1,4 +1,4 @@
-"""`Spread`: how the inputs, the variables and the outputs of a compiled function lie on a mesh."""
+"""`BatchSharding`: how the inputs, the variables and the outputs of a compiled function lie on a mesh."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seqbridge._sharding.placement import as_auto, axes_of, batch_sharding, put
 from seqbridge._state import Cell, Stateful, Tracer, Variable, cell_of, living
 
 
-class Spread:
+class BatchSharding:
     """How the inputs and outputs of a compiled function are spread over a mesh.
 
     Args:
@@ -125,10 +125,10 @@ class Spread:
                 if (
                     beside is not None
                     and beside is not box
-                    and beside._value.shape == box._value.shape
+                    and beside.stored.shape == box.stored.shape
                 ):
-                    lies = beside._value.sharding
-                box._value = put(box._value, lies)
+                    lies = beside.stored.sharding
+                box.stored = put(box.stored, lies)
 
     def used(self, box: Variable, value: Any) -> Any:
         """A parameter where it is used: whole along the axes of the batch, which are for the batch then."""

@@ -18,7 +18,7 @@ from seqbridge._state.frames import refuse_in_trace as refuse_in_trace
 from seqbridge._state.frames import tracing as tracing
 from seqbridge._state.frames import writer as writer
 from seqbridge._state.locks import Locks as Locks
-from seqbridge._state.locks import held as held
+from seqbridge._state.locks import locked as locked
 from seqbridge._state.operators import Operators as Operators
 from seqbridge._state.packing import Cell as Cell
 from seqbridge._state.packing import Cells as Cells
@@ -36,9 +36,9 @@ from seqbridge._state.prng import split as split
 from seqbridge._state.prng import stream as stream
 from seqbridge._state.treescope import Content as Content
 from seqbridge._state.treescope import PlainText as PlainText
+from seqbridge._state.variable import CacheKey as CacheKey
 from seqbridge._state.variable import Stateful as Stateful
-from seqbridge._state.variable import Token as Token
 from seqbridge._state.variable import Variable as Variable
 from seqbridge._state.variable import distinct as distinct
-from seqbridge._state.version import edits as edits
 from seqbridge._state.version import serial as serial
+from seqbridge._state.version import version as version

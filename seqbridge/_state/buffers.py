@@ -18,7 +18,7 @@ import jax.numpy as jnp
 class Boxed(Protocol):
     """A variable, as far as buffers know it."""
 
-    _lock: threading.RLock
+    lock: threading.RLock
 
     @property
     def name(self) -> str: ...
@@ -86,7 +86,7 @@ class Bare:
         if forms[1] is None:
             if forms[0].is_deleted() and (box := self._box()) is not None:
                 with (
-                    box._lock
+                    box.lock
                 ):  # another thread has donated it, and has a new one before it gives the lock back
                     forms = self._forms
             with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace

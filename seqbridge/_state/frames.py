@@ -24,7 +24,7 @@ Tracer = jax.core.Tracer
 class Slot(Protocol):
     """A variable, as far as frames know it: a slot for a value, with a name. Equal by identity."""
 
-    _value: Any
+    stored: Any
 
     @property
     def name(self) -> str: ...
@@ -138,7 +138,7 @@ def refuse_within_write() -> None:
 def born(variable: Slot) -> None:
     """A variable that is made inside a frame belongs to it, whatever it holds."""
     if _stack.frames:
-        _stack.frames[-1].values[variable] = variable._value
+        _stack.frames[-1].values[variable] = variable.stored
 
 
 def read(variable: Slot) -> Any:
@@ -153,7 +153,7 @@ def read(variable: Slot) -> Any:
                 "the compiled program. Pass the model as an argument, or sb.jit(fn, "
                 "vars=model.vars())."
             )
-    return variable._value
+    return variable.stored
 
 
 def commit(changes: Mapping[Slot, Any]) -> None:
@@ -173,7 +173,7 @@ def commit(changes: Mapping[Slot, Any]) -> None:
 def _write(targets: Mapping[Slot, Frame | None], changes: Mapping[Slot, Any]) -> None:
     for variable, value in changes.items():
         if (frame := targets[variable]) is None:
-            variable._value = value
+            variable.stored = value
         else:
             frame.values[variable] = value
 

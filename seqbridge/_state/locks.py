@@ -9,19 +9,19 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from seqbridge._state.frames import in_frame, refuse_within_write
-from seqbridge._state.version import edits
+from seqbridge._state.version import version
 
 
 class Guarded(Protocol):
     """A variable, as far as locks know it."""
 
-    _lock: threading.RLock
+    lock: threading.RLock
 
 
 class Lockable(Protocol):
     """Something that says which locks guard its variables."""
 
-    def _locks(self) -> Locks: ...
+    def variable_locks(self) -> Locks: ...
 
 
 class Locks(tuple[threading.RLock, ...]):
@@ -30,7 +30,7 @@ class Locks(tuple[threading.RLock, ...]):
     __slots__ = ()
 
     def __new__(cls, variables: Iterable[Guarded], *more: threading.RLock) -> Self:
-        distinct = {id(lock): lock for lock in (*(v._lock for v in variables), *more)}
+        distinct = {id(lock): lock for lock in (*(v.lock for v in variables), *more)}
         return super().__new__(cls, (distinct[key] for key in sorted(distinct)))
 
     def __enter__(self) -> None:
@@ -55,7 +55,7 @@ class Locks(tuple[threading.RLock, ...]):
 
 
 @contextlib.contextmanager
-def held(find: Callable[[], Iterable[Lockable]]) -> Iterator[None]:
+def locked(find: Callable[[], Iterable[Lockable]]) -> Iterator[None]:
     """Holds the locks of what `find` finds, which it is asked again if a model was edited before they were held.
 
     A transform holds those of all that its function knows of. Inside of it nothing more is taken:
@@ -63,9 +63,9 @@ def held(find: Callable[[], Iterable[Lockable]]) -> Iterator[None]:
     """
     while not in_frame():
         refuse_within_write()
-        edit = edits.count
-        with Locks((), *(lock for holder in find() for lock in holder._locks())):
-            if edits.count == edit:
+        edit = version.number
+        with Locks((), *(lock for holder in find() for lock in holder.variable_locks())):
+            if version.number == edit:
                 yield
                 return
     yield

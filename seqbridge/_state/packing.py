@@ -20,9 +20,9 @@ import numpy as np
 
 from seqbridge._state.buffers import Bare, Within
 from seqbridge._state.frames import Tracer, writer
-from seqbridge._state.locks import held
+from seqbridge._state.locks import locked
 from seqbridge._state.variable import Stateful, Variable
-from seqbridge._state.version import edits, serial
+from seqbridge._state.version import serial, version
 
 _MOST_BYTES = (
     2**16
@@ -39,7 +39,7 @@ class Pack:
     __slots__ = ("__weakref__", "_boxes", "_joined", "_own", "_seen", "_shapes", "_starts")
 
     def __init__(self, boxes: Sequence[Variable]):
-        values = [box._value for box in boxes]
+        values = [box.stored for box in boxes]
         self._shapes = tuple(value.shape for value in values)
         self._starts = tuple(itertools.accumulate(map(math.prod, self._shapes), initial=0))
         self._joined = _join(values)
@@ -93,7 +93,7 @@ class Pack:
         # Another thread has donated the array, and has a new one before it gives the lock back; or
         # it is gone.
         box = self._boxes[i]()
-        with contextlib.nullcontext() if box is None else box._lock:
+        with contextlib.nullcontext() if box is None else box.lock:
             return self._taken(i) if i not in self._own else self._own[i]
 
     def _taken(self, i: int) -> jax.Array:
@@ -118,7 +118,7 @@ class Pack:
         """Gives each variable its own array again."""
         for ref in self._boxes:
             if (box := ref()) is not None and pack_of(box) is self:
-                self._move(box, box._value)
+                self._move(box, box.stored)
 
     @staticmethod
     def _move(box: Variable, to: Any) -> None:
@@ -149,7 +149,7 @@ class Pack:
 def _put_at(box: Variable, place: Any) -> None:
     box._array = place
     box._serial = serial()  # programs that took the variable otherwise aren't for it any more
-    edits.note()
+    version.bump()
 
 
 @jax.jit
@@ -176,14 +176,14 @@ def _put(joined: jax.Array, value: jax.Array, start: jax.Array) -> jax.Array:
 def pack(holders: Iterable[Stateful]) -> None:
     """Puts the small variables of each holder into packs, those that a step changes or reads together."""
     holders = list(holders)
-    with held(lambda: holders):
+    with locked(lambda: holders):
         _pack(holders)
 
 
 def _pack(holders: Iterable[Stateful]) -> None:
     for holder in holders:
         groups: dict[Hashable, list[Variable]] = defaultdict(list)
-        for box in holder._boxes():
+        for box in holder.own_variables():
             if (group := _group(box)) is not None:
                 groups[group].append(box)
         for boxes in groups.values():
@@ -199,7 +199,7 @@ def _pack(holders: Iterable[Stateful]) -> None:
 
 def _group(box: Variable) -> Hashable:
     """What the variables of a pack have in common; None: the variable has an array of its own."""
-    value = box._value
+    value = box.stored
     small = (
         value.nbytes <= _MOST_BYTES
         and value.size
@@ -207,7 +207,7 @@ def _group(box: Variable) -> Hashable:
     )
     if not small or not value.is_fully_addressable or not value.is_fully_replicated:
         return None
-    return id(box._lock), box.kind, box.trainable, value.dtype, value.sharding
+    return id(box.lock), box.kind, box.trainable, value.dtype, value.sharding
 
 
 def pack_of(box: Variable) -> Pack | None:

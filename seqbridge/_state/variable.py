@@ -18,10 +18,10 @@ from seqbridge._state.frames import Tracer, born, commit, read
 from seqbridge._state.locks import Locks
 from seqbridge._state.operators import Operators
 from seqbridge._state.treescope import Content, unfolding
-from seqbridge._state.version import edits, serial
+from seqbridge._state.version import serial, version
 
 
-class Token:
+class CacheKey:
     """What a compiled program depends on of one holder of variables. Holds no array and no object alive."""
 
     __slots__ = ("_hash", "parts")
@@ -34,7 +34,7 @@ class Token:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Token) and self.parts == other.parts)
+        return self is other or (isinstance(other, CacheKey) and self.parts == other.parts)
 
 
 class Stateful(ABC):
@@ -46,27 +46,27 @@ class Stateful(ABC):
     _steady = True
 
     @abstractmethod
-    def _boxes(self) -> tuple[Variable, ...]:
+    def own_variables(self) -> tuple[Variable, ...]:
         """The distinct variables, in order."""
 
     @abstractmethod
-    def _token(self) -> Token:
+    def cache_key(self) -> CacheKey:
         """Equal if and only if a program that was traced with the one holds for the other."""
 
     @abstractmethod
-    def _by_name(self) -> Mapping[str, Variable]:
+    def variables_by_name(self) -> Mapping[str, Variable]:
         """The variables by name."""
 
-    def _locks(self) -> Locks:
+    def variable_locks(self) -> Locks:
         """What a thread holds that reads all of this at one moment, or changes it."""
-        return Locks(self._boxes())
+        return Locks(self.own_variables())
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         return unfolding(self._tree_content(), path, subtree_renderer)
 
     def _tree_content(self) -> Content:
         """What an interactive tree shows of this, closed and unfolded."""
-        variables = self._by_name().items()
+        variables = self.variables_by_name().items()
         rows = [(f"{name!r}: ", f"[{name!r}]", variable) for name, variable in variables]
         return Content(type(self).__name__, "({", "})", rows)
 
@@ -101,8 +101,19 @@ class Variable(Operators, Stateful):
     """
 
     __slots__ = (
-        "__weakref__", "_array", "_label", "_lent", "_lock", "_namer", "_serial", "_trainable", "axes", "collection",
-        "kind", "metadata", "path",
+        "__weakref__",
+        "_array",
+        "_label",
+        "_serial",
+        "_trainable",
+        "aliased",
+        "axes",
+        "collection",
+        "kind",
+        "lock",
+        "metadata",
+        "namer",
+        "path",
     )  # fmt: skip
 
     def __init__(
@@ -131,12 +142,12 @@ class Variable(Operators, Stateful):
         self.metadata: Any = metadata
         self.axes: tuple[Any, ...] = axes
         self._label = name or ".".join(path) or "variable"
-        self._namer: Callable[[Variable], str | None] | None = None
+        self.namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
-        self._lent = (
+        self.aliased = (
             False  # whether the array may be that of an object of the user's, which keeps it
         )
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._serial = serial()
 
     @classmethod
@@ -148,30 +159,30 @@ class Variable(Operators, Stateful):
         return variable
 
     @property
-    def _value(self) -> Any:
+    def stored(self) -> Any:
         """The array, whatever transform is being traced."""
         array = self._array
         return array.holder.get(array.place) if type(array) is Within else array
 
-    @_value.setter
-    def _value(self, new: Any) -> None:
+    @stored.setter
+    def stored(self, new: Any) -> None:
         place = self._array
         if type(place) is not Within or not place.holder.set(place.place, new):
             self._array = new
 
-    def _boxes(self) -> tuple[Variable, ...]:
+    def own_variables(self) -> tuple[Variable, ...]:
         return (self,)
 
-    def _token(self) -> Token:
-        return Token((self._serial, self.trainable))
+    def cache_key(self) -> CacheKey:
+        return CacheKey((self._serial, self.trainable))
 
-    def _by_name(self) -> Mapping[str, Variable]:
+    def variables_by_name(self) -> Mapping[str, Variable]:
         return {self.name: self}
 
     @property
     def name(self) -> str:
         """The name in the model that holds the variable: `"(Sequential)[0](Dense).kernel"`."""
-        return (self._namer and self._namer(self)) or self._label
+        return (self.namer and self.namer(self)) or self._label
 
     @property
     def value(self) -> jax.Array:
@@ -194,7 +205,7 @@ class Variable(Operators, Stateful):
             TypeError: No array, or a dtype of another kind.
             RuntimeError: Inside a JAX transform that doesn't know of the variable.
         """
-        with self._lock:
+        with self.lock:
             commit({self: cast(self.name, value, self.value)})
 
     @property
@@ -207,7 +218,7 @@ class Variable(Operators, Stateful):
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"trainable is True or False, not {value!r:.60}")
         self._trainable = bool(value)
-        edits.note()
+        version.bump()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -242,7 +253,7 @@ class Variable(Operators, Stateful):
         return Content("Variable", "(", ")", rows)
 
     def __repr__(self) -> str:
-        return f"Variable({self.name}, {self.kind}, {self._value.dtype}{list(self._value.shape)})"
+        return f"Variable({self.name}, {self.kind}, {self.stored.dtype}{list(self.stored.shape)})"
 
     def __bool__(self) -> bool:
         if self.shape == ():

@@ -6,7 +6,7 @@ import itertools
 import threading
 
 
-class _Edits:
+class _Version:
     """Counts the edits of all models: what is cached of a model's structure holds while this stands still.
 
     No count comes twice, so that what a thread found before an edit is never taken for what holds
@@ -18,16 +18,16 @@ class _Edits:
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.number = 0
         self.lock = threading.RLock()
         self._following = itertools.count(1).__next__
 
-    def note(self) -> None:
+    def bump(self) -> None:
         """Says that a structure has changed; to be called after the change."""
-        self.count = self._following()
+        self.number = self._following()
 
 
-edits = _Edits()
+version = _Version()
 
 
 # A number that no two objects of a process share, dead ones included.

@@ -12,7 +12,7 @@ from seqbridge._transforms.loops import pure_call as pure_call
 from seqbridge._transforms.loops import scan as scan
 from seqbridge._transforms.loops import vmap as vmap
 from seqbridge._transforms.optimizer import Optimizer as Optimizer
+from seqbridge._transforms.partition import combine as combine
 from seqbridge._transforms.partition import holders_of as holders_of
-from seqbridge._transforms.partition import rebuild as rebuild
-from seqbridge._transforms.partition import sort as sort
+from seqbridge._transforms.partition import partition as partition
 from seqbridge._transforms.program import Jitted as Jitted

@@ -9,8 +9,8 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 import jax
 import jax.numpy as jnp
 
-from seqbridge._state import Frame, Stateful, Variable, commit, held
-from seqbridge._transforms.partition import boxes_of, holders_of, sort, values_of
+from seqbridge._state import Frame, Stateful, Variable, commit, locked
+from seqbridge._transforms.partition import boxes_of, holders_of, partition, values_of
 from seqbridge._variables import Filter, VarCollection, selector
 
 A = TypeVar("A")
@@ -85,7 +85,9 @@ def value_and_grad(
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
         holders = (
-            closed + sort(args, keywords)[2] + ([wrt] if isinstance(wrt, VarCollection) else [])
+            closed
+            + partition(args, keywords)[2]
+            + ([wrt] if isinstance(wrt, VarCollection) else [])
         )
 
         def pure(values: dict[str, Any]) -> Any:
@@ -100,7 +102,7 @@ def value_and_grad(
             value, aux = out if has_aux else (out, None)
             return value, (aux, frame.changes())
 
-        with held(lambda: holders):
+        with locked(lambda: holders):
             chosen, boxes = _differentiable(holders, wrt), boxes_of(holders)
             now = {name: box.value for name, box in chosen.items()}
             (value, (aux, changes)), grads = _of_changes(jax.value_and_grad, pure, now)
@@ -186,7 +188,7 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
     found: dict[str, Variable] = {}
     names: dict[Variable, str] = {}
     for holder in holders:
-        for name, box in choose(holder._by_name()).items():
+        for name, box in choose(holder.variables_by_name()).items():
             if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact)):
                 continue
             if name in found:

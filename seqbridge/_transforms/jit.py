@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from seqbridge._entries import signature_of
 from seqbridge._interface import check_flags, nearest
-from seqbridge._sharding import Spread, check_agreement
-from seqbridge._state import Stateful, edits, tracing
+from seqbridge._sharding import BatchSharding, check_agreement
+from seqbridge._state import Stateful, tracing, version
 from seqbridge._transforms.partition import places_of
 from seqbridge._transforms.program import Bound, Jitted, Program
 
@@ -20,10 +20,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Spreading(Jitted[P, R]):
+class MeshJitted(Jitted[P, R]):
     """What `jit` returns for a mesh: puts arrays and variables in place, and then does the same."""
 
-    def __init__(self, spread: Spread, check_processes: bool, *options: Any):
+    def __init__(self, spread: BatchSharding, check_processes: bool, *options: Any):
         super().__init__(*options)
         self._spread = spread
         self._check = check_processes
@@ -53,10 +53,10 @@ class Spreading(Jitted[P, R]):
         if self._spread is not None and not tracing():
             if self._check:
                 self._agree(args, keywords, bound)
-            before = edits.count
+            before = version.number
             with bound.lock:
                 self._spread.variables(bound.boxes, bound.cells)
-            if edits.count != before:
+            if version.number != before:
                 return super()._prepare(args, keywords)
         return program, bound, arrays
 
@@ -67,13 +67,13 @@ class Spreading(Jitted[P, R]):
         )
         leaves = [leaf for leaf in leaves if not isinstance(leaf, Stateful)]
         arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
-        keys = [box._value for box in bound.boxes if box.kind == "rng"]
+        keys = [box.stored for box in bound.boxes if box.kind == "rng"]
         keys += [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
         check_agreement({
             "values that aren't arrays": [leaf for leaf in leaves if not hasattr(leaf, "dtype")],
             "structure": str(treedef),
             "shapes": [(leaf.shape, str(leaf.dtype)) for leaf in arrays],
-            "variables": [(box.name, box._value.shape, str(box._value.dtype)) for box in bound.boxes],
+            "variables": [(box.name, box.stored.shape, str(box.stored.dtype)) for box in bound.boxes],
             "random keys": [jax.device_get(jax.random.key_data(key)).tolist() for key in keys],
         })  # fmt: skip
 
@@ -191,5 +191,5 @@ def jit(
     _check_known(function, places_of(function, static_argnames) | batched | replicated)
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate, pack)
-    spread = Spread(mesh, batch_axis, batched, replicated, uneven)
-    return Spreading(spread, check_processes, function, vars, static_argnames, donate, pack)
+    spread = BatchSharding(mesh, batch_axis, batched, replicated, uneven)
+    return MeshJitted(spread, check_processes, function, vars, static_argnames, donate, pack)

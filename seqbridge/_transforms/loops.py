@@ -9,8 +9,8 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 import jax
 from jax.typing import ArrayLike
 
-from seqbridge._state import Frame, Stateful, Variable, commit, held
-from seqbridge._transforms.partition import boxes_of, holders_of, rebuild, sort, values_of
+from seqbridge._state import Frame, Stateful, Variable, commit, locked
+from seqbridge._transforms.partition import boxes_of, combine, holders_of, partition, values_of
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -52,7 +52,7 @@ def vmap(
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **keywords: P.kwargs) -> Any:
-        holders = closed + sort(args, keywords)[2]
+        holders = closed + partition(args, keywords)[2]
         axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
         if len(axes) != len(args):
             raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
@@ -82,7 +82,7 @@ def vmap(
             changed[:] = changes = frame.changes()
             return out, [new for box, new in changes.items() if box not in streams]
 
-        with held(lambda: holders):
+        with locked(lambda: holders):
             boxes = boxes_of(holders)
             rngs = [box for box in boxes if box.kind == "rng"]
             pairs = [jax.random.split(box.value) for box in rngs]
@@ -115,7 +115,7 @@ def vmap(
 
 
 def _only_arrays(value: Any) -> bool:
-    _, arrays, holders = sort((value,), {})
+    _, arrays, holders = partition((value,), {})
     return bool(arrays) and not holders and len(arrays) == len(jax.tree.leaves(value))
 
 
@@ -171,7 +171,7 @@ def scan(
         Array([0., 1., 3.], dtype=float32)
     """
     holders = holders_of(function, vars)
-    if given := sort((init, xs), {})[2]:
+    if given := partition((init, xs), {})[2]:
         raise TypeError(
             f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over "
             f"it"
@@ -186,7 +186,7 @@ def scan(
             found.extend(frame.changes())
         return ([frame.values[box] for box in changing], own), y
 
-    with held(lambda: holders):
+    with locked(lambda: holders):
         found, boxes = list[Variable](), boxes_of(holders)
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
         jax.eval_shape(
@@ -228,17 +228,17 @@ def pure_call(
     keep: bool = True,
 ) -> Any:
     """Calls `function` through `transform`, as a pure function of values and arrays, and keeps what it changes."""
-    signature, arrays, holders = sort(args, keywords)
+    signature, arrays, holders = partition(args, keywords)
     changed: list[Variable] = []
 
     def pure(values: list[Any], arrays: list[Any]) -> Any:
         with Frame(dict(zip(boxes, values, strict=True))) as frame:
-            inside, options = rebuild(signature, arrays, holders)
+            inside, options = combine(signature, arrays, holders)
             out = function(*inside, **options)
         changed[:] = changes = frame.changes()
         return out, list(changes.values())
 
-    with held(lambda: closed + holders):
+    with locked(lambda: closed + holders):
         boxes = boxes_of(closed + holders)
         out, new = transform(pure)([box.value for box in boxes], arrays)
         if keep:

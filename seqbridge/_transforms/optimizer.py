@@ -13,15 +13,15 @@ import numpy as np
 
 from seqbridge._interface import check_names
 from seqbridge._state import (
+    CacheKey,
     Stateful,
-    Token,
     Variable,
     cast,
     commit,
-    edits,
-    held,
+    locked,
     refuse_in_trace,
     serial,
+    version,
 )
 from seqbridge._variables import Filter, VarCollection, VariableHolder
 
@@ -46,7 +46,7 @@ class _Fitted(NamedTuple):
     state: tuple[Variable, ...] = ()
     names: tuple[str, ...] = ()
     treedef: Any = None
-    token: Token | None = None
+    token: CacheKey | None = None
 
 
 class Optimizer(VariableHolder):
@@ -92,7 +92,7 @@ class Optimizer(VariableHolder):
         if (
             wrt is not None
             and getattr(model, "built", True)
-            and not VarCollection(model._by_name).subset(wrt)
+            and not VarCollection(model.variables_by_name).subset(wrt)
         ):
             raise ValueError(
                 f"there is nothing to update: wrt={wrt!r:.60} lets no variable through"
@@ -107,7 +107,7 @@ class Optimizer(VariableHolder):
     @transformation.setter
     def transformation(self, new: Transformation) -> None:
         self._transformation, self._serial = new, serial()
-        edits.note()
+        version.bump()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("lr", "learning_rate", "weight_decay", "momentum", "param_groups", "tx"):
@@ -118,7 +118,11 @@ class Optimizer(VariableHolder):
         object.__setattr__(self, name, value)
 
     def _trained(self) -> VarCollection:
-        return VarCollection(self._model._by_name).subset(lambda v: v.trainable).subset(self._wrt)
+        return (
+            VarCollection(self._model.variables_by_name)
+            .subset(lambda v: v.trainable)
+            .subset(self._wrt)
+        )
 
     def update(self, gradients: Mapping[str, Any], /, *more: Any, **extra: Any) -> None:
         """Takes one step: changes the parameters and the optimizer's state.
@@ -138,7 +142,7 @@ class Optimizer(VariableHolder):
                 f"an Optimizer knows its variables: write optimizer.update(gradients), arrays by "
                 f"name; got {got}"
             )
-        with held(lambda: [self]):
+        with locked(lambda: [self]):
             fitted = self._follow()
             check_names(
                 "the gradients don't belong to the optimizer's variables", gradients, fitted.params
@@ -171,25 +175,25 @@ class Optimizer(VariableHolder):
         fitted = self._follow()
         return dict(zip(fitted.names, fitted.state, strict=True))
 
-    def _by_name(self) -> Mapping[str, Variable]:
+    def variables_by_name(self) -> Mapping[str, Variable]:
         return self._own()
 
-    def _boxes(self) -> tuple[Variable, ...]:
+    def own_variables(self) -> tuple[Variable, ...]:
         fitted = self._follow()
         return (*fitted.params.values(), *fitted.state)
 
-    def _token(self) -> Token:
+    def cache_key(self) -> CacheKey:
         token = self._follow().token
         assert token is not None
         return token
 
     def _follow(self) -> _Fitted:
         """Makes the state fit the variables that the model has now."""
-        if self._fitted.edit != edits.count:
+        if self._fitted.edit != version.number:
             with (
                 self._guard
             ):  # or each of two threads would make new state, and one would train what is forgotten
-                self._fitted = self._fit(self._fitted, edits.count)
+                self._fitted = self._fit(self._fitted, version.number)
         return self._fitted
 
     def _fit(self, old: _Fitted, edit: int) -> _Fitted:
@@ -217,12 +221,14 @@ class Optimizer(VariableHolder):
                 names.append(name)
                 state.append(box)
             new = _Fitted(edit, params, tuple(state), tuple(names), treedef)
-        lock = next((box._lock for box in new.params.values()), self._guard)
+        lock = next((box.lock for box in new.params.values()), self._guard)
         for box in new.state:
-            box._lock = (
+            box.lock = (
                 lock  # one for all: `sb.jit` takes the locks of all of its variables at each call
             )
-        token = Token((self._serial, self._source._token(), tuple(v._serial for v in new.state)))
+        token = CacheKey(
+            (self._serial, self._source.cache_key(), tuple(v._serial for v in new.state))
+        )
         return new._replace(edit=edit, token=token)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,7 +244,7 @@ class Optimizer(VariableHolder):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        with held(lambda: [self, self._model]):
+        with locked(lambda: [self, self._model]):
             made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return made
 

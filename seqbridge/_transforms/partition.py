@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from seqbridge._entries import signature_of
-from seqbridge._state import Stateful, Token, Tracer, Variable, distinct
+from seqbridge._state import CacheKey, Stateful, Tracer, Variable, distinct
 
 _ARRAY, _STATIC, _BOOL, _STATEFUL, _DICT, _TREE = range(6)
 
@@ -38,18 +38,18 @@ class _Unhashable(tuple[type, Any]):
 
 
 _GIVEN = object()  # the place of an array in a signature
-_sorts: dict[type, int] = {}
+_kinds: dict[type, int] = {}
 
 
-Sorted: TypeAlias = tuple[
+Partitioned: TypeAlias = tuple[
     Hashable, list[Any], list[Stateful]
 ]  # a named tuple would take half as long again to make
 
 
-def sort(
+def partition(
     args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()
-) -> Sorted:
-    """Takes arguments apart; `rebuild` puts them together.
+) -> Partitioned:
+    """Takes arguments apart; `combine` puts them together.
 
     Returns:
         The signature, which is everything but arrays and holders: two calls of one signature run
@@ -60,32 +60,32 @@ def sort(
     holders: list[Stateful] = []
     parts: list[Any] = [len(args)]
     for i, value in enumerate(args):
-        kind = _sorts.get(type(value))
+        kind = _kinds.get(type(value))
         if i in static:
             parts.append((type(value), value))
-        elif kind == _ARRAY:  # as in `_sort`, whose call would take longer than this
+        elif kind == _ARRAY:  # as in `_partition`, whose call would take longer than this
             arrays.append(value)
             parts.append(_GIVEN)
         elif kind == _STATEFUL:
             holders.append(value)
-            parts.append(value._token())
+            parts.append(value.cache_key())
         else:
-            parts.append(_sort(value, arrays, holders))
+            parts.append(_partition(value, arrays, holders))
     for name, value in sorted(keywords.items()):
         parts.append(name)
-        parts.append((type(value), value) if name in static else _sort(value, arrays, holders))
+        parts.append((type(value), value) if name in static else _partition(value, arrays, holders))
     return tuple(parts), arrays, holders
 
 
 def is_array(value: Any) -> bool:
-    """Whether `sort` takes a value for an array; False if it has met none of its type yet."""
-    return _sorts.get(type(value)) == _ARRAY
+    """Whether `partition` takes a value for an array; False if it has met none of its type yet."""
+    return _kinds.get(type(value)) == _ARRAY
 
 
-def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
-    kind = _sorts.get(type(value))
+def _partition(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
+    kind = _kinds.get(type(value))
     if kind is None:
-        kind = _sorts[type(value)] = _sort_of(type(value))
+        kind = _kinds[type(value)] = _kind_of(type(value))
     if kind == _ARRAY:
         arrays.append(value)
         return _GIVEN
@@ -94,18 +94,20 @@ def _sort(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
     if kind == _BOOL:
         return bool, bool(value)
     if kind == _DICT:  # JAX would want its keys to be sortable
-        return _Tree(tuple(value), tuple([_sort(leaf, arrays, holders) for leaf in value.values()]))
+        return _Tree(
+            tuple(value), tuple([_partition(leaf, arrays, holders) for leaf in value.values()])
+        )
     if kind == _STATEFUL:
         holders.append(value)
-        return value._token()
+        return value.cache_key()
     leaves, treedef = jax.tree.flatten(value, is_leaf=lambda leaf: isinstance(leaf, Stateful))
     if len(leaves) == 1 and leaves[0] is value:
         static = type(value), value
         return static if callable(value) or isinstance(value, Hashable) else _Unhashable(static)
-    return _Tree(treedef, tuple([_sort(leaf, arrays, holders) for leaf in leaves]))
+    return _Tree(treedef, tuple([_partition(leaf, arrays, holders) for leaf in leaves]))
 
 
-def _sort_of(cls: type) -> int:
+def _kind_of(cls: type) -> int:
     if issubclass(cls, Stateful):
         return _STATEFUL
     if issubclass(cls, np.bool_):
@@ -122,26 +124,26 @@ def _sort_of(cls: type) -> int:
     return _TREE
 
 
-def rebuild(
+def combine(
     signature: Any, arrays: Iterable[Any], holders: Iterable[Stateful]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inverse of `sort`, with other arrays and holders in place."""
+    """The inverse of `partition`, with other arrays and holders in place."""
     each, holder = iter(arrays), iter(holders)
     n, *parts = signature
-    args = tuple(_rebuild(part, each, holder) for part in parts[:n])
+    args = tuple(_combine(part, each, holder) for part in parts[:n])
     names, values = parts[n::2], parts[n + 1 :: 2]
     return args, {
-        name: _rebuild(part, each, holder) for name, part in zip(names, values, strict=True)
+        name: _combine(part, each, holder) for name, part in zip(names, values, strict=True)
     }
 
 
-def _rebuild(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> Any:
+def _combine(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> Any:
     if part is _GIVEN:
         return next(arrays)
-    if isinstance(part, Token):
+    if isinstance(part, CacheKey):
         return next(holders)
     if isinstance(part, _Tree):
-        leaves = [_rebuild(leaf, arrays, holders) for leaf in part.leaves]
+        leaves = [_combine(leaf, arrays, holders) for leaf in part.leaves]
         if isinstance(part.treedef, tuple):
             return dict(zip(part.treedef, leaves, strict=True))
         return jax.tree.unflatten(part.treedef, leaves)
@@ -159,7 +161,7 @@ def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
         TypeError: `vars` is something else.
     """
     found = [h for h in (function, getattr(function, "__self__", None)) if isinstance(h, Stateful)]
-    given = sort((vars,), {})[2]
+    given = partition((vars,), {})[2]
     if vars is not None and not given:
         raise TypeError(
             f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}"
@@ -168,7 +170,7 @@ def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
 
 
 def boxes_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
-    return distinct(box for holder in holders for box in holder._boxes())
+    return distinct(box for holder in holders for box in holder.own_variables())
 
 
 def values_of(boxes: Iterable[Variable]) -> dict[Variable, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 
 from seqbridge._entries import FunctionLike
-from seqbridge._sharding import Spread
+from seqbridge._sharding import BatchSharding
 from seqbridge._state import (
     Cell,
     Cells,
@@ -25,7 +25,6 @@ from seqbridge._state import (
     Stateful,
     Variable,
     commit,
-    edits,
     in_frame,
     lost,
     pack,
@@ -33,16 +32,17 @@ from seqbridge._state import (
     store,
     tracing,
     values,
+    version,
     writer,
 )
 from seqbridge._transforms.partition import (
     boxes_of,
+    combine,
     holders_of,
     is_array,
     is_hashable,
+    partition,
     places_of,
-    rebuild,
-    sort,
     weakly,
 )
 
@@ -79,7 +79,7 @@ class Program:
         signature: Hashable,
         n_closed: int,
         now: _Now,
-        spread: Spread | None,
+        spread: BatchSharding | None,
     ):
         self._function = function
         self._spread = spread if spread is not None and spread.many else None
@@ -125,7 +125,7 @@ class Program:
             arrays = spread.split(arrays, batch)
         with Frame(start, compiled=True) as frame:
             assert self._now.call is not None
-            args, keywords = rebuild(self._signature, arrays, self._now.call[0][self._n_closed :])
+            args, keywords = combine(self._signature, arrays, self._now.call[0][self._n_closed :])
             out = self._function(*args, **keywords)
             if held := next((x for x in jax.tree.leaves(out) if isinstance(x, Stateful)), None):
                 raise TypeError(
@@ -155,8 +155,8 @@ class Program:
         _, changed = jax.eval_shape(self._traced, [], [cell._array for cell in cells], arrays)
         self.kept = tuple(i for i in range(len(cells)) if i not in changed)
         for cell in (cells[i] for i in changed):
-            if isinstance(cell, Variable) and cell._lent:
-                cell._array, cell._lent = jax.numpy.copy(cell._array), False
+            if isinstance(cell, Variable) and cell.aliased:
+                cell._array, cell.aliased = jax.numpy.copy(cell._array), False
         self.compiled = jax.jit(weakly(self._traced, self._function), donate_argnums=0)
         self.donated = tuple(changed)  # last: from now on all of this holds
 
@@ -169,7 +169,7 @@ def _forget(program: weakref.ref[Program], _: Any) -> None:
 class Jitted(FunctionLike[P, R]):
     """What `jit` returns: calls like the function that it was made from."""
 
-    _spread: Spread | None = None
+    _spread: BatchSharding | None = None
     __wrapped__: Callable[P, R]
 
     def __init__(
@@ -200,7 +200,7 @@ class Jitted(FunctionLike[P, R]):
                     return self._inside(program, boxes, arrays)
                 with lock:
                     if (
-                        edit != edits.count
+                        edit != version.number
                     ):  # another thread was faster, and the variables may lie elsewhere now
                         continue
                     if self._donate:
@@ -251,7 +251,7 @@ class Jitted(FunctionLike[P, R]):
         while True:
             program, bound, arrays = self._prepare(args, keywords)
             with bound.lock:
-                if bound.edit == edits.count:
+                if bound.edit == version.number:
                     if self._donate:
                         program.donate(bound.cells, arrays)
                     return program.compiled.lower(
@@ -263,12 +263,12 @@ class Jitted(FunctionLike[P, R]):
     ) -> tuple[Program, Bound, list[Any]]:
         if not keywords and (found := self._again(args)) is not None:
             return found
-        edit = edits.count
-        signature, arrays, holders = sort(args, keywords, self._static)
+        edit = version.number
+        signature, arrays, holders = partition(args, keywords, self._static)
         key: Hashable = signature
         if self._closed:
             holders = self._closed + holders
-            key = (signature, *[holder._token() for holder in self._closed])
+            key = (signature, *[holder.cache_key() for holder in self._closed])
         try:
             program = self._programs.get(key)
         except TypeError as error:
@@ -297,7 +297,7 @@ class Jitted(FunctionLike[P, R]):
         if self._pack and not program.packed and not tracing():
             pack(holders)
             if (
-                edits.count != edit
+                version.number != edit
             ):  # the variables lie in other arrays now, for which there is another program
                 return self._prepare(args, keywords)
             program.packed = True
@@ -326,7 +326,7 @@ class Jitted(FunctionLike[P, R]):
         if program is None or (like := program.like) is None:
             return None
         bound, kinds = like
-        if program.bound is not bound or bound.edit != edits.count or len(kinds) != len(args):
+        if program.bound is not bound or bound.edit != version.number or len(kinds) != len(args):
             return None
         arrays: list[Any] = []
         holders = list(self._closed)

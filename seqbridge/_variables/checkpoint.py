@@ -20,7 +20,7 @@ import numpy as np
 
 from seqbridge._files import WeightsError
 from seqbridge._interface import nearest
-from seqbridge._state import Variable, commit, held, refuse_in_trace
+from seqbridge._state import Variable, commit, locked, refuse_in_trace
 from seqbridge._variables.matching import Rename, Report, fit
 from seqbridge._variables.saving import (
     FORMAT,
@@ -135,7 +135,7 @@ class Checkpoint:
                 f"{self._folder}"
             )
         state, about = {}, {}
-        with held(
+        with locked(
             self._parts.values
         ):  # until they are copied: another thread may donate the arrays to a program
             tables = {name: part._table("save") for name, part in self._parts.items()}
@@ -216,7 +216,7 @@ class Checkpoint:
         tables = {name: part._table("load") for name, part in self._parts.items()}
         stored, also = self._read(step, where, tables)
         reports, changes = {}, {}
-        with held(self._parts.values):
+        with locked(self._parts.values):
             for name, part in self._parts.items():
                 table = part._table("load")
                 if name not in stored:

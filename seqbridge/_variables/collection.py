@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, get_args
 import jax
 
 from seqbridge._interface import Kind, check_names, nearest, plain
-from seqbridge._state import Stateful, Token, Variable, cast, commit, distinct, edits, held
+from seqbridge._state import CacheKey, Stateful, Variable, cast, commit, distinct, locked, version
 from seqbridge._variables.saving import VariableHolder
 
 Table: TypeAlias = Mapping[str, Variable]
@@ -23,7 +23,7 @@ def selector(which: Filter) -> Callable[[Table], Table]:
         TypeError, ValueError: It is nothing to choose by.
     """
     if isinstance(which, Stateful):
-        chosen = set(which._boxes())
+        chosen = set(which.own_variables())
         return lambda table: {n: v for n, v in table.items() if v in chosen}
     if isinstance(which, str) and which in get_args(Kind):
         return lambda table: {n: v for n, v in table.items() if v.kind == which}
@@ -116,18 +116,20 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         """Whether the models and layers that it is of have all their variables."""
         return not self._remark()
 
-    def _boxes(self) -> tuple[Variable, ...]:
+    def own_variables(self) -> tuple[Variable, ...]:
         return distinct(self._source().values())
 
-    def _token(self) -> Token:
+    def cache_key(self) -> CacheKey:
         table = self._source()
-        seen = (edits.count, *table, *[v._serial for v in table.values()])
+        seen = (version.number, *table, *[v._serial for v in table.values()])
         if seen != self._seen:
-            self._made = Token(tuple((name, v._serial, v.trainable) for name, v in table.items()))
+            self._made = CacheKey(
+                tuple((name, v._serial, v.trainable) for name, v in table.items())
+            )
             self._seen = seen
         return self._made
 
-    def _by_name(self) -> Mapping[str, Variable]:
+    def variables_by_name(self) -> Mapping[str, Variable]:
         return self._source()
 
     def __getitem__(self, name: str) -> Variable:
@@ -243,7 +245,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     def tensors(self) -> dict[str, jax.Array]:
         """The arrays by name, each variable once, under its first name."""
-        with held(lambda: [self]):
+        with locked(lambda: [self]):
             return {name: variable.value for name, variable in self._first().items()}
 
     def assign(self, values: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -258,7 +260,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
             ValueError: A wrong shape, or a list of the wrong length.
             TypeError: A wrong dtype.
         """
-        with held(lambda: [self]):
+        with locked(lambda: [self]):
             self._assign(values)
 
     def _assign(self, values: Any) -> None:

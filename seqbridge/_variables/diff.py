@@ -172,7 +172,7 @@ def _arrays(given: Any, allow_pickle: bool) -> dict[str, Any]:
             raise RuntimeError(
                 "this isn't built, so it has no variables yet: call build(...) first, then diff"
             )
-        table = given._by_name()
+        table = given.variables_by_name()
         with Locks(table.values()):
             return {name: box.value for name, box in table.items()}
     if isinstance(given, str | os.PathLike):

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqbridge._files import SUFFIXES, WeightsError, file_path, read_safetensors, write_safetensors
 from seqbridge._interface import check_flags
-from seqbridge._state import Stateful, Variable, commit, held, refuse_in_trace
+from seqbridge._state import Stateful, Variable, commit, locked, refuse_in_trace
 from seqbridge._variables.matching import Rename, Report, fit
 
 FORMAT = 1
@@ -27,7 +27,7 @@ class VariableHolder(Stateful):
     @property
     def trainable(self) -> bool:
         """Whether any variable is trained; can be set, for all parameters that are there."""
-        return any(variable.trainable for variable in self._boxes())
+        return any(variable.trainable for variable in self.own_variables())
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
@@ -39,7 +39,7 @@ class VariableHolder(Stateful):
             raise ValueError(
                 "this collection is empty: print(model.vars()) shows what variables are called"
             )
-        for variable in self._boxes():
+        for variable in self.own_variables():
             if variable.kind == "params":
                 variable.trainable = value
 
@@ -80,7 +80,7 @@ class VariableHolder(Stateful):
             )
         first: dict[Variable, str] = {}
         arrays, about = {}, {}
-        with held(
+        with locked(
             lambda: [self]
         ):  # until they are on the host: another thread may donate the arrays to a program
             for name, variable in self._table("save").items():
@@ -132,7 +132,7 @@ class VariableHolder(Stateful):
         self._table("load")
         path = file_path(path)
         stored, also = stored_in(path)
-        with held(lambda: [self]):
+        with locked(lambda: [self]):
             table = self._table("load")
             changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
             if (strict and not report.whole) or (not changes and table):
@@ -148,7 +148,7 @@ class VariableHolder(Stateful):
             raise RuntimeError(
                 f"this isn't built, so it has no variables yet: call build(...) first, then {what}"
             )
-        return self._by_name()
+        return self.variables_by_name()
 
 
 def stored_in(path: str) -> tuple[dict[str, Any], dict[str, Any]]:

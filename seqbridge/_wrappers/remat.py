@@ -13,8 +13,8 @@ import jax
 from seqbridge._interface import PureLayer
 from seqbridge._layers import Layer, Structure
 from seqbridge._state import Stateful
-from seqbridge._transforms import Jitted, holders_of, pure_call, rebuild, sort
-from seqbridge._wrappers.wrap import around, as_layer, key_within
+from seqbridge._transforms import Jitted, combine, holders_of, partition, pure_call
+from seqbridge._wrappers.wrap import as_layer, key_within, wrap
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +54,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from seqbridge import grad
+        >>> from seqbridge import Variable, grad
         >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
         >>> bool(jnp.allclose(grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"], jnp.cos(w.value)))
         True
@@ -90,17 +90,17 @@ _FUNCTIONS = (
 def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
     layer = as_layer(entry)
     jax.checkpoint(lambda: None, **options)  # says at once what is wrong with them
-    return Layer(_remat_pure(layer, options), name=layer.name, trainable=layer._options[2])
+    return Layer(_remat_pure(layer, options), name=layer.name, trainable=layer.entry_options[2])
 
 
 def _remat_pure(layer: Layer, options: Mapping[str, Any]) -> PureLayer:
-    pure = around(layer)
+    pure = wrap(layer)
 
     def apply(variables: Any, key: Any, /, *inputs: Any, **keywords: Any) -> Any:
-        signature, arrays, _ = sort(inputs, keywords)
+        signature, arrays, _ = partition(inputs, keywords)
 
         def run(variables: Any, key: Any, arrays: list[Any]) -> Any:
-            inside, given = rebuild(signature, arrays, ())
+            inside, given = combine(signature, arrays, ())
             return pure.apply(variables, key, *inside, **given)
 
         key = key_within(layer, key, variables, inputs, keywords)

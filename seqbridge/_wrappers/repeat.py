@@ -14,7 +14,7 @@ from seqbridge._interface import MODE_FLAGS, Annotated, PureLayer, Variables, ne
 from seqbridge._layers import Layer
 from seqbridge._state import fold_in, strong
 from seqbridge._wrappers.repeat_view import Copy
-from seqbridge._wrappers.wrap import around, as_layer, key_within
+from seqbridge._wrappers.wrap import as_layer, key_within, wrap
 
 
 class Repeat(Layer):
@@ -75,12 +75,14 @@ class Repeat(Layer):
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
         for word in per_copy:
-            if not one._parameters.takes(word, 1) or word in MODE_FLAGS:
-                near = nearest(word, one._parameters.names)
+            if not one.call_parameters.takes(word, 1) or word in MODE_FLAGS:
+                near = nearest(word, one.call_parameters.names)
                 raise TypeError(
                     f"per_copy={word!r}: no copy takes a value of its own by that name{near}"
                 )
-        super().__init__(_repeated(one, n, per_copy, unroll), name=name, trainable=one._options[2])
+        super().__init__(
+            _repeated(one, n, per_copy, unroll), name=name, trainable=one.entry_options[2]
+        )
 
     @property
     def n(self) -> int:
@@ -119,7 +121,7 @@ class _Repeated(PureLayer):
 
 def _repeated(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> PureLayer:
     """Copies of a layer as one layer."""
-    inner = around(one)
+    inner = wrap(one)
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
         assert inner.init is not None

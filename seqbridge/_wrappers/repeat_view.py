@@ -12,7 +12,7 @@ from seqbridge._interface import Call, Variables, mode_of
 from seqbridge._layers import Layer, Layout, lookup
 from seqbridge._model import Sequential
 from seqbridge._passes import Run, traverse
-from seqbridge._state import Locks, Operators, Stateful, Token, Variable, cast, commit, held
+from seqbridge._state import CacheKey, Locks, Operators, Stateful, Variable, cast, commit, locked
 
 
 class Row(Operators):
@@ -44,7 +44,7 @@ class Row(Operators):
 
     def assign(self, value: Any) -> None:
         """Replaces this copy's array; as `Variable.assign`."""
-        with self._whole._lock:
+        with self._whole.lock:
             commit({self._whole: self.put(value)})
 
     def put(self, value: Any) -> jax.Array:
@@ -91,14 +91,14 @@ class Copy(Stateful):
         self._one = one
         self._index = index
 
-    def _boxes(self) -> tuple[Variable, ...]:
-        return self._repeat._boxes()
+    def own_variables(self) -> tuple[Variable, ...]:
+        return self._repeat.own_variables()
 
-    def _token(self) -> Token:
-        return Token((self._repeat._token(), self._index))
+    def cache_key(self) -> CacheKey:
+        return CacheKey((self._repeat.cache_key(), self._index))
 
-    def _by_name(self) -> Mapping[str, Variable]:
-        return self._repeat._by_name()
+    def variables_by_name(self) -> Mapping[str, Variable]:
+        return self._repeat.variables_by_name()
 
     def _layout(self) -> Layout:
         if self._repeat._layout is None:
@@ -111,7 +111,9 @@ class Copy(Stateful):
         return [Row(box, self._index) for box in self._repeat._variables]
 
     def _named(self) -> Mapping[str, Row]:
-        return {name: Row(box, self._index) for name, box in self._repeat._by_name().items()}
+        return {
+            name: Row(box, self._index) for name, box in self._repeat.variables_by_name().items()
+        }
 
     def vars(self) -> Mapping[str, Row]:
         """This copy's variables by name; each can be read and assigned."""
@@ -139,7 +141,7 @@ class Copy(Stateful):
     ) -> Any:
         """Runs this copy alone; takes what a model takes."""
         alone = self._repeat._alone()
-        with held(lambda: [alone]):
+        with locked(lambda: [alone]):
             tree = self._layout().tree([row.value for row in self._rows()])
             run, changes = Run(lambda _: tree), {}
             keys = alone._keys(rng, changes).child(self._index)

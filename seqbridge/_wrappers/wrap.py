@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from seqbridge._export import neutral
+from seqbridge._export import as_pure_layer
 from seqbridge._interface import Annotated, PureLayer, Variables, path_text
 from seqbridge._layers import Layer, Structure
 from seqbridge._model import as_model
@@ -19,7 +19,7 @@ from seqbridge._state import Keys
 def as_layer(x: Any) -> Layer:
     """A layer, an entry, or a model as one layer."""
     if isinstance(x, Structure | list | Mapping):
-        x = _told(neutral(as_model(x)[0]))
+        x = _told(as_pure_layer(as_model(x)[0]))
     return x if isinstance(x, Layer) else Layer(x)
 
 
@@ -47,7 +47,7 @@ def _again(function: Any, args: tuple[Any, ...]) -> PureLayer:
     return _told(function(*args))
 
 
-def around(layer: Layer) -> PureLayer:
+def wrap(layer: Layer) -> PureLayer:
     """The neutral form of a layer that takes a batch, and its key from `apply` alone, whatever its entry takes."""
     pure = layer.pure
 

@@ -27,8 +27,8 @@ from safetensors.numpy import load_file
 import seqbridge as sb
 from faults import Kept, Row, Table, X, bits, filled, name_of, scale
 from seqbridge._sharding.placement import Placement
-from seqbridge._state.packing import pack, pack_of
 from seqbridge._state import Locks
+from seqbridge._state.packing import pack, pack_of
 
 table = Table()
 fault, design = table.fault, table.design
@@ -939,13 +939,13 @@ def _() -> None:
 def _() -> None:
     model = small()
     stream = model.vars()["(Sequential).rng"]
-    lock = stream._lock
+    lock = stream.lock
     frozen = sb.freeze(model, (2, 3))
     assert frozen(X).shape == (2, 3)
     del frozen
     gc.collect()
     assert stream.name == "(Sequential).rng"
-    assert stream._lock is lock
+    assert stream.lock is lock
     made = copy.deepcopy(model)
     assert made.vars()["(Sequential).rng"].name == "(Sequential).rng"
 

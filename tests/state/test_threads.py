@@ -27,20 +27,18 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file
 
 import seqbridge as sb
-from seqbridge import (
-    _checkpoint,
-    _collection,
-    _list,
-    _neutral,
-    _optimizer,
-    _pack,
-    _plan,
-    _program,
-    _saving,
-    _sequential,
-    _structure,
-)
-from seqbridge._state import edits
+from seqbridge._export import snapshot as _neutral
+from seqbridge._layers import module_tree as _structure
+from seqbridge._model import layer_list as _list
+from seqbridge._model import sequential as _sequential
+from seqbridge._port import plan as _plan
+from seqbridge._state import packing as _pack
+from seqbridge._state import version
+from seqbridge._transforms import optimizer as _optimizer
+from seqbridge._transforms import program as _program
+from seqbridge._variables import checkpoint as _checkpoint
+from seqbridge._variables import collection as _collection
+from seqbridge._variables import saving as _saving
 
 X = jnp.ones((2, 3))
 LONG = 60  # seconds, after which something hangs
@@ -129,10 +127,10 @@ def made() -> sb.Sequential:
 
 def locked(model: sb.Sequential, lock: Any) -> None:
     for variable in model.vars().values():
-        variable._lock = lock
+        variable.lock = lock
     for part in (model, *model._lists()):
         part._lock = lock
-    edits.note()
+    version.bump()
 
 
 def train(model: Any, x: Any) -> Any:
@@ -183,13 +181,13 @@ class Way(NamedTuple):
         run: Does it, and returns counts that must be of one moment, if it reads some.
         effect: What it does to the count.
         stop: Where the thread stops meanwhile; None: in the layer.
-        edits: How many layers it adds.
+        version: How many layers it adds.
     """
 
     run: Callable[[sb.Sequential, Path], Any]
     effect: Callable[[float], float] = lambda n: n
     stop: tuple[Any, str, bool] | None = None
-    edits: int = 0
+    version: int = 0
 
 
 def one_more(n: float) -> float:
@@ -256,8 +254,8 @@ WAYS = {
     "summarized": Way(lambda model, _: str(model.summary())),
     "shown": Way(lambda model, _: (repr(model), str(model.vars()))),
     "laid out": Way(lambda model, _: model.shard(MESH), stop=(_structure, "put", False)),
-    "appended": Way(lambda model, _: model.append(jnp.tanh), stop=(_list, "share", True), edits=1),
-    "added": Way(lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]), stop=(_list, "share", True), edits=1),
+    "appended": Way(lambda model, _: model.append(jnp.tanh), stop=(_list, "share", True), version=1),
+    "added": Way(lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]), stop=(_list, "share", True), version=1),
     "sliced": Way(lambda model, _: model[:1] * 2),
 }  # fmt: skip
 STOPPING = [name for name, way in WAYS.items() if way.stop is not None or way.effect is one_more]
@@ -284,7 +282,7 @@ def outcome(model: sb.Sequential, folder: Path, names: tuple[str, str], lock: An
     del model[3:]
     if after[0] != after[1] or after[0] not in (first(second(0.0)), second(first(0.0))):
         return f"the counts are {after}"
-    if layers != 3 + sum(way.edits for way in ways):
+    if layers != 3 + sum(way.version for way in ways):
         return f"it has {layers} layers"
     seen = [values for values in read if isinstance(values, list)]
     return "".join(f"{values} was read" for values in seen if len(set(map(float, values))) != 1)
@@ -348,8 +346,8 @@ def test_a_first_call_in_two_threads_builds_once() -> None:
 def test_a_stream_of_keys_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, lock = sb.Sequential([nn.Dropout(0.5)]).build((2, 3)), Lock()
     model._stream = None
-    edits.note()
-    monkeypatch.setattr(edits, "lock", lock)
+    version.bump()
+    monkeypatch.setattr(version, "lock", lock)
     found: list[Any] = []
     with GATE.at(_structure, "stream"):
         assert together(*[lambda: found.append(next(iter(model.vars().values())))] * 2, lock=lock)
@@ -567,7 +565,7 @@ def test_an_export_and_a_port_are_of_one_moment() -> None:
 def test_a_layer_alone_has_one_stream() -> None:
     layer, lock = sb.Layer(nn.Dropout(0.5)), Lock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edits, "lock", lock)
+        patch.setattr(version, "lock", lock)
         with GATE.at(_sequential, "share"):
             assert together(*[lambda: layer._alone()] * 2, lock=lock)
     assert layer._alone() is layer._alone()
