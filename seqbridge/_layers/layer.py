@@ -1,21 +1,21 @@
-"""`Layer`: an entry together with its variables, its signature and its neutral form."""
+"""`Layer`: an entry together with its variables, its signature and its `PureLayer`."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import threading
-import weakref
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
 from seqbridge._entries import as_pure, owner_of, portable, with_method
 from seqbridge._files import native_tree
 from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour
-from seqbridge._layers.jaxpr import Draws
 from seqbridge._layers.layout import Layout, lookup, namer
+from seqbridge._layers.parents import Parents
+from seqbridge._layers.traces import TraceCache
 from seqbridge._state import (
     CacheKey,
     Content,
@@ -29,6 +29,14 @@ from seqbridge._state import (
     version,
 )
 from seqbridge._variables import VarCollection, VariableHolder
+
+
+class EntryOptions(NamedTuple):
+    """What a person may say of an entry, beside its name."""
+
+    method: str | Callable[..., Any] | None = None
+    per_example: bool | None = None
+    trainable: bool = True
 
 
 class Layer(VariableHolder):
@@ -50,7 +58,7 @@ class Layer(VariableHolder):
 
     Attributes:
         entry: What the user gave.
-        pure: Its neutral form.
+        pure: Its `PureLayer`.
 
     Raises:
         TypeError: `entry` is no entry; the message says what to write instead.
@@ -63,25 +71,27 @@ class Layer(VariableHolder):
     """
 
     # The class of a model, which makes a list of one of a layer that is called alone.
-    model_of: ClassVar[Callable[[list[Layer]], Any]]
+    model_class: ClassVar[Callable[[list[Layer]], Any]]
 
+    # Public names inside the package: `call_parameters`, what a call may give; `entry_options`;
+    # `native_layout`, None until the layer is built; `origin_path`, the positions that the key of
+    # its initial values was folded with; `parent_models`; `trace_cache`.
     __slots__ = (
         "__weakref__",
-        "_copy",
-        "_draws",
-        "_homes",
-        "_layout",
-        "_origin",
-        "_outputs",
+        "_alone",
         "_serial",
-        "_solo",
         "_variables",
         "call_parameters",
+        "copy_number",
         "entry",
         "entry_options",
         "name",
+        "native_layout",
+        "origin_path",
+        "parent_models",
         "pure",
-    )  # fmt: skip
+        "trace_cache",
+    )
 
     def __init__(
         self,
@@ -95,7 +105,7 @@ class Layer(VariableHolder):
         if isinstance(entry, Stateful):
             raise TypeError(
                 f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list "
-                f"itself"
+                "itself"
             )
         check_flags(trainable=trainable, per_example=per_example is not None and per_example)
         pure = as_pure(entry)
@@ -109,42 +119,54 @@ class Layer(VariableHolder):
         self.pure: PureLayer = pure
         self.name: str | None = name
         self.call_parameters = Parameters(pure)
-        self._layout: Layout | None = None
+        self.entry_options = EntryOptions(method, per_example, trainable)
+        self.native_layout: Layout | None = None
+        self.origin_path: tuple[int, ...] | None = None
+        self.parent_models = Parents()
+        self.trace_cache = TraceCache()
+        self.copy_number = 0  # tells layers of one entry apart, of which one is a copy
         self._variables: tuple[Variable, ...] = ()
-        self._homes: list[weakref.ref[Any]] = []  # the models that it stands in; see `namer`
-        self._copy = 0
-        self._origin: tuple[int, ...] | None = (
-            None  # the positions that its initial values were folded with
-        )
-        self.entry_options = (method, per_example, trainable)
-        self._outputs: dict[Hashable, Any] = {}
-        self._draws: dict[Hashable, Draws] = {}
         self._serial = serial()
-        self._solo: Any = None
+        self._alone: Any = None
         if pure.ready is not None:
-            self._fill(Layout(pure, pure.ready))
+            self.fill(Layout(pure, pure.ready))
 
     @property
     def built(self) -> bool:
-        return self._layout is not None
+        return self.native_layout is not None
 
     @property
-    def _key(self) -> Hashable:
+    def entry_key(self) -> Hashable:
         """What makes two layers of one entry the same."""
-        return id(self.entry), self.entry_options, self._copy
+        return id(self.entry), self.entry_options, self.copy_number
 
     @staticmethod
-    def _key_of(entry: Any) -> Hashable:
-        return id(entry), (None, None, True), 0
+    def key_of_entry(entry: Any) -> Hashable:
+        """The `entry_key` of a layer that would be made of `entry` alone."""
+        return id(entry), EntryOptions(), 0
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether some call may draw random numbers, so that a model needs a stream of keys."""
+        return self.pure.takes_key and self.built
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a call is known to draw random numbers, or nothing is known of any call."""
+        draws = self.trace_cache.draws
+        return self.may_draw if draws is None else draws
+
+    # Variables
 
     def own_variables(self) -> tuple[Variable, ...]:
         return self._variables
 
     def cache_key(self) -> CacheKey:
-        return CacheKey(self._parts())
+        return CacheKey(self.cache_parts())
 
-    def _parts(self) -> Hashable:
-        return (self._serial, *((v._serial, v.trainable) for v in self._variables))
+    def cache_parts(self) -> Hashable:
+        """What a compiled program depends on of this layer."""
+        return (self._serial, *(variable.cache_parts for variable in self._variables))
 
     def vars(self) -> VarCollection:
         """The layer's variables by their names within it, live."""
@@ -153,112 +175,122 @@ class Layer(VariableHolder):
         )
 
     def variables_by_name(self) -> dict[str, Variable]:
-        if self._layout is None:
+        if self.native_layout is None:
             return {}
-        pairs = zip(self._layout.slots, self._variables, strict=True)
-        return {
-            slot.shown: box for slot, box in sorted(pairs, key=lambda pair: pair[0].kind)
-        }  # params, then state
+        pairs = list(zip(self.native_layout.slots, self._variables, strict=True))
+        pairs.sort(key=lambda pair: pair[0].kind)  # parameters, then state
+        return {slot.shown: variable for slot, variable in pairs}
 
-    def _tree(self) -> Variables:
-        """The arrays now, as the neutral form wants them."""
-        return self._layout.tree([box.value for box in self._variables]) if self._layout else {}
+    def current_tree(self) -> Variables:
+        """The arrays now, in the tree that `pure.apply` takes."""
+        if self.native_layout is None:
+            return {}
+        return self.native_layout.tree([variable.value for variable in self._variables])
 
-    def _fill(
+    def fill(
         self,
         layout: Layout,
         lock: threading.RLock | None = None,
         known: Mapping[Hashable, Variable] | None = None,
     ) -> None:
-        """Takes initial values; from now on the layer is built.
+        """Take initial values; from now on the layer is built.
 
         Args:
             layout: The structure, with the values.
-            lock: What guards the variables.
-            known: Variables that the entry has already, in a layer of another method, by what ties
-                them.
+            lock: The lock that guards the variables.
+            known: Variables that the entry has already, in a layer of another method, by their tie.
         """
-        made = []
-        for slot, array, tie in zip(layout.slots, layout.arrays, self._ties(layout), strict=True):
-            if known and tie in known:
-                made.append(known[tie])
-                known[tie].trainable = known[tie].trainable and self.entry_options[2]
-                continue
-            box = Variable(
-                array,
-                kind=slot.kind,
-                collection=slot.collection,
-                path=slot.path,
-                name=f"({self.pure.label}).{slot.shown}",
-                trainable=None if self.entry_options[2] and slot.trainable else False,
-                metadata=slot.note,
-                axes=slot.axes,
-            )
-            box.namer, box.lock, box.aliased = (
-                namer(self._homes),
-                lock or box.lock,
-                self.pure.ready is not None,
-            )
-            made.append(box)
-        self._variables = tuple(made)
+        trainable = self.entry_options.trainable
+        variables = []
+        for slot, array, tie in zip(layout.slots, layout.arrays, self.ties(layout), strict=True):
+            variable = known.get(tie) if known else None
+            if variable is not None:
+                variable.trainable = variable.trainable and trainable
+            else:
+                variable = Variable(
+                    array,
+                    kind=slot.kind,
+                    collection=slot.collection,
+                    path=slot.path,
+                    name=f"({self.pure.label}).{slot.shown}",
+                    trainable=None if trainable and slot.trainable else False,
+                    metadata=slot.note,
+                    axes=slot.axes,
+                )
+                variable.namer = namer(self.parent_models)
+                variable.aliased = self.pure.ready is not None
+                if lock is not None:
+                    variable.lock = lock
+            variables.append(variable)
+        self._variables = tuple(variables)
         layout.arrays = []
-        self._layout = layout
+        self.native_layout = layout
         version.bump()
 
-    def _ties(self, layout: Layout) -> list[Hashable]:
-        """What each variable is tied by: the object behind it, or else the entry, the native path and the shape."""
-        arrays = self._variables if layout is self._layout else layout.arrays
-        return layout.ties(self.pure.sources, owner_of(self.entry), self._copy, arrays)
+    def empty(self) -> None:
+        """Give the variables back, of a build that failed."""
+        self._variables, self.native_layout, self.origin_path = (), None, None
 
-    def _tied_variables(self) -> list[tuple[Hashable, Variable]]:
-        return (
-            list(zip(self._ties(self._layout), self._variables, strict=True))
-            if self._layout
-            else []
-        )
+    def share_variables(self, variables: Sequence[Variable]) -> None:
+        """Replace the variables by those that the layer shares with others, in the same order."""
+        self._variables = tuple(variables)
 
-    def _join(self, model: Any, lock: threading.RLock) -> None:
-        """Notes a model that the layer stands in now. The lock of the first one guards the variables, for good."""
+    def ties(self, layout: Layout) -> list[Hashable]:
+        """What ties each variable of a layout: variables of one tie are one.
+
+        That is the object behind the variable, or else the entry, the native path and the shape.
+        """
+        arrays = self._variables if layout is self.native_layout else layout.arrays
+        return layout.ties(self.pure.sources, owner_of(self.entry), self.copy_number, arrays)
+
+    def tied_variables(self) -> list[tuple[Hashable, Variable]]:
+        """The variables with their ties."""
+        if self.native_layout is None:
+            return []
+        return list(zip(self.ties(self.native_layout), self._variables, strict=True))
+
+    def join(self, model: Any, lock: threading.RLock) -> None:
+        """Note a model that the layer stands in now; the lock of the first guards the variables."""
         with version.lock:
-            living = [home for home in self._homes if home() is not None]
-            for box in [] if living else [box for box in self._variables if box.lock is not lock]:
-                box.lock = lock
-                version.bump()  # programs know the old one
-            self._homes[:] = (
-                living if any(home() is model for home in living) else [*living, weakref.ref(model)]
-            )
+            first = self.parent_models.add(model)
+            if first and any(variable.lock is not lock for variable in self._variables):
+                for variable in self._variables:
+                    variable.lock = lock
+                version.bump()  # programs know the old lock
 
-    def _changes(self, variables: Variables) -> dict[Variable, Any]:
-        """Which variables `variables`, the tree after a call, changes.
+    def changes(self, variables: Variables) -> dict[Variable, Any]:
+        """The variables that `variables`, the tree after a call, changes.
 
         Raises:
             KeyError, ValueError, TypeError: The call changed the structure, a shape or a dtype.
         """
-        assert self._layout is not None
-        arrays = self._layout.flatten(f"the state of {self!r} after the call", variables)
+        assert self.native_layout is not None
+        arrays = self.native_layout.flatten(f"the state of {self!r} after the call", variables)
         changed = {}
-        for box, new in zip(self._variables, arrays, strict=True):
-            if new is (old := box.value):
+        for variable, new in zip(self._variables, arrays, strict=True):
+            old = variable.value
+            if new is old:
                 continue
             if hasattr(new, "dtype") and new.dtype != old.dtype:
                 raise TypeError(
-                    f"{box.name} was {old.dtype} and would become {new.dtype}: a state keeps its "
-                    f"dtype"
+                    f"{variable.name} was {old.dtype} and would become {new.dtype}: a state keeps "
+                    "its dtype"
                 )
-            changed[box] = cast(box.name, new, old)
+            changed[variable] = cast(variable.name, new, old)
         return changed
 
     @property
     def native(self) -> Any:
-        """The variables in the structure that the entry's own library uses; the arrays are the model's own."""
-        if not self._layout:
+        """The variables in the structure of the entry's own library; the arrays are the model's."""
+        if self.native_layout is None:
             raise AttributeError(
                 f"{self!r} isn't built: call model.build(...) first, or the model itself"
             )
-        return self.pure.to_native(self._layout.annotated([box.value for box in self._variables]))
+        arrays = [variable.value for variable in self._variables]
+        return self.pure.to_native(self.native_layout.annotated(arrays))
 
     def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
-        """Takes the values of a native tree, all of them, or raises and takes none.
+        """Take the values of a native tree, all of them, or raise and take none.
 
         Args:
             tree: What `native` returns, from this model or another or the library, or the path of
@@ -270,42 +302,36 @@ class Layer(VariableHolder):
             KeyError, ValueError, TypeError: Wrong names, a wrong shape or dtype.
         """
         native = native_tree(self.pure, tree, self.native, allow_pickle=allow_pickle)
-        assert self._layout is not None
-        arrays = self._layout.flatten("load_native", self.pure.from_native(native))
+        assert self.native_layout is not None
+        arrays = self.native_layout.flatten("load_native", self.pure.from_native(native))
         with Locks(self._variables):
-            commit(
-                {
-                    v: cast(v.name, new, v.value)
-                    for v, new in zip(self._variables, arrays, strict=True)
-                }
-            )
+            changes = {}
+            for variable, new in zip(self._variables, arrays, strict=True):
+                changes[variable] = cast(variable.name, new, variable.value)
+            commit(changes)
+
+    # Calls
 
     def __call__(self, /, *args: Any, **keywords: Any) -> Any:
-        """Runs the layer alone; takes what a model takes."""
-        return self._alone()(*args, **keywords)
+        """Run the layer alone; takes what a model takes."""
+        return self.model_of_one()(*args, **keywords)
 
-    def _alone(self) -> Any:
-        for home in self._homes:
-            if (model := home()) is not None and model is not self._solo and self in model:
-                alone = self.model_of([self])
-                alone._stream, alone._seed = model._make_stream(), model._seed
+    def model_of_one(self) -> Any:
+        """A model of this layer alone, which draws from the stream of the model that holds it."""
+        for model in self.parent_models.holding(self):
+            if model is not self._alone:
+                alone = self.model_class([self])
+                alone.take_stream_of(model)
                 return alone
         with version.lock:
-            if self._solo is None:
-                self._solo = self.model_of([self])  # kept: the next call must take the next key
-        return self._solo
+            if self._alone is None:
+                self._alone = self.model_class([self])  # kept: the next call takes the next key
+        return self._alone
 
-    @property
-    def _random(self) -> bool:
-        """Whether a call draws random numbers, or may."""
-        return (
-            any(d.used for d in list(self._draws.values()))
-            if self._draws
-            else self.pure.takes_key and self.built
-        )
+    # Attributes, copies, looks
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("entry", "name", "pure") and hasattr(self, "_solo"):
+        if name in ("entry", "name", "pure") and hasattr(self, "_alone"):
             raise AttributeError(
                 f"{name} stays as it is: put another in its place, sb.Layer(entry, name=...)"
             )
@@ -322,17 +348,15 @@ class Layer(VariableHolder):
 
     def __getitem__(self, name: str) -> Any:
         named = self.variables_by_name()
-        native = {".".join(box.path): box for box in self._variables}
-        shown = name in named or any(n.startswith(f"{name}.") for n in named)
-        return lookup(
-            repr(self), named if shown else native | named, name, KeyError, built=self.built
-        )
+        shown = name in named or any(other.startswith(f"{name}.") for other in named)
+        if not shown:
+            native = {".".join(variable.path): variable for variable in self._variables}
+            named = native | named
+        return lookup(repr(self), named, name, KeyError, built=self.built)
 
     def __dir__(self) -> list[str]:
-        return [
-            *object.__dir__(self),
-            *(name.partition(".")[0] for name in self.variables_by_name()),
-        ]
+        first_parts = (name.partition(".")[0] for name in self.variables_by_name())
+        return [*(n for n in object.__dir__(self) if n not in _INTERNAL), *first_parts]
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.variables_by_name())
@@ -352,41 +376,82 @@ class Layer(VariableHolder):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
-        rest = copy.deepcopy(self._variables, memo), dict(self._draws), self._origin
-        made = _remake(type(self), self.entry, self.name, self.entry_options, self._layout, *rest)
-        made._copy = made._serial  # its entry is the same object, its variables are not
+        variables = copy.deepcopy(self._variables, memo)
+        made = _remake(
+            type(self),
+            self.entry,
+            self.name,
+            self.entry_options,
+            self.native_layout,
+            variables,
+            self.trace_cache.draws,
+            self.origin_path,
+        )
+        made.trace_cache = self.trace_cache.copy()
+        made.copy_number = made._serial  # its entry is the same object, its variables are not
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        layout = self._layout
-        notes = layout and (
-            layout.described(list(range(len(self._variables)))),
-            portable(layout.inputs),
-        )
-        rest = self._variables, self._draws, self._origin
+        layout = self.native_layout
+        notes = None
+        if layout is not None:
+            numbered = list(range(len(self._variables)))
+            notes = layout.described(numbered), portable(layout.inputs)
         return _remake, (
             type(self),
             portable(self.entry),
             self.name,
             self.entry_options,
             notes,
-            *rest,
+            self._variables,
+            self.trace_cache.draws,
+            self.origin_path,
         )
 
 
+# What is public inside the package only, and isn't offered to a person who types `layer.` and Tab.
+_INTERNAL = {name for name in Layer.__slots__ if name not in ("entry", "name", "pure")} | {
+    "cache_key",
+    "cache_parts",
+    "changes",
+    "current_tree",
+    "empty",
+    "entry_key",
+    "fill",
+    "is_random",
+    "join",
+    "key_of_entry",
+    "may_draw",
+    "model_class",
+    "model_of_one",
+    "own_variables",
+    "share_variables",
+    "tied_variables",
+    "ties",
+    "variable_locks",
+    "variables_by_name",
+}
+
+
 def _remake(
-    cls: type[Layer], entry: Any, name: str | None, options: Any, layout: Any, *rest: Any
+    cls: type[Layer],
+    entry: Any,
+    name: str | None,
+    options: EntryOptions,
+    layout: Layout | tuple[Any, Any] | None,
+    variables: tuple[Variable, ...],
+    draws: bool | None,
+    origin_path: tuple[int, ...] | None,
 ) -> Layer:
-    """A layer with the variables of another. Its layout, or a tree of notes from which to make it."""
+    """A layer with the variables of another: with its layout, or the notes to make one from."""
     layer = cls.__new__(cls)
-    Layer.__init__(
-        layer,
-        entry,
-        name=name,
-        **dict(zip(("method", "per_example", "trainable"), options, strict=True)),
-    )
-    layer._variables, layer._draws, layer._origin = rest
-    layer._layout = Layout(layer.pure, *layout) if isinstance(layout, tuple) else layout
-    for box in layer._variables:
-        box.namer = namer(layer._homes)
+    Layer.__init__(layer, entry, name=name, **options._asdict())
+    if isinstance(layout, tuple):
+        layout = Layout(layer.pure, *layout)
+    layer.native_layout = layout
+    layer.origin_path = origin_path
+    layer.trace_cache.draws = draws
+    layer.share_variables(variables)
+    for variable in variables:
+        variable.namer = namer(layer.parent_models)
     return layer

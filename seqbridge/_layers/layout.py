@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 
@@ -20,6 +19,7 @@ from seqbridge._interface import (
     nearest,
     path_text,
 )
+from seqbridge._layers.parents import Parents
 from seqbridge._state import Variable
 from seqbridge._variables import VarCollection
 
@@ -60,84 +60,98 @@ class Layout:
         if any(len(path) < 2 for path in paths):
             raise TypeError(
                 f"the adapter of {pure.ecosystem} gives variables that stand in no collection; "
-                f"they are nested dicts, "
-                f'{{"params": {{"kernel": array}}}}, not '
+                f'they are nested dicts, {{"params": {{"kernel": array}}}}, not '
                 f"{jax.tree.map(lambda a: 'array', variables)}"
             )
-        short = [".".join(pure.shorten(path[1:])) for path in paths]
-        often = Counter(short)
-        # Where two paths would look the same they are shown in full, and if they still do, with
-        # their collections.
-        shown = [
-            name if often[name] == 1 else ".".join(path[1:])
-            for name, path in zip(short, paths, strict=True)
-        ]
-        often = Counter(shown)
-        self.slots = tuple(
-            Slot(
-                collection=path[0],
-                path=path[1:],
-                kind=pure.kinds.get(path[0], "state"),
-                shown=name if often[name] == 1 or path[0] == "params" else ".".join(path),
-                note=leaf.note if _is_annotated(leaf) else None,
-                trainable=not _is_annotated(leaf) or leaf.trainable,
-                axes=leaf.axes if _is_annotated(leaf) else (),
+        names = _shown_names(pure, paths)
+        slots, arrays = [], []
+        for (_, leaf), path, name in zip(leaves, paths, names, strict=True):
+            noted = leaf if _is_annotated(leaf) else Annotated(leaf)
+            slots.append(
+                Slot(
+                    collection=path[0],
+                    path=path[1:],
+                    kind=pure.kinds.get(path[0], "state"),
+                    shown=name,
+                    note=noted.note,
+                    trainable=noted.trainable,
+                    axes=noted.axes,
+                )
             )
-            for (_, leaf), path, name in zip(leaves, paths, shown, strict=True)
-        )
-        self.arrays = [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
+            arrays.append(noted.value)
+        self.slots = tuple(slots)
+        self.arrays = arrays
 
     def ties(
-        self, sources: Mapping[Path, Any], entry: Any, copy: int, arrays: Sequence[Any]
+        self, sources: Mapping[Path, Any], entry: Any, copy_number: int, arrays: Sequence[Any]
     ) -> list[Hashable]:
-        """What each variable is tied by."""
+        """What ties each variable; see `Layer.ties`."""
         found: list[Hashable] = []
         for slot, array in zip(self.slots, arrays, strict=True):
-            place = slot.collection, *slot.path
+            place = (slot.collection, *slot.path)
             source = sources.get(place, Origin(entry, place))
-            owner, *rest = (
-                (source.owner, source.place, array.shape)
-                if isinstance(source, Origin)
-                else (source,)
-            )
-            found.append((id(owner), copy, *rest))
+            if isinstance(source, Origin):
+                found.append((id(source.owner), copy_number, source.place, array.shape))
+            else:
+                found.append((id(source), copy_number))
         return found
 
-    def tree(self, arrays: list[Any]) -> Variables:
+    def tree(self, arrays: Sequence[Any]) -> Variables:
+        """The tree with these arrays."""
         return jax.tree_util.tree_unflatten(self.treedef, arrays)
 
-    def annotated(self, arrays: list[Any]) -> Variables:
-        pairs = zip(self.slots, arrays, strict=True)
-        return self.tree(
-            [
-                a if s.trainable and s.note is None else Annotated(a, s.note, s.trainable)
-                for s, a in pairs
-            ]
-        )
+    def annotated(self, arrays: Sequence[Any]) -> Variables:
+        """The tree with these arrays, and with what its library says of them."""
+        leaves = []
+        for slot, array in zip(self.slots, arrays, strict=True):
+            said = slot.note is not None or not slot.trainable
+            leaves.append(Annotated(array, slot.note, slot.trainable) if said else array)
+        return self.tree(leaves)
 
-    def described(self, arrays: list[Any]) -> Variables:
-        """The tree with all that was said of the arrays, from which a layout can be made again."""
-        pairs = zip(self.slots, arrays, strict=True)
-        return self.tree([Annotated(a, s.note, s.trainable, s.axes) for s, a in pairs])
+    def described(self, arrays: Sequence[Any]) -> Variables:
+        """The tree with all that was said of the arrays, of which a layout can be made again."""
+        leaves = []
+        for slot, array in zip(self.slots, arrays, strict=True):
+            leaves.append(Annotated(array, slot.note, slot.trainable, slot.axes))
+        return self.tree(leaves)
 
     def flatten(self, what: str, variables: Variables) -> list[Any]:
         """The arrays of a tree of this structure.
+
+        Args:
+            what: Where the tree comes from, as errors say it.
+            variables: The tree.
 
         Raises:
             KeyError: Another structure.
         """
         leaves, treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
         if treedef != self.treedef:
-            check_names(
-                what,
-                ("/".join(path_text(path)) for path, _ in leaves),
-                ("/".join((s.collection, *s.path)) for s in self.slots),
-            )
+            given = ["/".join(path_text(path)) for path, _ in leaves]
+            wanted = ["/".join((slot.collection, *slot.path)) for slot in self.slots]
+            check_names(what, given, wanted)
             raise KeyError(f"{what}: another structure: {treedef}, not {self.treedef}")
         return [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
 
 
-def _is_annotated(leaf: Any) -> bool:
+def _shown_names(pure: PureLayer, paths: Sequence[Path]) -> list[str]:
+    """The name of each variable within its layer, each another."""
+    short = [".".join(pure.shorten(path[1:])) for path in paths]
+    # Where two paths would look the same they are shown in full, and if they still do, with their
+    # collections.
+    often = Counter(short)
+    full = []
+    for name, path in zip(short, paths, strict=True):
+        full.append(name if often[name] == 1 else ".".join(path[1:]))
+    often = Counter(full)
+    shown = []
+    for name, path in zip(full, paths, strict=True):
+        unique = often[name] == 1 or path[0] == "params"
+        shown.append(name if unique else ".".join(path))
+    return shown
+
+
+def _is_annotated(leaf: Any) -> TypeGuard[Annotated]:
     return isinstance(leaf, Annotated)
 
 
@@ -180,10 +194,17 @@ def lookup(
     *,
     built: bool = True,
 ) -> Any:
-    """The variable called `name`, or the branch of those below it."""
+    """Return the variable called `name`, or the branch of those below it.
+
+    Raises:
+        Exception: Of the class `error`: there is none.
+    """
     if name in variables:
         return variables[name]
-    below = {n[len(name) + 1 :]: v for n, v in variables.items() if n.startswith(f"{name}.")}
+    below = {}
+    for full, variable in variables.items():
+        if full.startswith(f"{name}."):
+            below[full.removeprefix(f"{name}.")] = variable
     if below:
         return Branch(below, name)
     if not built:
@@ -197,17 +218,20 @@ def lookup(
     )
 
 
-def namer(homes: list[weakref.ref[Any]]) -> Callable[[Any], str | None]:
-    """How a variable is called in the models that its layer stands in.
+def namer(parents: Parents) -> Callable[[Variable], str | None]:
+    """Return a function that says how a variable is called in the models that its layer stands in.
 
     Args:
-        homes: These, in a list that changes. A layer itself, which holds its variables, would make
-            a cycle, and their arrays would live on until it is collected.
+        parents: Links to these models. A link to the layer itself, which holds its variables, would
+            make a cycle, and their arrays would live on until it is collected.
     """
 
-    def name_of(box: Any) -> str | None:
-        living = (model for home in homes if (model := home()) is not None)
-        tables = (root._names() for model in living for root in model._roots())
-        return next((names[box] for names in tables if box in names), None)
+    def name_of(variable: Variable) -> str | None:
+        for model in parents:
+            for root in model.root_models():
+                name = root.names_by_variable().get(variable)
+                if name is not None:
+                    return name
+        return None
 
     return name_of

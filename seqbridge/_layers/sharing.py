@@ -1,94 +1,129 @@
-"""What layers have in common: those of one entry are one layer, in whatever models they stood before."""
+"""What layers share: those of one entry are one layer, in whatever models they stood before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
 
 from seqbridge._layers.layer import Layer
-from seqbridge._layers.module_tree import Item, Structure, leaves
+from seqbridge._layers.module_tree import Item, leaves
 from seqbridge._state import Variable
 
+Undo = Callable[[], None]
 
-def share(items: list[Item], own: list[Item]) -> Callable[[], None]:
-    """Makes one layer of those of one entry, and one variable of those of one object of the entries' library.
+
+def share(items: list[Item], own: Sequence[Item]) -> Undo:
+    """Make one layer of those of one entry, and one variable of those of one object behind them.
 
     Two that both have values of their own by now stay two.
 
     Args:
-        items: What a model will hold.
+        items: What a model will hold; changed in place.
         own: What it held before: of two layers, the one that was there stays.
 
     Returns:
-        How to undo it.
+        A function that undoes it.
     """
     held_before = set(leaves(own))
-    lists = _unify(items, held_before)
-    attributes = _tie(sorted(leaves(items), key=lambda layer: layer not in held_before))
 
-    def undo() -> None:
-        for layers, held in lists:
-            layers[:] = held
-        for owner, name, held in reversed(attributes):
-            setattr(owner, name, held)
+    def new_last(layer: Layer) -> bool:
+        return layer not in held_before
 
+    undo = _unify_layers(items, sorted(leaves(items), key=new_last))
+    undo += _share_variables(sorted(leaves(items), key=new_last))
+
+    def undo_all() -> None:
+        for step in reversed(undo):
+            step()
+
+    return undo_all
+
+
+def _unify_layers(items: list[Item], layers: Iterable[Layer]) -> list[Undo]:
+    """Give a list, and the models in it, one layer for each entry: the first that is built."""
+    chosen: dict[Hashable, Layer] = {}
+    for layer in layers:
+        known = chosen.get(layer.entry_key)
+        if known is None or (layer.built and not known.built):
+            chosen[layer.entry_key] = layer
+
+    def unified(held: Iterable[Item]) -> list[Item]:
+        new: list[Item] = []
+        for item in held:
+            if isinstance(item, Layer) and not _differ(item, chosen[item.entry_key]):
+                item = chosen[item.entry_key]
+            new.append(item)
+        return new
+
+    models: list[Any] = []
+    for item in items:
+        if not isinstance(item, Layer):
+            models += [item, *item.nested_models()]
+    before = list(items)
+    held_by = [(model, list(model)) for model in models]
+    items[:] = unified(items)
+    for model, held in held_by:
+        model.swap_layers(unified(held))
+
+    def restore() -> None:
+        items[:] = before
+        for model, held in held_by:
+            model.swap_layers(held)
+
+    return [restore]
+
+
+def _share_variables(layers: Iterable[Layer]) -> list[Undo]:
+    """Give the layers one variable for each tie."""
+    first: dict[Hashable, Variable] = {}
+    undo: list[Undo] = []
+    for layer in layers:
+        held = layer.own_variables()
+        shared = list(held)
+        for i, (tie, variable) in enumerate(layer.tied_variables()):
+            known = first.setdefault(tie, variable)
+            same = known is variable
+            if not same and (known.stored is variable.stored or _untouched(layer, i)):
+                undo.append(_restore_trainable(known))
+                known.trainable = known.trainable and variable.trainable
+                shared[i] = known
+        if any(new is not old for new, old in zip(shared, held, strict=True)):
+            undo.append(_restore_variables(layer))
+            layer.share_variables(shared)
     return undo
 
 
-def _tie(layers: Iterable[Layer]) -> list[tuple[Layer | Variable, str, Any]]:
-    """Gives the layers shared variables, and returns which attributes it changed, each with what it held before."""
-    found: dict[Hashable, Variable] = {}
-    changed: list[tuple[Layer | Variable, str, Any]] = []
-    for layer in layers:
-        boxes = list(layer._variables)
-        for i, (tie, box) in enumerate(layer._tied_variables()):
-            first = found.setdefault(tie, box)
-            if first is not box and (first.stored is box.stored or _untouched(layer, i)):
-                changed.append((first, "_trainable", first._trainable))
-                first.trainable = first.trainable and box.trainable
-                boxes[i] = first
-        if any(a is not b for a, b in zip(boxes, layer._variables, strict=True)):
-            changed.append((layer, "_variables", layer._variables))
-            layer._variables = tuple(boxes)
-    return changed
+def _restore_trainable(variable: Variable) -> Undo:
+    before = variable.trainable
+
+    def restore() -> None:
+        variable.trainable = before
+
+    return restore
+
+
+def _restore_variables(layer: Layer) -> Undo:
+    before = layer.own_variables()
+    return lambda: layer.share_variables(before)
 
 
 def _untouched(layer: Layer, i: int) -> bool:
     """Whether a variable still has the value that its entry came with."""
-    return (
-        layer.pure.ready is not None
-        and layer._variables[i].stored is jax.tree.leaves(layer.pure.ready)[i]
-    )
-
-
-def _unify(items: list[Item], held_before: set[Layer]) -> list[tuple[list[Item], list[Item]]]:
-    """Gives models one layer for each entry, and returns the lists that it changed, each with what it held before."""
-    found: dict[Hashable, Layer] = {}
-    for layer in sorted(leaves(items), key=lambda layer: layer not in held_before):
-        if layer._key not in found or (layer.built and not found[layer._key].built):
-            found[layer._key] = layer
-    owners = [
-        owner for item in items if isinstance(item, Structure) for owner in (item, *item._lists())
-    ]
-    before = [(layers, list(layers)) for layers in (items, *(owner._layers for owner in owners))]
-    for layers, held in before:
-        layers[:] = [
-            i if isinstance(i, Structure) or _differ(i, found[i._key]) else found[i._key]
-            for i in held
-        ]
-    return before
+    ready = layer.pure.ready
+    return ready is not None and layer.own_variables()[i].stored is jax.tree.leaves(ready)[i]
 
 
 def _differ(layer: Layer, other: Layer) -> bool:
     """Whether both are built, with values of their own."""
-    if not layer.built or (
-        layer.pure.ready is not None and _same(layer, jax.tree.leaves(layer.pure.ready))
-    ):
+    if not layer.built:
         return False
-    return not _same(layer, [v.stored for v in other._variables])
+    if layer.pure.ready is not None and _holds(layer, jax.tree.leaves(layer.pure.ready)):
+        return False
+    return not _holds(layer, [variable.stored for variable in other.own_variables()])
 
 
-def _same(layer: Layer, arrays: list[Any]) -> bool:
-    return all(v.stored is a for v, a in zip(layer._variables, arrays, strict=False))
+def _holds(layer: Layer, arrays: Iterable[Any]) -> bool:
+    pairs = zip(layer.own_variables(), arrays, strict=False)
+    return all(variable.stored is array for variable, array in pairs)

@@ -180,6 +180,11 @@ class Variable(Operators, Stateful):
         return {self.name: self}
 
     @property
+    def cache_parts(self) -> Hashable:
+        """What a compiled program depends on of this variable."""
+        return self._serial, self.trainable
+
+    @property
     def name(self) -> str:
         """The name in the model that holds the variable: `"(Sequential)[0](Dense).kernel"`."""
         return (self.namer and self.namer(self)) or self._label

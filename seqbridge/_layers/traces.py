@@ -1,0 +1,121 @@
+"""What traces of a layer said, remembered by the signature of the call.
+
+A trace tells the shapes of a call's outputs and whether they depend on the layer's PRNG key. The
+jaxpr itself isn't kept: it would hold alive whatever arrays the entry closes over, and tracers where
+a layer is traced inside another transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+
+from seqbridge._state import version
+
+_MOST_KINDS = 64  # of calls that are remembered; the oldest goes first
+_MOST_SIZES = 16  # of inputs for each of them
+
+
+class Signature(NamedTuple):
+    """A call of a layer, as far as a trace of it can depend on the call.
+
+    Attributes:
+        kind: All but the sizes of arrays: the structure, and the value of each leaf that is no array.
+        sizes: The shapes of the arrays.
+    """
+
+    kind: Hashable
+    sizes: tuple[tuple[int, ...], ...]
+
+
+def signature_of_call(variables: Any, args: Any, keywords: Any) -> Signature | None:
+    """Return the signature of a call; None if a leaf can't be told from others by its value."""
+    leaves, treedef = jax.tree.flatten((variables, args, keywords))
+    kind: list[Hashable] = [treedef]
+    sizes = []
+    for leaf in leaves:
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            kind.append((leaf.dtype, len(leaf.shape)))
+            sizes.append(leaf.shape)
+        else:
+            kind.append((type(leaf), leaf))  # 1, 1.0 and True are equal, and aren't the same
+    signature = Signature(tuple(kind), tuple(sizes))
+    try:
+        hash(signature)
+    except TypeError:
+        return None
+    return signature
+
+
+class Trace(NamedTuple):
+    """What one trace of a layer said.
+
+    Attributes:
+        outputs: The shapes and dtypes of the outputs.
+        needs_key: Whether the call reads its key at all.
+        outputs_depend_on_key: Whether the outputs depend on the value of the key.
+        state_depends_on_key: Whether the state after the call does.
+    """
+
+    outputs: Any
+    needs_key: bool
+    outputs_depend_on_key: bool
+    state_depends_on_key: bool
+
+    def depends_on_key(self, mode: bool | None) -> bool:
+        """Whether what is kept of a call depends on the key: evaluation keeps the outputs only."""
+        return self.outputs_depend_on_key or (self.state_depends_on_key and mode is not False)
+
+
+class TraceCache:
+    """The traces of one layer.
+
+    Whether a layer draws doesn't depend on the sizes of its inputs, so that one look is enough for
+    batches of all sizes; the shapes of its outputs do.
+
+    Attributes:
+        draws: Whether some call draws random numbers; None if none was traced yet.
+    """
+
+    __slots__ = ("_traces", "draws")
+
+    def __init__(self) -> None:
+        self._traces: dict[Hashable, dict[Hashable, Trace]] = {}
+        self.draws: bool | None = None
+
+    def exact(self, signature: Signature) -> Trace | None:
+        """Return the trace of a call with this signature."""
+        return self._traces.get(signature.kind, {}).get(signature.sizes)
+
+    def of_any_size(self, signature: Signature) -> Trace | None:
+        """Return a trace of a call that differs in the sizes of its arrays at most."""
+        with version.lock:
+            return next(iter(self._traces.get(signature.kind, {}).values()), None)
+
+    def add(self, signature: Signature | None, trace: Trace) -> None:
+        """Remember a trace. Models that the layer stands in may have a stream of keys from now on."""
+        with version.lock:
+            if signature is not None:
+                sizes = self._traces.setdefault(signature.kind, {})
+                sizes[signature.sizes] = trace
+                _drop_oldest(sizes, _MOST_SIZES)
+                _drop_oldest(self._traces, _MOST_KINDS)
+            before = self.draws
+            self.draws = bool(before) or trace.depends_on_key(None)
+        if self.draws != before:
+            version.bump()
+
+    def copy(self) -> TraceCache:
+        """Return a cache with the same traces, for a copy of the layer."""
+        made = TraceCache()
+        with version.lock:
+            made._traces = {kind: dict(sizes) for kind, sizes in self._traces.items()}
+            made.draws = self.draws
+        return made
+
+
+def _drop_oldest(cache: dict[Hashable, Any], most: int) -> None:
+    while len(cache) > most:
+        del cache[next(iter(cache))]
