@@ -14,7 +14,7 @@ import numpy as np
 
 from seqbridge._files import WeightsError, format_of, read, read_safetensors, write_safetensors
 from seqbridge._interface import table
-from seqbridge._layers import Structure
+from seqbridge._layers import LayerList
 from seqbridge._port import port
 
 
@@ -101,7 +101,7 @@ def _port(given: argparse.Namespace) -> None:
         else read(given.source, allow_pickle=given.allow_pickle)
     )
     if given.into is None:
-        if isinstance(source, Structure):
+        if isinstance(source, LayerList):
             source.save(given.out)
         else:
             write_safetensors(given.out, dict(_leaves(source)), {})
@@ -136,7 +136,7 @@ def _named(text: str) -> Any:
         raise TypeError(f"{text!r} isn't module:name, such as mymodels:make_model")
     sys.path.insert(0, os.getcwd())
     found = getattr(importlib.import_module(module), name)
-    return found if isinstance(found, Structure) else found()
+    return found if isinstance(found, LayerList) else found()
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarray]]:

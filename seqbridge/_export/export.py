@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from seqbridge._export.snapshot import Snapshot, as_pure_layer
 from seqbridge._interface import Call, Export, exporter, mode_of, nearest
-from seqbridge._layers import Structure
+from seqbridge._layers import LayerList
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, Parts, check_inputs, check_sizes
 
@@ -124,7 +124,7 @@ def _way_out(name: str, export: Export) -> Callable[..., Any]:
     return way_out
 
 
-def _check(model: Structure, inputs: tuple[Any, ...]) -> None:
+def _check(model: LayerList, inputs: tuple[Any, ...]) -> None:
     if inputs and not model.built:
         check_inputs(inputs)
         check_sizes(model, inputs, Call())

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from seqbridge._export.snapshot import readable
 from seqbridge._interface import Path, check_names, nearest
-from seqbridge._layers import Layer, Structure
+from seqbridge._layers import Layer, LayerList
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, Form, built_layouts
 from seqbridge._state import Locks, Variable, cast, commit, owned
 
-Model = TypeVar("Model", bound="Structure | Layer")
+Model = TypeVar("Model", bound="LayerList | Layer")
 _VALUES = (
     "seqbridge_variables"  # the method by which an exported object that holds values says them
 )
@@ -57,7 +57,7 @@ def from_native(model: Model, native: Any, /) -> Model:
     for naming in (readable(single), FLAT):
         form = Form(holder, built_layouts(holder), naming)
         for layer, own in form.names.items():
-            for (name, kind), variable in zip(own, layer._variables, strict=True):
+            for (name, kind), variable in zip(own, layer.own_variables(), strict=True):
                 table[tuple(name.split("/")) if naming is not FLAT else (name,)] = variable
                 kinds.setdefault(variable, "params" if kind == "params" else "state")
     # As a library has them that tells apart what is trained and what isn't.

@@ -22,8 +22,7 @@ from seqbridge._interface import (
     training_of,
     unnest,
 )
-from seqbridge._layers import Layer, Structure, leaves
-from seqbridge._model import Sequential
+from seqbridge._layers import Layer, LayerList, leaves
 from seqbridge._passes import (
     Build,
     Form,
@@ -31,10 +30,9 @@ from seqbridge._passes import (
     Parts,
     built_layouts,
     check_inputs,
-    check_plain,
     keyword_specs,
     layouts_of,
-    maker,
+    lazy_key,
     specs,
     traverse,
 )
@@ -46,7 +44,7 @@ _ANY = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
 def readable(single: bool) -> Naming:
     """Names as paths of identifiers: `"Conv_0/kernel"`, and in a single layer `"kernel"`."""
 
-    def places(model: Structure) -> Iterator[tuple[str, Layer]]:
+    def places(model: LayerList) -> Iterator[tuple[str, Layer]]:
         return iter([("", next(leaves(model)))]) if single else _places(model)
 
     def join(place: str, shown: str) -> str:
@@ -62,7 +60,7 @@ def _apart(names: Iterable[str]) -> dict[str, str]:
     return {name: f"{name}_" for name in modules.intersection("/".join(path) for path in paths)}
 
 
-def _places(model: Structure, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+def _places(model: LayerList, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
         label = item.pure.label if isinstance(item, Layer) else type(item).__name__
         place = prefix + (name or f"{_identifier(label)}_{i}")
@@ -88,15 +86,15 @@ class Snapshot:
 
     def __init__(
         self,
-        model: Structure,
+        model: LayerList,
         naming: Naming,
         training: bool | None = None,
         inputs: tuple[Any, ...] = (),
     ):
-        check_plain(model)
+        model.check_plain_call()
         with locked(lambda: [model]):
             self._take(model)
-        built_for = model._inputs if isinstance(model, Sequential) else None
+        built_for = model.known_inputs
         inputs = inputs or (built_for[0] if built_for else ())
         self.inputs: tuple[Any, ...] = specs(inputs) if inputs else ()
         self._naming = naming
@@ -105,15 +103,17 @@ class Snapshot:
         if self.model.built:
             self._form_of((), Call())
 
-    def _take(self, model: Structure) -> None:
+    def _take(self, model: LayerList) -> None:
         kept = [layer for layer in leaves(model) if layer.built]
-        streams = [m._stream for m in (model, *model._lists()) if m._stream is not None]
+        streams = [
+            m.key_stream for m in (model, *model.nested_models()) if m.key_stream is not None
+        ]
         # The same layers in lists of their own; those that aren't built are copies, which nobody
         # builds.
-        self.model: Structure = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
+        self.model: LayerList = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
         # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the
         # other keeps its own.
-        self._values = {layer: [_copy(v.value) for v in layer._variables] for layer in kept}
+        self._values = {layer: [_copy(v.value) for v in layer.own_variables()] for layer in kept}
 
     def init(self, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Parts:
         """The values of layers that have some, and fresh ones of the others, or without a key their shapes."""
@@ -126,12 +126,12 @@ class Snapshot:
         check_inputs(args)
         build = Build(abstract=key is None)
         call = self._call(keywords).map(keyword_specs, training=True)
-        traverse(self.model, specs(args), call, build, Keys(maker(0 if key is None else key)))
+        traverse(self.model, specs(args), call, build, Keys(lazy_key(0 if key is None else key)))
         arrays = values | {
-            layer: layout.arrays for layer, layout in reversed(build.layouts.items())
+            layer: layout.arrays for layer, layout in reversed(build.new.layouts.items())
         }
-        layouts = built_layouts(self.model) | build.layouts
-        for layout in build.layouts.values():  # so that nothing of a trace stays
+        layouts = built_layouts(self.model) | build.new.layouts
+        for layout in build.new.layouts.values():  # so that nothing of a trace stays
             layout.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout.arrays]
         form = Form(self.model, layouts, self._naming)
         self._form = self._form or (form, _frozen(form))
@@ -152,7 +152,7 @@ class Snapshot:
         if isinstance(params, Mapping):
             fixed = {name: jax.lax.stop_gradient(params[name]) for name in frozen & params.keys()}
             variables = {**variables, "params": {**params, **fixed}}
-        return form.run(variables, args, call, Keys(maker(key)))
+        return form.run(variables, args, call, Keys(lazy_key(key)))
 
     def frozen(self) -> frozenset[str]:
         """The parameters that get no gradients, as far as they are known."""
@@ -176,7 +176,7 @@ class Snapshot:
 
 
 def as_pure_layer(
-    model: Structure,
+    model: LayerList,
     *,
     single: bool = False,
     training: bool | None = None,
@@ -219,24 +219,24 @@ def as_pure_layer(
         text=" ".join(repr(first).split()) if first else _text(model),
         traceable=all(layer.built or layer.pure.traceable for layer in leaves(model)),
         takes_key=any(
-            layer._random if layer.built else layer.pure.takes_key for layer in leaves(model)
+            layer.is_random if layer.built else layer.pure.takes_key for layer in leaves(model)
         ),
         ready=init(None) if model.built else None,
         reduce=(_again, (shot.model, single, training, shot.inputs)),
         inputs=shot.inputs,
-        seed=model._seed,
+        seed=model.start_seed,
         inside=None if single else (shot.model, 1),
         frozen=lambda: [("params", *name.split("/")) for name in shot.frozen()],
     )
 
 
-def _text(model: Structure) -> str:
+def _text(model: LayerList) -> str:
     labels = (item.pure.label if isinstance(item, Layer) else type(item).__name__ for item in model)
     return f"{type(model).__name__}({', '.join(labels)})"
 
 
 def _again(
-    model: Structure, single: bool, training: bool | None, inputs: tuple[Any, ...]
+    model: LayerList, single: bool, training: bool | None, inputs: tuple[Any, ...]
 ) -> PureLayer:
     return as_pure_layer(model, single=single, training=training, inputs=inputs)
 
@@ -260,10 +260,10 @@ def _nested(parts: Variables) -> Variables:
 def _frozen(form: Form) -> frozenset[str]:
     found: set[str] = set()
     for layer, own in form.names.items():
-        flags = [v.trainable for v in layer._variables] or [
+        flags = [v.trainable for v in layer.own_variables()] or [
             s.trainable for s in form.layouts[layer].slots
         ]
-        trained = (flag and (layer.built or layer.entry_options[2]) for flag in flags)
+        trained = (flag and (layer.built or layer.entry_options.trainable) for flag in flags)
         found |= {
             name
             for (name, kind), flag in zip(own, trained, strict=True)
@@ -272,7 +272,7 @@ def _frozen(form: Form) -> frozenset[str]:
     return frozenset(found)
 
 
-def _signature(model: Structure, training: bool | None) -> inspect.Signature:
+def _signature(model: LayerList, training: bool | None) -> inspect.Signature:
     """The inputs of the first layer, the keywords of all, and one mode flag if it makes a difference."""
     layers = list(leaves(model))
     found = {p.name: p for p in (_inputs(layers[0].pure) if layers else [_ANY])}

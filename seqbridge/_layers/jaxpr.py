@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -12,17 +12,10 @@ _known: dict[str, float] = {}
 _MOST = 1_000
 
 
-class Draws(NamedTuple):
-    """What a call of a layer does with its PRNG key."""
-
-    asked: bool  # whether it can't do without
-    used: bool  # whether its results depend on it
-
-
 def eliminate_dead_code(
     equations: Iterable[Any], results: Iterable[Any], *, effects: bool
 ) -> tuple[list[Any], set[int]]:
-    """The equations that are needed for `results`, and the ids of the variables that these read.
+    """Return the equations that `results` need, and the ids of the variables that these read.
 
     Args:
         equations: Those of a jaxpr, in order.
@@ -41,11 +34,15 @@ def eliminate_dead_code(
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an equation: the body of a loop, a function that is called."""
-    for value in jax.tree.leaves(
-        list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-    ):
-        if hasattr(found := getattr(value, "jaxpr", value), "eqns"):
-            yield found
+    parameters = list(equation.params.values())
+    for value in jax.tree.leaves(parameters, is_leaf=_is_jaxpr):
+        jaxpr = getattr(value, "jaxpr", value)  # of a closed one
+        if _is_jaxpr(jaxpr):
+            yield jaxpr
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
 
 
 def flops(closed: Any) -> float | None:

@@ -9,7 +9,15 @@ import copy
 import functools
 import keyword
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableSequence,
+    Sequence,
+)
 from typing import (
     Any,
     ClassVar,
@@ -342,6 +350,15 @@ class LayerList(VariableHolder, MutableSequence[Any]):
             known[key] = Layer(entry)
         return known[key]
 
+    def _set_first_items(self, entries: Entries) -> None:
+        """Fill a list that is new."""
+        items, names = self._admit(entries, [])
+        names = first_names(items, names)
+        self._check_names(names)
+        self._layers, self._labels = items, names
+        share(items, [])
+        self.link_children()
+
     @_exclusive
     def _edit(self, layers: list[Child], names: Names) -> None:
         """Make `layers` the list, or change nothing.
@@ -547,7 +564,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         """Another model of these layers, which draws from the same stream of keys."""
         self._index()  # makes the stream
         made = type(self).__new__(type(self))
-        vars(made).update(vars(self))
+        vars(made).update(LayerList.__getstate__(self))
         made._begin()
         made._layers, made._labels = [], []
         made._check_names(names)
@@ -580,7 +597,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in _OF_ONE_PROCESS}
+        return {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin()
@@ -602,7 +619,40 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         return Content(type(self).__name__, "([", "])", rows)
 
 
-_OF_ONE_PROCESS = ("edit_lock", "parent_models", "_cached_index")
+# Names for the other folders of the package; a person who types `model.` isn't offered them.
+INTERNAL_NAMES = frozenset(
+    {
+        "ancestor_models",
+        "cache_key",
+        "cache_parts",
+        "call_keys",
+        "check_plain_call",
+        "edit_lock",
+        "family_layers",
+        "initial_keys",
+        "key_stream",
+        "known_inputs",
+        "lay_out",
+        "link_children",
+        "make_key_stream",
+        "mesh_placement",
+        "named_children",
+        "names_by_variable",
+        "nested_models",
+        "own_variables",
+        "parent_models",
+        "plain_call",
+        "root_models",
+        "start_seed",
+        "swap_layers",
+        "take_stream_of",
+        "variable_locks",
+        "variables_by_name",
+    }
+)
+
+# Attributes that a copy, a pickle or another model of the same layers makes anew.
+_NOT_COPIED = ("edit_lock", "parent_models", "_index_by_version")
 
 
 def _position(names: Names, index: Any) -> Any:

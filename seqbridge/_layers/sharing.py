@@ -53,8 +53,9 @@ def _unify_layers(items: list[Item], layers: Iterable[Layer]) -> list[Undo]:
         new: list[Item] = []
         for item in held:
             if isinstance(item, Layer) and not _differ(item, chosen[item.entry_key]):
-                item = chosen[item.entry_key]
-            new.append(item)
+                new.append(chosen[item.entry_key])
+            else:
+                new.append(item)
         return new
 
     models: list[Any] = []

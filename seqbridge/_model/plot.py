@@ -9,7 +9,7 @@ from typing import Any
 
 from seqbridge._files import file_path, replacing
 from seqbridge._interface import colour
-from seqbridge._model.sequential import Sequential, as_model
+from seqbridge._model.sequential import Sequential, as_model, summary_of
 from seqbridge._passes import Row
 
 # In pixels: the heights of a layer, of an arrow and of the head of a nested model, how far that is
@@ -88,7 +88,9 @@ def plot(model: Any, /, *inputs: Any, **keywords: Any) -> Picture:
     """
     drawn, _ = as_model(model)
     assert isinstance(drawn, Sequential)
-    return Picture(_drawn(type(drawn).__name__, drawn._summary(inputs, keywords, count=False).rows))
+    return Picture(
+        _drawn(type(drawn).__name__, summary_of(drawn, inputs, keywords, count=False).rows)
+    )
 
 
 def _drawn(title: str, rows: Sequence[Row]) -> str:

@@ -6,15 +6,15 @@ import dataclasses
 import functools
 import html
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import jax
+from jax.sharding import PartitionSpec
 
 from seqbridge._entries import portable
 from seqbridge._interface import Call, ask, call_of, habit, mode_of, nearest
-from seqbridge._layers import Item, Layer, leaves, share, walk
-from seqbridge._model.layer_list import LayerList, entries_of, first_names, is_entry
+from seqbridge._layers import INTERNAL_NAMES, Layer, LayerList, entries_of, is_entry, leaves, walk
 from seqbridge._passes import (
     Build,
     FirstRun,
@@ -34,6 +34,7 @@ from seqbridge._passes import (
     summarize,
     traverse,
 )
+from seqbridge._sharding import Placement
 from seqbridge._state import (
     Keys,
     Stateful,
@@ -79,25 +80,15 @@ class Sequential(LayerList):
         )
     """
 
-    # The call that runs the layers in order, and does no more.
-    _in_order: ClassVar[Callable[..., Any]]
-
     def __init__(self, *layers: Any, seed: int = 0, key: Any = None):
         start = seed if key is None else key
         super().__init__(start if type(start) is int else as_key(start))
-        # What the first layer takes, with None for sizes that may be anything; and the keywords.
-        self._inputs: tuple[tuple[Any, ...], Call] | None = None
         given: Any = list(layers)
         if len(layers) == 1 and isinstance(layers[0], list | Mapping | Iterator | LayerList):
             given = layers[0]
         elif len(layers) == 1 and type(layers[0]) is tuple and not is_entry(layers[0]):
             given = list(layers[0])
-        items, names = self._admit(entries_of(given), [])
-        names = first_names(items, names)
-        self._check_names(names)
-        self._layers, self._labels = items, names
-        share(items, [])
-        self._adopt()
+        self._set_first_items(entries_of(given))
 
     # Calls
 
@@ -110,7 +101,7 @@ class Sequential(LayerList):
         per_layer: Mapping[Any, Mapping[str, Any]] | None = None,
         **keywords: Any,
     ) -> Any:
-        """Runs the layers in order. The first call with arrays builds a model that isn't built.
+        """Run the layers in order. The first call with arrays builds a model that isn't built.
 
         Args:
             *args: The inputs of the first layer.
@@ -134,29 +125,30 @@ class Sequential(LayerList):
     def _call(
         self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None
     ) -> Any:
-        """Runs the layers, and notes what each returns in `outputs`."""
-        with locked(lambda: (self,) if self.built else self._above()):
+        """Run the layers, and record what each returns in `outputs`."""
+        with locked(lambda: (self,) if self.built else self.ancestor_models()):
             first = None
             if not self.built:
                 check_arrays(args)
                 refuse_in_trace("building a model", jax.tree.leaves((args, call.keywords)))
-                first = FirstRun(taken=self._family())
+                first = FirstRun(family=self.family_layers())
                 first.enter(self, args, call)
-            run = first or Run(Layer._tree)
-            changes: dict[Variable, Any] = {}
+            run = first or Run(Layer.current_tree)
             visitor = run if outputs is None else Recorder(run, outputs)
-            out = traverse(
-                self, args, call, visitor, self._keys(rng, changes), plain=outputs is not None
-            )
+            changes: dict[Variable, Any] = {}
+            keys = self.call_keys(rng, changes)
+            out = traverse(self, args, call, visitor, keys, plain=outputs is not None)
             if first is not None:
-                install(self, first)
+                install(self, first.new)
             for layer, variables in run.states.items():
-                changes |= layer._changes(variables)
+                changes |= layer.changes(variables)
             commit(changes)
         return out
 
     def trace(self, /, *args: Any, rng: Any = None, **keywords: Any) -> Outputs:
-        """Calls the model, and returns what every layer returns, by name. The last one's is the model's.
+        """Call the model. Return what every layer returns, by name.
+
+        The last layer's result is the model's.
 
         Args:
             *args: As for a call.
@@ -174,24 +166,27 @@ class Sequential(LayerList):
         """
         outputs: list[Any] = []
         self._call(args, call_of(keywords), rng, outputs)
-        return Outputs(zip((name for name, _ in walk(self)), outputs, strict=True))
+        names = [name for name, _ in walk(self)]
+        return Outputs(zip(names, outputs, strict=True))
 
-    def _keys(self, rng: Any, changes: dict[Variable, Any]) -> Keys:
+    def call_keys(self, rng: Any, changes: dict[Variable, Any]) -> Keys:
         """The keys of one call; taking the next one of the stream is one of its changes."""
 
         def following() -> jax.Array:
-            stream = self._make_stream()
+            stream = self.make_key_stream()
             changes[stream], key = split(stream.value)
             return key
 
-        return Keys(following if rng is None else lambda: as_key(rng), self._initial_keys())
+        if rng is not None:
+            return Keys(lambda: as_key(rng), self.initial_keys())
+        return Keys(following, self.initial_keys())
 
     # Building
 
     def build(
         self, *inputs: Any, seed: int | None = None, key: Any = None, **keywords: Any
     ) -> Self:
-        """Makes the variables of the layers that have none, from shapes alone.
+        """Make the variables of the layers that have none, from shapes alone.
 
         Args:
             *inputs: What the first layer takes: arrays, or shapes, in which None may be anything:
@@ -214,52 +209,47 @@ class Sequential(LayerList):
         refuse_in_trace("building a model", jax.tree.leaves((inputs, given.keywords)))
         if seed is not None or key is not None:
             start = seed if key is None else as_key(key)
-            if self.built and self._inputs is not None and not same_key(start, self._seed):
+            made_for_shapes = self.built and self.known_inputs is not None
+            if made_for_shapes and not same_key(start, self.start_seed):
                 raise ValueError(
                     "the model is built: other values are model.assign(model.init(seed, *shapes))"
                 )
-            self._seed = start
+            self.start_seed = start
         check_inputs(inputs)
         call = given.map(keyword_specs, training=True)
-        with locked(self._above), explained(inputs):
+        with locked(self.ancestor_models), explained(inputs):
             check_keywords(self, inputs, call)
             pure_form.check_sizes(self, inputs, call)
             self._build(specs(inputs, None), call)
         return self
 
     def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
-        """Builds all or nothing; after an edit, as far as shapes are known."""
-        build = Build(taken=self._family())
+        """Build all or nothing; after an edit, as far as shapes are known."""
+        build = Build(family=self.family_layers())
         build.enter(self, args, call)
         try:
-            run_through(self, specs(args), call, build, self._initial_keys())
+            run_through(self, specs(args), call, build, self.initial_keys())
         except Exception:
-            left = any(
-                not layer.built and layer not in build.layouts for layer in leaves(self._layers)
-            )
+            made = build.new.layouts
+            left = any(not layer.built and layer not in made for layer in leaves(self))
             if build.failed or (not editing and (left or build.misfit)):
                 raise
-        install(self, build)
+        install(self, build.new)
 
     def _after_edit(self) -> None:
-        if self._inputs is not None:
-            self._build(*self._inputs, editing=True)
-
-    def _sharing(self, layers: list[Item], names: list[str | None]) -> Any:
-        made = super()._sharing(layers, names)
-        if not layers or not self._layers or layers[0] is not self._layers[0]:
-            made._inputs = None  # another layer comes first: what reaches it isn't known
-        return made
+        if self.known_inputs is not None:
+            self._build(*self.known_inputs, editing=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(self) is Sequential and name[0] != "_" and name not in self.names:
+        own = name.startswith("_") or name in INTERNAL_NAMES or name in self.names
+        if type(self) is Sequential and not own:
             check_attribute(Sequential, name, value)
         super().__setattr__(name, value)
 
     # The pure form
 
     def init(self, key: Any, /, *inputs: Any, **keywords: Any) -> dict[str, dict[str, Any]]:
-        """Fresh variables, as plain dicts; nothing is stored.
+        """Return fresh variables, as plain dicts; nothing is stored.
 
         Args:
             key: A PRNG key or a seed.
@@ -293,7 +283,9 @@ class Sequential(LayerList):
         per_layer: Mapping[Any, Mapping[str, Any]] | None = None,
         **keywords: Any,
     ) -> tuple[Any, dict[str, dict[str, Any]]]:
-        """The model as a pure function, for plain `jax.jit`, `jax.grad`, `jax.vmap`, `jax.lax.scan` and optax.
+        """Call the model as a pure function.
+
+        It works in plain `jax.jit`, `jax.grad`, `jax.vmap`, `jax.lax.scan`, and with optax.
 
         Args:
             variables: What `init` or `variables` returns.
@@ -314,11 +306,14 @@ class Sequential(LayerList):
 
     @property
     def variables(self) -> dict[str, dict[str, Any]]:
-        """The arrays now: `{"params": {name: array}, "state": {name: array}}`, in dicts of their own."""
+        """The arrays now, in dicts of their own.
+
+        `{"params": {name: array}, "state": {name: array}}`, as `apply` and `assign` take them.
+        """
         return pure_form.read(self)
 
     def assign(self, variables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Takes the arrays of the pure form, all of them, or raises and takes none.
+        """Take the arrays of the pure form, all of them, or raise and take none.
 
         Args:
             variables: `{"params": {...}, "state": {...}}`, or one of the two.
@@ -331,21 +326,73 @@ class Sequential(LayerList):
         """
         pure_form.assign(self, variables)
 
+    # Devices
+
+    def shard(
+        self,
+        mesh: Any,
+        rules: Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]] = (),
+        *,
+        logical: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Lay the variables out on a mesh of devices. Calls mean what they did before.
+
+        Layers that come later are laid out by the same rules. An assignment keeps the layout.
+
+        Args:
+            mesh: A `jax.sharding.Mesh`, such as `jax.make_mesh((4, 2), ("data", "model"))`.
+            rules: From a regular expression over names to a `jax.sharding.PartitionSpec`, in order:
+                the first that is found in a variable's name holds. Without any the variable is laid
+                out as its own library says, or else replicated, which is all that data parallelism
+                needs. An axis of the batch may stand in a rule: the variable is stored in parts,
+                and put together where it is used.
+            logical: From the names that libraries give to dimensions to axes of the mesh:
+                `{"embed": None, "mlp": "model"}`. What is no axis of the mesh and isn't named here
+                is replicated.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: The model isn't built, or this is a JAX transform.
+            TypeError, ValueError: What is wrong with a rule, with its variable; then nothing has
+                moved.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp
+            >>> from seqbridge import Sequential
+            >>> model = Sequential([lambda x, w=jnp.ones((4, 8)): x @ w])
+            >>> mesh = jax.make_mesh((1,), ("data",))
+            >>> tuple(model.shard(mesh, {"w$": jax.sharding.PartitionSpec(None, "data")})[0].w.value.sharding.spec)
+            (None, 'data')
+        """
+        refuse_in_trace("laying a model out")
+        if not self.built:
+            raise RuntimeError(
+                "the model isn't built: call model.build(...) first, then model.shard(mesh, rules)"
+            )
+        placement = Placement(mesh, rules, logical)
+        with locked(lambda: [self]):
+            self.lay_out(placement)
+            self.mesh_placement = placement
+        return self
+
     # Looks
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        if self._inputs is not None:
-            args, call = self._inputs
+        if self.known_inputs is not None:
+            args, call = self.known_inputs
             given = portable((dict(call.keywords), dict(call.per_layer)))
             call = dataclasses.replace(call, keywords=given[0], per_layer=given[1])
-            state["_inputs"] = portable(args), call
+            state["known_inputs"] = portable(args), call
         return state
 
     def summary(self, *inputs: Any, **keywords: Any) -> Summary:
-        """A table of the layers: library, entry, shapes, variables, floating-point operations. Nothing is computed.
+        """Return a table of the layers; nothing is computed.
 
-        Print it, or let a notebook show it. The model needn't be built, nor is it built by this.
+        It shows each layer's library, entry, shapes, variables and floating-point operations. Print
+        it, or let a notebook show it. The model needn't be built, nor is it built by this.
 
         Args:
             *inputs: As for `build`. Without any, those that the model was built for.
@@ -367,36 +414,22 @@ class Sequential(LayerList):
             total: 32 parameters, 0 of state, 128 bytes, 72 FLOPs
             FLOPs are those for 1 in place of None
         """
-        return self._summary(inputs, keywords)
-
-    def _summary(
-        self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], *, count: bool = True
-    ) -> Summary:
-        call = call_of(
-            {name: value for name, value in keywords.items() if name != "rng"}
-        )  # nothing is drawn
-        if not inputs:
-            check_keywords(self, (), call)
-            inputs, built_for = self._inputs or ((), call)
-            call = Call(
-                call.training,
-                {**built_for.keywords, **call.keywords},
-                call.per_layer or built_for.per_layer,
-            )
-            return summarize(self, inputs, call, given=False, count=count)
-        check_inputs(inputs)
-        return summarize(self, inputs, call, given=True, count=count)
+        return summary_of(self, inputs, keywords)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        """What a notebook shows; not as `_repr_html_`, which treescope would show in place of its tree."""
+        """Return what a notebook shows.
+
+        As `_repr_html_`, treescope would show it in place of its tree.
+        """
         try:
-            shown = self._summary((), {}, count=False)._repr_html_()
+            shown = summary_of(self, (), {}, count=False)._repr_html_()
         except Exception:  # a notebook must be able to show what is broken, too
             shown = f"<pre>{html.escape(repr(self))}</pre>"
         return {"text/plain": repr(self), "text/html": shown}
 
     def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *(n for n in self.names if n is not None)})
+        offered = {name for name in object.__dir__(self) if name not in INTERNAL_NAMES}
+        return sorted(offered.union(name for name in self.names if name is not None))
 
     def _ipython_key_completions_(self) -> list[str]:
         return [n for n in self.names if n is not None]
@@ -404,22 +437,51 @@ class Sequential(LayerList):
     def __repr__(self) -> str:
         lines = []
         for i, (name, item) in enumerate(zip(self._labels, self._layers, strict=True)):
+            label = f"[{i}] {name}: " if name else f"[{i}] "
             text = repr(item).replace("\n", "\n  ")
-            lines.append(f"  [{i}] {f'{name}: ' if name else ''}{text}")
-        body = "\n".join(lines)
-        return f"{type(self).__name__}(\n{body}\n)" if lines else f"{type(self).__name__}()"
+            lines.append(f"  {label}{text}\n")
+        body = "\n" + "".join(lines) if lines else ""
+        return f"{type(self).__name__}({body})"
+
+
+def summary_of(
+    model: LayerList,
+    inputs: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    *,
+    count: bool = True,
+) -> Summary:
+    """Return the summary of a model.
+
+    Args:
+        model: The model.
+        inputs: As for `build`. Without any, those that the model was built for.
+        keywords: Those of a call.
+        count: Whether floating-point operations are counted.
+    """
+    call = call_of({name: value for name, value in keywords.items() if name != "rng"})
+    if inputs:
+        check_inputs(inputs)
+        return summarize(model, inputs, call, given=True, count=count)
+    check_keywords(model, (), call)
+    if model.known_inputs is not None:
+        inputs, built_for = model.known_inputs
+        per_layer = call.per_layer or built_for.per_layer
+        call = Call(call.training, {**built_for.keywords, **call.keywords}, per_layer)
+    return summarize(model, inputs, call, given=False, count=count)
 
 
 def as_model(x: Any) -> tuple[LayerList, bool]:
-    """The model that holds `x`, and whether `x` is a single layer or entry rather than a model itself."""
+    """Return the model that holds `x`, and whether `x` is one layer or entry, and no model itself."""
     if isinstance(x, LayerList):
         return x, False
-    single = not isinstance(x, list | Mapping)
-    return Sequential([x]) if single else Sequential(x), single
+    if isinstance(x, list | Mapping):
+        return Sequential(x), False
+    return Sequential([x]), True
 
 
 def check_attribute(cls: type, name: str, value: Any) -> None:
-    """Raises, or warns, if an attribute is set of a model that does nothing there."""
+    """Raise, or warn, if setting an attribute of a model wouldn't do what people expect of it."""
     own = getattr(cls, name, None)
     if isinstance(own, property):
         return
@@ -427,28 +489,24 @@ def check_attribute(cls: type, name: str, value: Any) -> None:
     if cure or callable(own):
         raise AttributeError(f"{name} isn't set{cure or ': it is a method'}")
     if _is_layer(value):
-        cure = (
-            f"del model.{name}, then model.extend({{{name!r}: ...}}) puts it at the end of the list"
-        )
         warnings.warn(
-            f"model.{name} = ... sets an attribute, which isn't run, trained or saved: {cure}",
+            f"model.{name} = ... sets an attribute, which isn't run, trained or saved: del "
+            f"model.{name}, then model.extend({{{name!r}: ...}}) puts it at the end of the list",
             stacklevel=3,
         )
 
 
 def _is_layer(value: Any) -> bool:
-    cls = (
-        value.func
-        if isinstance(value, functools.partial) and isinstance(value.func, type)
-        else type(value)
-    )
     if isinstance(value, Stateful):
         return callable(value)  # a model or a layer, rather than variables or an optimizer
+    cls = type(value)
+    if isinstance(value, functools.partial) and isinstance(value.func, type):
+        cls = value.func
     try:
         return ask(value, cls) is not None
     except TypeError:  # of some library, but no layer
         return False
 
 
-Sequential._in_order = Sequential.__call__
-Layer.model_of = Sequential
+Sequential.plain_call = Sequential.__call__
+Layer.model_class = Sequential

@@ -6,18 +6,12 @@ happens at each layer: run it, build it, run it on plain dicts, describe it.
 
 from seqbridge._passes.build import Build as Build
 from seqbridge._passes.build import FirstRun as FirstRun
-from seqbridge._passes.build import check_arrays as check_arrays
-from seqbridge._passes.build import check_inputs as check_inputs
-from seqbridge._passes.build import explained as explained
 from seqbridge._passes.build import install as install
-from seqbridge._passes.build import keyword_specs as keyword_specs
-from seqbridge._passes.build import specs as specs
 from seqbridge._passes.call import apply as apply
-from seqbridge._passes.call import evaluate as evaluate
 from seqbridge._passes.call import key_for as key_for
+from seqbridge._passes.call import trace as trace
 from seqbridge._passes.forward import Run as Run
 from seqbridge._passes.forward import check_keywords as check_keywords
-from seqbridge._passes.forward import check_plain as check_plain
 from seqbridge._passes.forward import run_through as run_through
 from seqbridge._passes.forward import traverse as traverse
 from seqbridge._passes.outputs import Outputs as Outputs
@@ -29,7 +23,12 @@ from seqbridge._passes.pure_form import Parts as Parts
 from seqbridge._passes.pure_form import built_layouts as built_layouts
 from seqbridge._passes.pure_form import check_sizes as check_sizes
 from seqbridge._passes.pure_form import layouts_of as layouts_of
-from seqbridge._passes.pure_form import maker as maker
+from seqbridge._passes.pure_form import lazy_key as lazy_key
 from seqbridge._passes.rows import Row as Row
+from seqbridge._passes.specs import check_arrays as check_arrays
+from seqbridge._passes.specs import check_inputs as check_inputs
+from seqbridge._passes.specs import explained as explained
+from seqbridge._passes.specs import keyword_specs as keyword_specs
+from seqbridge._passes.specs import specs as specs
 from seqbridge._passes.summary import Summary as Summary
 from seqbridge._passes.summary import summarize as summarize

@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from seqbridge._interface import Variables
-from seqbridge._layers import Draws, Layer, eliminate_dead_code
-from seqbridge._state import Keys, version
+from seqbridge._layers import Layer, Signature, Trace, eliminate_dead_code, signature_of_call
+from seqbridge._state import Keys
 
 
 def apply(
     layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> Any:
-    """`(outputs, new_state)`."""
-    keys = key if key is None or not layer.pure.per_example else jax.random.split(key, _batch(args))
-    return _apply(layer, variables, keys, args, keywords)
+    """Call a layer on its variables. Return `(outputs, new_state)`."""
+    if key is not None and layer.pure.per_example:
+        key = jax.random.split(key, _batch(args))
+    return _apply(layer, variables, key, args, keywords)
 
 
 def _batch(args: tuple[Any, ...]) -> int:
@@ -35,8 +36,8 @@ def _batch(args: tuple[Any, ...]) -> int:
         shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)) or "none"
         raise ValueError(
             f"a per-example layer takes inputs with one leading axis, the batch; got shapes "
-            f"{shapes}. For an entry "
-            "that takes a whole batch, or one example at a time: sb.Layer(entry, per_example=False)"
+            f"{shapes}. For an entry that takes a whole batch, or one example at a time: "
+            "sb.Layer(entry, per_example=False)"
         )
     return sizes.pop()
 
@@ -48,25 +49,24 @@ def _apply(
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
 ) -> Any:
-    """The call of a layer with its key, or with one for each example."""
+    """Call a layer with its key, or with one key for each example."""
     if not layer.pure.per_example:
         return _call(layer, variables, keys, args, keywords)
-    _batch(args)
+    size = _batch(args)
+
+    def one(key: Any, args: tuple[Any, ...]) -> Any:
+        return _call(layer, variables, key, args, keywords)
+
     try:
-        return jax.vmap(
-            lambda key, args: _call(layer, variables, key, args, keywords),
-            out_axes=(0, None),
-            axis_name=layer.pure.axis_name,
-        )(keys, args)
+        mapped = jax.vmap(one, out_axes=(0, None), axis_name=layer.pure.axis_name)
+        return mapped(keys, args)
     except Exception as error:
         if "out_axes" in str(error):
             error.add_note("the state of a per-example layer must not depend on the example")
         error.add_note(
-            f"the layer takes one example, so it was mapped over {_batch(args)} of them, the "
-            f"leading axis of its "
-            "inputs. For a batch of sequences, say, give jax.vmap(jax.vmap(entry)), which maps "
-            "over both axes; "
-            "sb.Layer(entry, per_example=False) gets the inputs as they are"
+            f"the layer takes one example, so it was mapped over {size} of them, the leading axis "
+            "of its inputs. For a batch of sequences, say, give jax.vmap(jax.vmap(entry)), which "
+            "maps over both axes; sb.Layer(entry, per_example=False) gets the inputs as they are"
         )
         raise
 
@@ -75,13 +75,10 @@ def _call(
     layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> Any:
     name = layer.pure.key_name
-    if (
-        name is not None
-        and name not in keywords
-        and name not in layer.call_parameters.positional[: len(args)]
-    ):
+    filled = layer.call_parameters.positional[: len(args)]
+    if name is not None and name not in keywords and name not in filled:
         keywords = {**keywords, name: key}
-    result = binding(lambda: layer.pure.apply(variables, key, *args, **keywords))
+    result = bind_axes(lambda: layer.pure.apply(variables, key, *args, **keywords))
     if type(result) is not tuple or len(result) != 2:
         raise TypeError(
             f"apply of the adapter of {layer.pure.ecosystem} must return (outputs, new_state)"
@@ -89,8 +86,8 @@ def _call(
     return result
 
 
-def binding(function: Callable[[], Any]) -> Any:
-    """`function()`, with every axis bound that it asks for, by name, and nobody has bound.
+def bind_axes(function: Callable[[], Any]) -> Any:
+    """Call `function` with every axis name bound that it asks for and nobody has bound.
 
     A layer that averages over the devices of an axis gets the whole batch here, so there is one of
     them. Inside `jax.shard_map` it doesn't, and a name that isn't bound there is a mistake.
@@ -116,48 +113,67 @@ def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:
 def traced(
     layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> tuple[Any, Any, Any]:
-    """The program of a call, whose first argument is the key, and the shapes of the outputs and of the state."""
+    """The program of a call, whose first argument is the key, and its outputs' and state's shapes."""
     leaves, treedef = jax.tree.flatten((variables, args, keywords))
-    arrays = {
-        i: leaf
-        for i, leaf in enumerate(leaves)
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    }
+    arrays = {}
+    for i, leaf in enumerate(leaves):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            arrays[i] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
     def call(keys: Any, arrays: dict[int, Any]) -> Any:
-        variables, args, keywords = jax.tree.unflatten(
-            treedef, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        )
+        given = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        variables, args, keywords = jax.tree.unflatten(treedef, given)
         return _apply(layer, variables, keys, args, keywords)
 
-    shapes = {i: jax.ShapeDtypeStruct(a.shape, a.dtype) for i, a in arrays.items()}
     batch = (_batch(args),) if layer.pure.per_example else ()
     keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
-    closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, shapes)
+    closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, arrays)
     return closed, out, state
 
 
-def evaluate(
+def trace(
+    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Trace:
+    """Look at a call of a layer without computing anything; the layer remembers the trace."""
+    return _look(layer, variables, args, keywords, layer.trace_cache.exact)
+
+
+def trace_of_any_size(
+    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Trace:
+    """Likewise where the sizes of arrays don't matter."""
+    return _look(layer, variables, args, keywords, layer.trace_cache.of_any_size)
+
+
+def _look(
     layer: Layer,
     variables: Variables,
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
-    mode: Any,
-) -> Any:
-    """The shapes of the outputs, computing nothing. Notes whether the layer draws random numbers."""
+    known: Callable[[Signature], Trace | None],
+) -> Trace:
+    signature = signature_of_call(variables, args, keywords)
+    found = None if signature is None else known(signature)
+    if found is not None:
+        return found
     closed, out, _ = traced(layer, variables, args, keywords)
-    key = closed.jaxpr.invars[0]
-    # What an evaluation would do to the state is dropped, so it needs no random numbers either.
-    results = (
-        closed.jaxpr.outvars[: len(jax.tree.leaves(out))] if mode is False else closed.jaxpr.outvars
+    jaxpr = closed.jaxpr
+    key = jaxpr.invars[0]
+    n = len(jax.tree.leaves(out))
+    made = Trace(
+        outputs=out,
+        needs_key=any(v is key for equation in jaxpr.eqns for v in equation.invars),
+        outputs_depend_on_key=_depend_on(key, jaxpr, jaxpr.outvars[:n]),
+        state_depends_on_key=_depend_on(key, jaxpr, jaxpr.outvars[n:]),
     )
-    _, read = eliminate_dead_code(closed.jaxpr.eqns, results, effects=True)
-    asked = any(v is key for equation in closed.jaxpr.eqns for v in equation.invars)
-    before = layer._random
-    layer._draws[_signature(args, keywords, mode)] = Draws(asked, id(key) in read)
-    if layer._random != before:
-        version.bump()  # its models show a stream of keys, or none, from now on
-    return out
+    layer.trace_cache.add(signature, made)
+    return made
+
+
+def _depend_on(key: Any, jaxpr: Any, results: Sequence[Any]) -> bool:
+    """Whether results, or what the program does beside them, such as printing, depend on the key."""
+    _, read = eliminate_dead_code(jaxpr.eqns, results, effects=True)
+    return id(key) in read
 
 
 def key_for(
@@ -166,23 +182,20 @@ def key_for(
     variables: Variables,
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
-    mode: Any,
+    mode: bool | None,
 ) -> Any:
     """The layer's key for a call, or None. A call that draws nothing takes none from the stream."""
     if not layer.pure.takes_key:
         return None
-    draws = _known_draws(layer, args, keywords, mode)
-    if draws is None:
-        try:
-            evaluate(layer, variables, args, keywords, mode)
-        except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
-            with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
-                return keys.key
-            return None
-        draws = layer._draws[_signature(args, keywords, mode)]
-    if draws.used:
+    try:
+        known = trace_of_any_size(layer, variables, args, keywords)
+    except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
+        with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
+            return keys.key
+        return None
+    if known.depends_on_key(mode):
         return keys.key
-    if not draws.asked:
+    if not known.needs_key:
         return None
     key = unused_key()
     return jax.random.clone(key) if jax.config.jax_debug_key_reuse else key  # pyright: ignore
@@ -193,21 +206,3 @@ def unused_key() -> jax.Array:
     """The key for a layer that asks for one, splits it, and then draws nothing with it."""
     with jax.ensure_compile_time_eval():
         return jax.random.key(0)
-
-
-def _known_draws(
-    layer: Layer, args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any
-) -> Draws | None:
-    """What is known of a call, without a look at the layer: a call that draws nothing draws nothing in evaluation."""
-    draws = layer._draws.get(_signature(args, keywords, mode))
-    if draws is None and mode is False:
-        draws = layer._draws.get(_signature(args, keywords, True))
-        return draws if draws is not None and not draws.used else None
-    return draws
-
-
-def _signature(args: tuple[Any, ...], keywords: Mapping[str, Any], mode: Any) -> Hashable:
-    static = bool, str, int, type(None)
-    given = ((k, type(v), v if isinstance(v, static) else None) for k, v in keywords.items())
-    # Without a mode the state is kept, as in training.
-    return len(args), mode is False, tuple(sorted(given, key=lambda item: item[0]))

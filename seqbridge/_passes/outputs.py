@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from seqbridge._interface import Call, nearest, plain, shape_text
-from seqbridge._layers import Layer, Structure
+from seqbridge._layers import Layer, LayerList
 from seqbridge._passes.forward import Visitor
 from seqbridge._state import Keys
 
@@ -44,13 +44,18 @@ class Outputs(OrderedDict[str, Any]):
 
     def _full(self, name: object) -> str | None:
         """The name in full of a layer, or of the last layer of a nested model."""
-        if not isinstance(name, str) or super().__contains__(name):
-            return name if isinstance(name, str) else None
+        if not isinstance(name, str):
+            return None
+        if super().__contains__(name):
+            return name
         short = self._short()
-        inside = [
-            full for place, full in short.items() if place.startswith((f"{name}[", f"{name}."))
-        ]
-        return short.get(name, inside[-1] if inside else None)
+        if name in short:
+            return short[name]
+        last = None
+        for place, full in short.items():
+            if place.startswith((f"{name}[", f"{name}.")):
+                last = full
+        return last
 
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)
@@ -69,7 +74,7 @@ jax.tree_util.register_pytree_with_keys(Outputs, _flatten, _unflatten)
 
 
 class Recorder:
-    """A visitor that does what another does, and notes what each layer returns."""
+    """A visitor that does what another does, and records what each layer returns."""
 
     def __init__(self, visitor: Visitor, outputs: list[Any]):
         self._visitor = visitor
@@ -88,5 +93,5 @@ class Recorder:
         self._outputs.append(out)
         return out
 
-    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
         self._visitor.enter(model, args, call)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from seqbridge._interface import Call, check_names, nearest
-from seqbridge._layers import Layer, Layout, Structure, full_name, leaves, walk
-from seqbridge._passes.build import Build, has_open_sizes, keyword_specs, specs
+from seqbridge._layers import Layer, LayerList, Layout, full_name, leaves, walk
+from seqbridge._passes.build import Build
 from seqbridge._passes.forward import Run, traverse
+from seqbridge._passes.specs import has_open_sizes, keyword_specs, specs
 from seqbridge._state import Keys, Variable, as_key, cast, commit, locked
 
 Parts: TypeAlias = dict[str, dict[str, Any]]
@@ -30,7 +31,7 @@ class Naming(NamedTuple):
         apart: Other names for some, where not all of them can stand in one tree.
     """
 
-    places: Callable[[Structure], Iterable[tuple[str, Layer]]]
+    places: Callable[[LayerList], Iterable[tuple[str, Layer]]]
     join: Callable[[str, str], str]
     apart: Callable[[Iterable[str]], Mapping[str, str]] | None = None
 
@@ -39,40 +40,48 @@ FLAT = Naming(walk, full_name)
 
 
 class Form:
-    """The variables of a model in plain dicts, by name; one that stands at several places has its first name at all.
+    """The variables of a model in plain dicts, by name.
+
+    A variable that stands at several places has its first name at all of them.
 
     Args:
         model: The model.
         layouts: The structure of each of its layers.
         naming: How the variables are called.
+
+    Attributes:
+        layouts: `layouts`.
+        names: For each layer the names and kinds of its variables.
     """
 
-    def __init__(self, model: Structure, layouts: Layouts, naming: Naming = FLAT):
+    def __init__(self, model: LayerList, layouts: Layouts, naming: Naming = FLAT):
         self._model = model
         self.layouts = layouts
         self.names: dict[Layer, list[tuple[str, str]]] = {}
         first: dict[Hashable, str] = {}
-        for prefix, layer in naming.places(model):
-            if layer not in self.names:
-                places = zip(layouts[layer].slots, layer._ties(layouts[layer]), strict=True)
-                named = [
-                    (first.setdefault(tie, naming.join(prefix, slot.shown)), slot.kind)
-                    for slot, tie in places
-                ]
-                self.names[layer] = named
+        for place, layer in naming.places(model):
+            if layer in self.names:
+                continue
+            self.names[layer] = named = []
+            slots = layouts[layer].slots
+            for slot, tie in zip(slots, layer.ties(layouts[layer]), strict=True):
+                name = first.setdefault(tie, naming.join(place, slot.shown))
+                named.append((name, slot.kind))
+        names = list(first.values())
         if naming.apart is not None:
-            again = naming.apart(first.values())
-            first = {tie: again.get(name, name) for tie, name in first.items()}
-            self.names = {
-                at: [(again.get(name, name), kind) for name, kind in own]
-                for at, own in self.names.items()
-            }
-        if len(set(first.values())) != len(first):
-            twice = next(name for name, n in Counter(first.values()).items() if n > 1)
-            raise ValueError(f"two variables would be called {twice}: give their layers names")
+            other = naming.apart(names)
+            names = [other.get(name, name) for name in names]
+            for layer, named in self.names.items():
+                self.names[layer] = [(other.get(name, name), kind) for name, kind in named]
+        for name, often in Counter(names).items():
+            if often > 1:
+                raise ValueError(f"two variables would be called {name}: give their layers names")
 
     def parts(self, arrays: Arrays) -> Parts:
-        """The arrays by name, in the order of the names; where layers share one, that of the last layer in `arrays`."""
+        """Return the arrays by name, in the order of the names.
+
+        Where layers share one, that of the last layer in `arrays` counts.
+        """
         parts: Parts = {"params": {}, "state": {}}
         for layer in (*self.names, *arrays):
             for (name, kind), array in zip(self.names[layer], arrays[layer], strict=True):
@@ -86,78 +95,77 @@ class Form:
         call: Call,
         keys: Keys,
     ) -> tuple[Any, Parts, bool]:
-        """Outputs, the variables after the call, and whether it has changed any."""
+        """Return the outputs, the variables after the call, and whether it has changed any."""
         _check_form("apply", variables)
-        given = {
-            n: a.value if isinstance(a, Variable) else a
-            for part in variables.values()
-            for n, a in part.items()
-        }
-        check_names(
-            "apply", given, dict.fromkeys(name for own in self.names.values() for name, _ in own)
-        )
-        arrays = {layer: [given[name] for name, _ in own] for layer, own in self.names.items()}
+        given = {}
+        for part in variables.values():
+            for name, array in part.items():
+                given[name] = array.value if isinstance(array, Variable) else array
+        wanted = [name for named in self.names.values() for name, _ in named]
+        check_names("apply", given, dict.fromkeys(wanted))
+        arrays: dict[Layer, list[Any]] = {}
+        for layer, named in self.names.items():
+            arrays[layer] = [given[name] for name, _ in named]
         run = Run(lambda layer: self.layouts[layer].tree(arrays[layer]))
         out = traverse(self._model, args, call, run, keys)
-        after = {
-            layer: self.layouts[layer].flatten(f"the state of {layer!r} after the call", new)
-            for layer, new in run.states.items()
-        }
-        changed = any(
-            a is not b for layer in after for a, b in zip(after[layer], arrays[layer], strict=True)
-        )
+        after = {}
+        changed = False
+        for layer, state in run.states.items():
+            what = f"the state of {layer!r} after the call"
+            after[layer] = self.layouts[layer].flatten(what, state)
+            pairs = zip(after[layer], arrays[layer], strict=True)
+            changed = changed or any(new is not old for new, old in pairs)
         return out, self.parts(arrays | after), changed
 
 
 def _check_form(what: str, variables: Any) -> None:
-    if not isinstance(variables, Mapping) or not all(
-        isinstance(part, Mapping) for part in variables.values()
-    ):
-        got = (
-            f"a flat {type(variables).__name__}"
-            if isinstance(variables, Mapping)
-            else type(variables).__name__
-        )
-        raise TypeError(
-            f'{what} takes {{"params": {{name: array}}, "state": {{name: array}}}}, as init '
-            f"returns it; got {got}"
-        )
+    got = type(variables).__name__
+    if isinstance(variables, Mapping):
+        if all(isinstance(part, Mapping) for part in variables.values()):
+            return
+        got = f"a flat {got}"
+    raise TypeError(
+        f'{what} takes {{"params": {{name: array}}, "state": {{name: array}}}}, as init returns '
+        f"it; got {got}"
+    )
 
 
-def init(model: Structure, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
-    """Fresh variables of all layers, built or not."""
+def init(model: LayerList, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
+    """Return fresh variables of all layers, built or not."""
     build = Build(fresh=True)
-    traverse(model, specs(inputs), call.map(keyword_specs, training=True), build, Keys(lambda: key))
-    arrays = {
-        layer: layout.arrays for layer, layout in reversed(build.layouts.items())
-    }  # of a tie, the first stays
-    if kept := [
-        prefix for prefix, layer in walk(model) if layer.pure.init is None and layer.pure.ready
-    ]:
+    call = call.map(keyword_specs, training=True)
+    traverse(model, specs(inputs), call, build, Keys(lambda: key))
+    layouts = build.new.layouts
+    kept = []
+    for place, layer in walk(model):
+        if layer.pure.init is None and layer.pure.ready:
+            kept.append(place)
+    if kept:
         warnings.warn(
             f"init keeps the values that {', '.join(kept)} came with: new ones can be drawn for a "
-            f"class, "
-            "partial(Class, ...), but not for an object that was made before",
+            "class, partial(Class, ...), but not for an object that was made before",
             stacklevel=3,
         )
-    return Form(model, build.layouts).parts(arrays)
+    # Of variables that are tied, the first stays.
+    arrays = {layer: layouts[layer].arrays for layer in reversed(layouts)}
+    return Form(model, layouts).parts(arrays)
 
 
 def apply(
-    model: Structure,
+    model: LayerList,
     variables: Mapping[str, Mapping[str, Any]],
     args: tuple[Any, ...],
     call: Call,
     rng: Any,
 ) -> tuple[Any, Parts]:
-    """Outputs, and the variables after the call."""
+    """Return the outputs, and the variables after the call."""
     form = Form(model, layouts_of(model, args, call))
-    out, after, _ = form.run(variables, args, call, Keys(maker(rng)))
+    out, after, _ = form.run(variables, args, call, Keys(lazy_key(rng)))
     return out, after
 
 
-def maker(key: Any) -> Callable[[], jax.Array]:
-    """What makes the key of a call, of a key, of a function that makes one, or of None."""
+def lazy_key(key: Any) -> Callable[[], jax.Array]:
+    """Return a function that makes the key of a call, of a key, a function that makes one, or None."""
 
     def make() -> jax.Array:
         if key is None:
@@ -167,33 +175,35 @@ def maker(key: Any) -> Callable[[], jax.Array]:
     return make
 
 
-def shapes(model: Structure, args: tuple[Any, ...], call: Call) -> dict[str, tuple[int, ...]]:
+def check_sizes(model: LayerList, inputs: tuple[Any, ...], call: Call) -> None:
+    """Raise a `ValueError` if the shape of a variable depends on what stands for None."""
+    if not has_open_sizes(inputs):
+        return
+    one = _fresh_shapes(model, specs(inputs, 1), call)
+    two = _fresh_shapes(model, specs(inputs, 2), call)
+    for name, shape in one.items():
+        if two.get(name, shape) != shape:
+            raise ValueError(f"a size given as None decides the shape of {name}: give that size")
+
+
+def _fresh_shapes(
+    model: LayerList, args: tuple[Any, ...], call: Call
+) -> dict[str, tuple[int, ...]]:
     """The shapes that fresh variables would have, as far as the layers can be traced."""
     build = Build(fresh=True, abstract=True)
     with contextlib.suppress(Exception):  # the build itself will say what is wrong
         traverse(model, args, call, build, Keys(lambda: jax.random.key(0)), plain=False)
-    return {
-        full_name(prefix, slot.shown): array.shape
-        for prefix, layer in walk(model)
-        if layer in build.layouts
-        for slot, array in zip(build.layouts[layer].slots, build.layouts[layer].arrays, strict=True)
-    }
+    shapes = {}
+    for place, layer in walk(model):
+        layout = build.new.layouts.get(layer)
+        if layout is not None:
+            for slot, array in zip(layout.slots, layout.arrays, strict=True):
+                shapes[full_name(place, slot.shown)] = array.shape
+    return shapes
 
 
-def check_sizes(model: Structure, inputs: tuple[Any, ...], call: Call) -> None:
-    """Raises a `ValueError` if the shape of a variable depends on what stands for None."""
-    if has_open_sizes(inputs):
-        one, two = (shapes(model, specs(inputs, size), call) for size in (1, 2))
-        if deciding := next(
-            (name for name, shape in one.items() if shape != two.get(name, shape)), None
-        ):
-            raise ValueError(
-                f"a size given as None decides the shape of {deciding}: give that size"
-            )
-
-
-def read(model: Structure) -> Parts:
-    """The arrays now.
+def read(model: LayerList) -> Parts:
+    """Return the arrays now.
 
     Raises:
         RuntimeError: The model isn't built.
@@ -204,47 +214,46 @@ def read(model: Structure) -> Parts:
         )
     with locked(lambda: [model]):
         layouts = built_layouts(model)
-        return Form(model, layouts).parts(
-            {layer: [v.value for v in layer._variables] for layer in layouts}
-        )
+        arrays = {}
+        for layer in layouts:
+            arrays[layer] = [variable.value for variable in layer.own_variables()]
+        return Form(model, layouts).parts(arrays)
 
 
-def assign(model: Structure, variables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Takes all of `variables`, or raises and takes none."""
+def assign(model: LayerList, variables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Take all of `variables`, or raise and take none."""
     _check_form("assign", variables)
     for kind in variables:
         if kind not in ("params", "state"):
-            raise KeyError(
-                f"assign: there is no {kind!r}{nearest(kind, ('params', 'state'))}; there are "
-                f"params and state"
-            )
+            near = nearest(kind, ("params", "state"))
+            raise KeyError(f"assign: there is no {kind!r}{near}; there are params and state")
     changes = {}
     with locked(lambda: [model]):
         table = model.variables_by_name()
         for kind, now in read(model).items():
-            if kind in variables:
-                check_names("assign", variables[kind], now)
-                changes |= {
-                    table[name]: cast(name, variables[kind][name], old) for name, old in now.items()
-                }
+            if kind not in variables:
+                continue
+            check_names("assign", variables[kind], now)
+            for name, old in now.items():
+                changes[table[name]] = cast(name, variables[kind][name], old)
         commit(changes)
 
 
-def built_layouts(model: Structure) -> dict[Layer, Layout]:
-    return {layer: layer._layout for layer in leaves(model) if layer._layout is not None}
+def built_layouts(model: LayerList) -> dict[Layer, Layout]:
+    """The layout of each layer that is built."""
+    layouts = {}
+    for layer in leaves(model):
+        if layer.native_layout is not None:
+            layouts[layer] = layer.native_layout
+    return layouts
 
 
-def layouts_of(model: Structure, args: tuple[Any, ...], call: Call) -> Layouts:
+def layouts_of(model: LayerList, args: tuple[Any, ...], call: Call) -> Layouts:
     """The layout of every layer, found from shapes where a layer isn't built."""
     if model.built:
         return built_layouts(model)
     build = Build(abstract=True)
-    traverse(
-        model,
-        specs(args),
-        call.map(keyword_specs, training=True),
-        build,
-        Keys(lambda: jax.random.key(0)),
-        plain=False,
-    )
-    return built_layouts(model) | build.layouts
+    keys = Keys(lambda: jax.random.key(0))
+    call = call.map(keyword_specs, training=True)
+    traverse(model, specs(args), call, build, keys, plain=False)
+    return built_layouts(model) | build.new.layouts

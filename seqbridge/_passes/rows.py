@@ -106,9 +106,9 @@ def known_flops(rows: Iterable[Row]) -> float:
 def arrays_of(layer: Layer, layout: Layout) -> dict[Hashable, Array]:
     """The variables of a layer, by what makes two the same one."""
     if layer.built:
-        return {box: Array(box.kind, box.value, box.trainable) for box in layer._variables}
-    trained = layer.entry_options[2]
-    ties = zip(layer._ties(layout), layout.slots, layout.arrays, strict=True)
+        return {box: Array(box.kind, box.value, box.trainable) for box in layer.own_variables()}
+    trained = layer.entry_options.trainable
+    ties = zip(layer.ties(layout), layout.slots, layout.arrays, strict=True)
     return {tie: Array(slot.kind, array, trained and slot.trainable) for tie, slot, array in ties}
 
 

@@ -23,14 +23,7 @@ from seqbridge._interface import (
     table,
     to_html,
 )
-from seqbridge._layers import Layer, Structure, flops, walk
-from seqbridge._passes.build import (
-    explained,
-    has_open_sizes,
-    inner_open_sizes,
-    keyword_specs,
-    specs,
-)
+from seqbridge._layers import Layer, LayerList, flops, walk
 from seqbridge._passes.call import traced, unused_key
 from seqbridge._passes.forward import traverse
 from seqbridge._passes.pure_form import Layouts, built_layouts, check_sizes, layouts_of
@@ -44,6 +37,13 @@ from seqbridge._passes.rows import (
     known_flops,
     sizes_of,
     total_flops,
+)
+from seqbridge._passes.specs import (
+    explained,
+    has_inner_open_sizes,
+    has_open_sizes,
+    keyword_specs,
+    specs,
 )
 from seqbridge._state import Keys
 
@@ -129,17 +129,17 @@ class _Look:
         /,
     ) -> Any:
         layout = self._layouts[layer]
-        variables: Variables = layer._tree() if layer.built else layout.tree(layout.arrays)
+        variables: Variables = layer.current_tree() if layer.built else layout.tree(layout.arrays)
         program, out, _ = traced(layer, variables, args, keywords)
         self.steps.append(_Step(args, keywords, out, flops(program) if self._count else None))
         return out
 
-    def enter(self, model: Structure, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
         pass
 
 
 def summarize(
-    model: Structure, inputs: tuple[Any, ...], call: Call, *, given: bool, count: bool = True
+    model: LayerList, inputs: tuple[Any, ...], call: Call, *, given: bool, count: bool = True
 ) -> Summary:
     """The summary of a model.
 
@@ -154,7 +154,7 @@ def summarize(
     steps: list[_Step] = []
     remark = ""
     if inputs:
-        count = count and not inner_open_sizes(inputs)
+        count = count and not has_inner_open_sizes(inputs)
         try:
             with explained(inputs):
                 layouts, steps = _look(model, inputs, call, count)
@@ -185,7 +185,7 @@ def summarize(
 
 
 def _look(
-    model: Structure, inputs: tuple[Any, ...], call: Call, count: bool
+    model: LayerList, inputs: tuple[Any, ...], call: Call, count: bool
 ) -> tuple[Layouts, list[_Step]]:
     """The structure of all layers; and of each its inputs, its outputs and its operations."""
 
@@ -242,7 +242,7 @@ class _Rows:
         count: Whether operations are counted.
     """
 
-    def __init__(self, model: Structure, layouts: Layouts, steps: Sequence[_Step], count: bool):
+    def __init__(self, model: LayerList, layouts: Layouts, steps: Sequence[_Step], count: bool):
         self.seen: dict[Hashable, Array] = {}
         self._layouts = layouts
         self._known = bool(steps)
@@ -250,7 +250,7 @@ class _Rows:
         self._rest = iter(steps)
         self._names = (name for name, _ in walk(model))
 
-    def of(self, model: Structure, depth: int = 0) -> tuple[list[Row], dict[Hashable, Array]]:
+    def of(self, model: LayerList, depth: int = 0) -> tuple[list[Row], dict[Hashable, Array]]:
         """The rows, and the variables in them."""
         rows, arrays = [], {}
         for i, (name, item) in enumerate(zip(model.names, model, strict=True)):

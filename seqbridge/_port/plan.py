@@ -11,7 +11,7 @@ import numpy as np
 
 from seqbridge._files import WeightsError
 from seqbridge._interface import Column, table, to_html
-from seqbridge._layers import Structure, inner_jaxprs
+from seqbridge._layers import LayerList, inner_jaxprs
 from seqbridge._passes import specs
 from seqbridge._port.convert import Problem, Row
 from seqbridge._state import Stateful, Variable, cast, commit, locked, owned, refuse_in_trace
@@ -92,7 +92,7 @@ class Plan:
     __repr__ = __str__
 
 
-def activations(source: Structure, target: Structure) -> Problem | None:
+def activations(source: LayerList, target: LayerList) -> Problem | None:
     """Whether the two compute activations that differ, as far as they can be run on the shapes they were built for."""
     found = []
     for model in (source, target):

@@ -9,7 +9,7 @@ import numpy as np
 
 from seqbridge._files import WeightsError
 from seqbridge._interface import Part, check_flags, nearest
-from seqbridge._layers import Layer, Structure
+from seqbridge._layers import Layer, LayerList
 from seqbridge._port.convert import Problem, Row, carry
 from seqbridge._port.match import find, match, within
 from seqbridge._port.plan import Plan, activations, difference
@@ -22,7 +22,7 @@ _NORMS = frozenset({"batch_norm", "layer_norm", "rms_norm"})
 
 def port(
     source: Any,
-    target: Structure | Layer,
+    target: LayerList | Layer,
     /,
     *,
     mapping: Mapping[str, str | None] | None = None,
@@ -95,7 +95,7 @@ def port(
     """
     refuse_in_trace("porting weights")
     check_flags(strict=strict, dry_run=dry_run)
-    if not isinstance(target, Structure | Layer):
+    if not isinstance(target, LayerList | Layer):
         raise TypeError(
             f"port carries weights into a Sequential or a Layer, not into a "
             f"{type(target).__name__}: put the entry "

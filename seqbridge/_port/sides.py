@@ -15,9 +15,9 @@ import numpy as np
 
 from seqbridge._files import WeightsError, read
 from seqbridge._interface import Part, Path, Untyped, unnest
-from seqbridge._layers import Layer, Structure, full_name, walk
+from seqbridge._layers import Layer, LayerList, full_name, walk
 from seqbridge._model import as_model
-from seqbridge._passes import evaluate
+from seqbridge._passes import trace
 from seqbridge._state import Locks, Variable
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
@@ -85,7 +85,7 @@ class Side(NamedTuple):
     boxes: dict[str, Variable]
 
 
-def side_of(x: Any) -> tuple[Side, Structure | None]:
+def side_of(x: Any) -> tuple[Side, LayerList | None]:
     """The parts of a model, a layer or an entry, or of the arrays of a file; and the model, if it is one.
 
     Raises:
@@ -98,7 +98,7 @@ def side_of(x: Any) -> tuple[Side, Structure | None]:
     if (
         isinstance(x, Mapping)
         and x
-        and not any(callable(v) or isinstance(v, Structure | Layer) for v in x.values())
+        and not any(callable(v) or isinstance(v, LayerList | Layer) for v in x.values())
     ):
         return _of_arrays(x), None
     model, _ = as_model(x)
@@ -130,7 +130,7 @@ def _of_arrays(tree: Mapping[str, Any]) -> Side:
     return Side(pieces, {name: a for name, a in arrays.items() if (name,) not in taken}, {})
 
 
-def _of_model(model: Structure) -> Side:
+def _of_model(model: LayerList) -> Side:
     pieces: list[Piece] = []
     rest: dict[str, np.ndarray] = {}
     boxes: dict[str, Variable] = {}
@@ -139,9 +139,9 @@ def _of_model(model: Structure) -> Side:
         for prefix, layer in walk(model):
             table = {}
             names = {}
-            if layer._layout is None:
+            if layer.native_layout is None:
                 continue
-            for slot, box in zip(layer._layout.slots, layer._variables, strict=True):
+            for slot, box in zip(layer.native_layout.slots, layer.own_variables(), strict=True):
                 table[(slot.collection, *slot.path)] = box
                 names[(slot.collection, *slot.path)] = slot.shown
             for part in _parts(layer):
@@ -176,13 +176,13 @@ def _parts(layer: Layer) -> list[Part]:
 
 def _run(layer: Layer) -> None:
     """Calls a layer on the shapes that it was built for."""
-    assert layer._layout is not None
-    if layer._layout.inputs is None:
+    assert layer.native_layout is not None
+    if layer.native_layout.inputs is None:
         raise RuntimeError(
             f"{layer!r} came with its values, so it isn't known what inputs it is for"
         )
-    args, keywords = layer._layout.inputs
-    evaluate(layer, layer._tree(), args, keywords, None)
+    args, keywords = layer.native_layout.inputs
+    trace(layer, layer.current_tree(), args, keywords)
 
 
 def _common(names: Sequence[str]) -> str:

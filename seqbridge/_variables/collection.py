@@ -68,6 +68,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         variables: Names and variables, or a function that returns them (then the collection is
             live).
         remark: What the last line of the table ends with, of what isn't built.
+        whole: What these are all variables of, in place of which the collection may stand.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -83,7 +84,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         4.0
     """
 
-    __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source")
+    __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source", "_whole")
 
     _steady = False  # its source may be anybody's function
 
@@ -92,8 +93,10 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         variables: Mapping[str, Variable] | Callable[[], Mapping[str, Variable]] = {},  # noqa: B006
         *,
         remark: Callable[[], str] = str,
+        whole: Stateful | None = None,
     ):
         self._remark = remark
+        self._whole = whole
         if isinstance(variables, Mapping):
             fixed = dict(variables)
             for name, variable in fixed.items():
@@ -117,6 +120,8 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         return not self._remark()
 
     def own_variables(self) -> tuple[Variable, ...]:
+        if self._whole is not None:
+            return self._whole.own_variables()
         return distinct(self._source().values())
 
     def cache_key(self) -> CacheKey:

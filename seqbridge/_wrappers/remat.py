@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overlo
 import jax
 
 from seqbridge._interface import PureLayer
-from seqbridge._layers import Layer, Structure
+from seqbridge._layers import Layer, LayerList
 from seqbridge._state import Stateful
 from seqbridge._transforms import Jitted, combine, holders_of, partition, pure_call
 from seqbridge._wrappers.wrap import as_layer, key_within, wrap
@@ -61,7 +61,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     """
     built = (
         function.built
-        if isinstance(function, Layer | Structure)
+        if isinstance(function, Layer | LayerList)
         else isinstance(function, _FUNCTIONS)
     )
     if not built:
@@ -90,7 +90,9 @@ _FUNCTIONS = (
 def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
     layer = as_layer(entry)
     jax.checkpoint(lambda: None, **options)  # says at once what is wrong with them
-    return Layer(_remat_pure(layer, options), name=layer.name, trainable=layer.entry_options[2])
+    return Layer(
+        _remat_pure(layer, options), name=layer.name, trainable=layer.entry_options.trainable
+    )
 
 
 def _remat_pure(layer: Layer, options: Mapping[str, Any]) -> PureLayer:

@@ -81,7 +81,7 @@ class Repeat(Layer):
                     f"per_copy={word!r}: no copy takes a value of its own by that name{near}"
                 )
         super().__init__(
-            _repeated(one, n, per_copy, unroll), name=name, trainable=one.entry_options[2]
+            _repeated(one, n, per_copy, unroll), name=name, trainable=one.entry_options.trainable
         )
 
     @property
@@ -195,8 +195,8 @@ def _stacked(variables: Variables) -> Variables:
 
 def _of_each(one: Layer, n: int) -> Variables:
     """The values of a layer, for each of its copies."""
-    assert one._layout is not None
-    told = one._layout.described([box.value for box in one._variables])
+    assert one.native_layout is not None
+    told = one.native_layout.described([box.value for box in one.own_variables()])
     return _stacked(jax.tree.map(lambda a: jnp.tile(a[None], (n, *(1,) * a.ndim)), told))
 
 

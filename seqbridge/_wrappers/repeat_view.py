@@ -101,14 +101,14 @@ class Copy(Stateful):
         return self._repeat.variables_by_name()
 
     def _layout(self) -> Layout:
-        if self._repeat._layout is None:
+        if self._repeat.native_layout is None:
             raise AttributeError(
                 f"{self!r} isn't built: call model.build(...) first, or the model itself"
             )
-        return self._repeat._layout
+        return self._repeat.native_layout
 
     def _rows(self) -> list[Row]:
-        return [Row(box, self._index) for box in self._repeat._variables]
+        return [Row(box, self._index) for box in self._repeat.own_variables()]
 
     def _named(self) -> Mapping[str, Row]:
         return {
@@ -129,7 +129,7 @@ class Copy(Stateful):
     def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
         """Takes the values of a native tree, or of a file; as `Layer.load_native`."""
         native = native_tree(self._one.pure, tree, self.native, allow_pickle=allow_pickle)
-        with Locks(self._repeat._variables):
+        with Locks(self._repeat.own_variables()):
             commit(self._changes("load_native", self._one.pure.from_native(native)))
 
     def _changes(self, what: str, tree: Variables) -> dict[Variable, Any]:
@@ -140,11 +140,11 @@ class Copy(Stateful):
         self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any
     ) -> Any:
         """Runs this copy alone; takes what a model takes."""
-        alone = self._repeat._alone()
+        alone = self._repeat.model_of_one()
         with locked(lambda: [alone]):
             tree = self._layout().tree([row.value for row in self._rows()])
             run, changes = Run(lambda _: tree), {}
-            keys = alone._keys(rng, changes).child(self._index)
+            keys = alone.call_keys(rng, changes).child(self._index)
             out = traverse(
                 Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys
             )

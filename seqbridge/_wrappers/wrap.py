@@ -10,7 +10,7 @@ import jax
 
 from seqbridge._export import as_pure_layer
 from seqbridge._interface import Annotated, PureLayer, Variables, path_text
-from seqbridge._layers import Layer, Structure
+from seqbridge._layers import Layer, LayerList
 from seqbridge._model import as_model
 from seqbridge._passes import apply, key_for
 from seqbridge._state import Keys
@@ -18,7 +18,7 @@ from seqbridge._state import Keys
 
 def as_layer(x: Any) -> Layer:
     """A layer, an entry, or a model as one layer."""
-    if isinstance(x, Structure | list | Mapping):
+    if isinstance(x, LayerList | list | Mapping):
         x = _told(as_pure_layer(as_model(x)[0]))
     return x if isinstance(x, Layer) else Layer(x)
 
