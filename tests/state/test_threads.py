@@ -71,7 +71,7 @@ class Lock:
 
 
 class Gate:
-    """Where the first of two threads stops, once, until the second is done or waits."""
+    """A place where the first of two threads stops, once, until the second is done or waits."""
 
     thread: threading.Thread | None = None
 
@@ -108,7 +108,7 @@ def gate(x: Any) -> Any:
 
 
 def counter() -> sb.PureLayer:
-    """Counts its calls in training, twice."""
+    """Return a layer that counts its calls in training, twice."""
 
     def init(key: Any, x: Any) -> Any:
         return {"state": {"a": jnp.zeros(()), "b": jnp.zeros(())}}
@@ -142,7 +142,7 @@ def train(model: Any, x: Any) -> Any:
 def together(
     first: Callable[[], Any], second: Callable[[], Any], lock: Any = None, gate: Gate = GATE
 ) -> bool:
-    """Starts the second when the first has stopped inside. Returns whether the first has stopped at all."""
+    """Start the second when the first has stopped inside. Return whether the first has stopped."""
     errors: list[BaseException] = []
 
     def run(function: Callable[[], Any], after: Callable[[], Any]) -> None:
@@ -240,31 +240,44 @@ WAYS = {
     "gradients": Way(lambda model, _: sb.value_and_grad(train)(model, X), one_more),
     "rematerialized": Way(lambda model, _: sb.remat(train)(model, X), one_more),
     "scanned": Way(
-        lambda model, _: sb.scan(lambda c, x: (c, train(model, x)), None, X[None], vars=model), one_more
+        lambda model, _: sb.scan(lambda c, x: (c, train(model, x)), None, X[None], vars=model),
+        one_more,
     ),
-    "mapped": Way(lambda model, _: sb.vmap(lambda m, x: m(x[None], training=False), in_axes=(None, 0))(model, X)),
+    "mapped": Way(
+        lambda model, _: sb.vmap(lambda m, x: m(x[None], training=False), in_axes=(None, 0))(
+            model, X
+        )
+    ),
     "saved": Way(saved, stop=(_saving, "_stored", True)),
-    "loaded": Way(lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "fit", False)),
+    "loaded": Way(
+        lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "fit", False)
+    ),
     "assigned": Way(assigned, lambda n: 100.0, (_collection, "cast", False)),
     "assigned, pure": Way(lambda model, _: model.assign(PURE), lambda n: 30.0),
     "copied": Way(lambda model, _: counts(copy.deepcopy(model)), stop=(jnp, "copy", False)),
     "frozen": Way(lambda model, _: sb.freeze(model, (2, 3)), stop=(_neutral, "_copy", False)),
     "variables": Way(lambda model, _: list(model.variables["state"].values())),
-    "tensors": Way(lambda model, _: [a for n, a in model.vars().tensors().items() if "counter" in n]),
+    "tensors": Way(
+        lambda model, _: [a for n, a in model.vars().tensors().items() if "counter" in n]
+    ),
     "pickled": Way(pickled),
     "read": Way(read),
     "summarized": Way(lambda model, _: str(model.summary())),
     "shown": Way(lambda model, _: (repr(model), str(model.vars()))),
     "laid out": Way(lambda model, _: model.shard(MESH), stop=(_structure, "put", False)),
     "appended": Way(lambda model, _: model.append(jnp.tanh), stop=(_list, "share", True), edits=1),
-    "added": Way(lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]), stop=(_list, "share", True), edits=1),
+    "added": Way(
+        lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]),
+        stop=(_list, "share", True),
+        edits=1,
+    ),
     "sliced": Way(lambda model, _: model[:1] * 2),
 }  # fmt: skip
 STOPPING = [name for name, way in WAYS.items() if way.stop is not None or way.effect is one_more]
 
 
 def outcome(model: sb.Sequential, folder: Path, names: tuple[str, str], lock: Any) -> str:
-    """What is wrong after two threads have done it; nothing, if all is well."""
+    """Return what is wrong after two threads have done it; nothing, if all is well."""
     ways = [WAYS[name] for name in names]
     read: list[Any] = []
     model.vars().assign(
@@ -312,8 +325,8 @@ def test_two_threads_do_one_after_the_other(first: str, model: sb.Sequential, fo
 
 
 TORN = {
-    "call": "call", "traced": "call", "compiled first": "call", "compiled": "packed", "packed": "call",
-    "gradients": "call", "rematerialized": "compiled", "saved": "donated",
+    "call": "call", "traced": "call", "compiled first": "call", "compiled": "packed",
+    "packed": "call", "gradients": "call", "rematerialized": "compiled", "saved": "donated",
     "appended": "added", "copied": "call",
 }  # fmt: skip
 
@@ -516,7 +529,7 @@ def test_a_checkpoint_is_of_one_moment_though_the_arrays_are_donated(tmp_path: P
 
 
 def test_a_value_that_is_read_while_it_is_assigned_does_not_stay() -> None:
-    """Of a variable in a pack, which notes what it has taken out of the array."""
+    """A variable in a pack keeps what it has taken out of the array."""
     model = made()
     sb.jit(train, pack=True)(model, X)
     a = model[0].a
