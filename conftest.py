@@ -1,4 +1,4 @@
-"""Strict JAX for all tests (what passes here passes for people who are less strict), and the examples in the docs."""
+"""Strict JAX for all tests, which then pass with looser settings, too; and the docs' examples."""
 
 import doctest
 import os
@@ -14,10 +14,8 @@ os.environ.setdefault("NPROC", "16")
 # Thousands of small programs are compiled here and run once or twice: what XLA could improve isn't
 # worth its time.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (
-    0,
-    11,
-):  # later ones have but one way, and refuse the flag
+# Later ones have but one way, and refuse the flag.
+if tuple(int(part) for part in version("jaxlib").split(".")[:2]) < (0, 11):
     FAST += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST}"
@@ -73,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Installs the third-party adapter of the tests, once, where all workers and their processes find it.
+    """Install the third-party adapter of the tests once, for all workers and their processes.
 
     They share what they compile, too: many tests run the same layers.
     """

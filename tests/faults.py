@@ -1,4 +1,4 @@
-"""A table of faults: what a person does wrong, the error that is owed, and that nothing has changed by it."""
+"""A table of faults: a mistake, the error that it must raise, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import seqbridge as sb
+from helpers import bits, scale
+
+Trigger = Callable[..., Any]
+Decorator = Callable[[Trigger], Trigger]
 
 X = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
-
-
-def scale(x: Any, factor: float = 1.0) -> Any:
-    return x * factor
 
 
 class Kept:
@@ -61,14 +60,8 @@ class Kept:
             assert after[what] == before, f"the failure has changed: {what}"
 
 
-def bits(array: Any) -> tuple[Any, ...]:
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    return array.shape, str(array.dtype), np.asarray(array).tobytes()
-
-
 def filled(model: sb.Sequential) -> sb.Sequential:
-    """The model with parameters of which none is zero, so that none can be left out without its showing."""
+    """Fill all floats of a model with values that aren't zero, so that a lost one would show."""
     for variable in model.vars().subset(lambda v: jnp.issubdtype(v.dtype, jnp.floating)).values():
         variable.assign(jnp.linspace(0.5, 1.5, variable.size).reshape(variable.shape))
     return model
@@ -98,7 +91,7 @@ class Row(NamedTuple):
     name: str
     error: type[BaseException] | None
     words: tuple[str, ...]
-    trigger: Callable[..., Any]
+    trigger: Trigger
 
     def check(self, folder: Path) -> None:
         wanted = inspect.signature(self.trigger).parameters
@@ -125,15 +118,22 @@ class Row(NamedTuple):
 class Table(list[Row]):
     """The rows, in the order in which they are written."""
 
-    def fault(
-        self, name: str, error: type[BaseException], *words: str
-    ) -> Callable[[Callable[..., Any]], Any]:
-        """A row that raises."""
-        return lambda trigger: self.append(Row(name, error, words, trigger))
+    def fault(self, name: str, error: type[BaseException], *words: str) -> Decorator:
+        """Add a row that raises."""
+        return self._row(name, error, words)
 
-    def design(self, name: str) -> Callable[[Callable[..., Any]], Any]:
-        """A row that is no error; what happens instead is asserted."""
-        return lambda trigger: self.append(Row(name, None, (), trigger))
+    def design(self, name: str) -> Decorator:
+        """Add a row that is no error; its function asserts what happens instead."""
+        return self._row(name, None, ())
+
+    def _row(
+        self, name: str, error: type[BaseException] | None, words: tuple[str, ...]
+    ) -> Decorator:
+        def add(trigger: Trigger) -> Trigger:
+            self.append(Row(name, error, words, trigger))
+            return trigger
+
+        return add
 
 
 def name_of(row: Row) -> str:

@@ -1,19 +1,21 @@
-"""Damaged and hostile weight files, by the thousand: reading one gives arrays, or says what is wrong with it.
+"""Thousands of damaged and hostile weight files: each gives arrays, or an error that names it.
 
-    python tests/fuzz.py [reader ...] --seconds 60      # in all; "own" and "checkpoint" are
-    seqbridge's own files python tests/fuzz.py npz --again FILE               # one file again
+    python tests/fuzz.py [reader ...] --seconds 60    # 60 seconds in all
+    python tests/fuzz.py npz --again FILE             # one file again
 
-What is in a file may be anything; what happens may be three things: a value that holds nothing but
+The readers called "own" and "checkpoint" are those of seqbridge's own files.
+
+A file may hold anything. Reading it has three allowed outcomes: a value that holds nothing but
 arrays of numbers or names, no more of them than a file of its size has room for; a `WeightsError`
 that names the file; a `FileNotFoundError`, where a folder lacks a file. Anything else is a finding:
 another error, a crash, more memory than some hundred megabytes, a hang, and, for files with
 checksums, another value than was saved. Findings are written into a folder, each with its traceback
-and how to get it again.
+and the command that repeats it.
 
 The files are whole ones that were changed: bits, bytes, lengths and offsets, pieces of one in
-another, and, where a checksum would refuse all of these, what is inside. The same seed makes the
-same files. With atheris, which needs no more than `pip install atheris`, `--atheris` chooses them
-by what they reach in the readers (one reader at a time, one finding a run).
+another, and, where a checksum would refuse all of these, the data inside. The same seed makes the
+same files. After `pip install atheris`, `--atheris` chooses them by what they reach in the readers
+(one reader at a time, one finding a run).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ MEMORY = 512 * 2**20
 
 
 def outcome(name: str, path: str) -> str:
-    """What comes of reading a file, if it is one of the three things that may."""
+    """Return what comes of reading a file, if it is one of the outcomes that are allowed."""
     import seqbridge as sb
     from fuzz_files import READERS, Wrong, check_value
 
@@ -72,7 +74,7 @@ def outcome(name: str, path: str) -> str:
 
 
 class Worker:
-    """Reads files as its state says, which is on the disk, so that another worker can go on where one has died."""
+    """Read files, with its state on disk, so that another worker goes on where one has died."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -97,9 +99,8 @@ class Worker:
         whole = Path(tempfile.mkdtemp(prefix="whole-", dir=self.folder))
         reader.write(whole)
         for path in sorted(whole.iterdir()):
-            assert outcome(name, str(path)) == "read", (
-                path
-            )  # whole files are read, or nothing below says anything
+            # Whole files are read, or nothing below says anything.
+            assert outcome(name, str(path)) == "read", path
         seeds = [files_of(path) for path in sorted(whole.iterdir())]
         names = [path.name for path in sorted(whole.iterdir())]
         counts = state["counts"].setdefault(name, {})
@@ -129,7 +130,7 @@ class Worker:
 
 
 class Limits:
-    """Of memory and of time. Who takes longer is killed, with a traceback."""
+    """Limits of memory and time. Who takes longer is killed, with a traceback."""
 
     def __enter__(self) -> None:
         faulthandler.dump_traceback_later(HANG, exit=True)
@@ -152,7 +153,7 @@ def put(files: dict[str, bytes], path: Path) -> None:
 
 
 def kind_of(error: BaseException) -> str:
-    """What makes two findings one: the error, and where it comes from."""
+    """Return what makes two findings one: the error, and where it comes from."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} {error!s:.40} {frames[-1].filename}:{frames[-1].lineno}"
 
@@ -180,7 +181,7 @@ def found(folder: Path, name: str, path: Path, said: str, kind: str) -> None:
 def fuzz(
     most: dict[str, int], seconds: float, seed: int, findings: Path
 ) -> dict[str, dict[str, int]]:
-    """Runs workers until everything is done; returns how many files of each reader were read, refused, or findings.
+    """Run workers until all is done; return each reader's counts of read, refused, findings.
 
     Args:
         most: How many files, by the reader.
@@ -230,7 +231,7 @@ def where_ended(said: str, code: int) -> str:
 
 
 def guided(name: str, seconds: float, findings: Path) -> None:
-    """The same files and rules, with what a file reaches in the readers deciding what is tried next."""
+    """Fuzz by coverage: what a file reaches in the readers decides what is tried next."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     atheris: Any = importlib.import_module("atheris")  # of which checkers of types know nothing
 
@@ -309,9 +310,8 @@ def main() -> None:
     if options.worker:
         Worker(options.worker).run()
     elif options.again:
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # what the first one imports is none of its own
+        # A whole file first: what that imports isn't counted against the file.
+        with tempfile.TemporaryDirectory() as folder:
             importlib.import_module("fuzz_files").READERS[options.names[0]].write(Path(folder))
             outcome(options.names[0], str(next(Path(folder).iterdir())))
         with Limits():

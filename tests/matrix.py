@@ -20,30 +20,32 @@ from rich.table import Table
 TESTS = Path(__file__).parent
 IN = """# What holds for which library
 
-Every adapter is held against its own library, entry by entry, by one suite (`tests/test_conformance.py`). A number
-counts the checks that passed. This page is written by
+Every adapter is held against its own library, entry by entry, by one suite
+(`tests/test_conformance.py`). A number counts the checks that passed. This page is written by
 
 ```bash
-python -m pytest -q -n 2 tests/test_conformance.py tests/export/test_export.py --dist=load --matrix docs/conformance.md
+python -m pytest -q -n 2 tests/test_conformance.py tests/export/test_export.py --dist=load \\
+    --matrix docs/conformance.md
 ```
 
 """
 OUT = """
 # What goes where
 
-Entries of every library go out into every other (`tests/export/test_export.py`): outputs, state, gradients and values are
-those of the entry in its own library, and values come home bit by bit. A row is where an entry comes from, a column
-where it goes.
+Entries of every library go out into every other (`tests/export/test_export.py`): outputs, state,
+gradients and values are those of the entry in its own library, and values come home bit by bit. A
+row is where an entry comes from, a column where it goes.
 
 """
 
 
 PORTS = """# What can be ported
 
-Each cell is the largest difference between what the two libraries compute by themselves in float64, with the weights
-of the one carried into the other. None is above 1e-9, but where a library keeps float32 inside whatever it is told:
-the statistics of linen and NNX, norms, recurrent layers and attention of Keras, attention of NNX. A letter: it is
-refused, for the reason below. This page is written by
+Each cell is the largest difference between what the two libraries compute by themselves in float64,
+with the weights of the one carried into the other. None is above 1e-9, but where a library keeps
+float32 inside whatever it is told: the statistics of linen and NNX, norms, recurrent layers and
+attention of Keras, attention of NNX. A letter: it is refused, for the reason below. This page is
+written by
 
 ```bash
 python -m pytest -q -n 2 tests/port/test_port.py --dist=load --ports docs/ports.md
@@ -62,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Reads the outcomes off the reports, so that it doesn't matter which worker ran what."""
+    """Read the outcomes off the reports, so that it doesn't matter which worker ran what."""
     if ports_file := config.getoption("--ports"):
         rows, reasons = ports(terminalreporter.stats)
         Console(width=140).print(_table(rows))
@@ -86,11 +88,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def properties(tests: list[tuple[str, bool]]) -> list[list[str]]:
     """Property by ecosystem: `...::test_jit_agrees[linen-dense-True]`."""
     order = re.findall(r"def test_(\w+)\(", (TESTS / "test_conformance.py").read_text())
-    found = [
-        ((match[1], match[2]), passed)
-        for test, passed in tests
-        if (match := re.search(r"test_conformance\.py::test_(\w+)\[(\w+)", test))
-    ]
+    found = _places(r"test_conformance\.py::test_(\w+)\[(\w+)", tests)
     rows = _rows(found, order, _ecosystems())
     return [[row[0].replace("_", " "), *row[1:]] for row in rows]
 
@@ -99,11 +97,7 @@ def ways(tests: list[tuple[str, bool]]) -> list[list[str]]:
     """Source by target: `...::test_gradients_are_those_of_the_source[linen-dense-haiku]`."""
     from targets import TARGETS
 
-    found = [
-        ((match[1], match[2]), passed)
-        for test, passed in tests
-        if (match := re.search(r"test_export\.py::\w+\[(\w+)-.*-(\w+)\]", test))
-    ]
+    found = _places(r"test_export\.py::\w+\[(\w+)-.*-(\w+)\]", tests)
     (_, *heading), *rows = _rows(found, _ecosystems(), list(TARGETS))
     return [
         ["", *(f"to {target}" for target in heading)],
@@ -143,25 +137,34 @@ def ports(stats: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
 
 
 def _ecosystems() -> list[str]:
-    from cases import (
-        CASES,
-    )  # whose libraries are there when the tests have run, and not when this plugin is loaded
+    # Not at the top: one of the libraries is installed after this plugin is loaded.
+    from cases import CASES
 
     return list(dict.fromkeys(case.ecosystem for case in CASES))
+
+
+def _places(pattern: str, tests: list[tuple[str, bool]]) -> list[tuple[tuple[str, str], bool]]:
+    """Return the row and the column of each test that a pattern finds, and whether it passed."""
+    found: list[tuple[tuple[str, str], bool]] = []
+    for test, passed in tests:
+        match = re.search(pattern, test)
+        if match is not None:
+            found.append(((match[1], match[2]), passed))
+    return found
 
 
 def _rows(
     found: list[tuple[tuple[str, str], bool]], rows: list[str], columns: list[str]
 ) -> list[list[str]]:
-    """The heading, and a row for each name; how many checks have passed, or else how many have failed."""
+    """Return the heading and a row for each name: counts of what passed, or else of what failed."""
     passed = Counter(place for place, good in found if good)
     failed = Counter(place for place, good in found if not good)
 
     def cell(row: str, column: str) -> str:
         place = row, column
-        return (
-            f"✗ {failed[place]}" if failed[place] else f"✓ {passed[place]}" if passed[place] else ""
-        )
+        if failed[place]:
+            return f"✗ {failed[place]}"
+        return f"✓ {passed[place]}" if passed[place] else ""
 
     return [["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
 

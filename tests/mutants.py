@@ -1,4 +1,4 @@
-"""What can be changed in a module, one thing at a time, so that a test should fail; plugins that run tests on that.
+"""Mutants: one change in a module that a test should notice; and plugins that run tests on them.
 
 Comparisons, `and` and `or`, `not`, conditions, `+` and `-`, whole numbers, flags, what is returned,
 calls for their effect, assignments where there is another value, and the contexts of with-blocks;
@@ -31,9 +31,8 @@ SWAPS = [
 ]
 SWAPS += [(ast.And, ast.Or), (ast.Add, ast.Sub)]
 SWAPPED: dict[type[Any], type[Any]] = {**dict(SWAPS), **{b: a for a, b in SWAPS}}
-Site = tuple[
-    str, ast.AST, ast.AST, Callable[[], None]
-]  # function, its node, the node that is shown, how to change it
+# The function, its node, the node that is shown, and how to change it.
+Site = tuple[str, ast.AST, ast.AST, Callable[[], None]]
 
 
 def sites(tree: ast.AST, where: str, scope: ast.AST) -> Iterator[Site]:
@@ -67,7 +66,7 @@ def for_checkers(node: ast.AST) -> bool:
 def changes(
     node: Any, parent: ast.AST, where: str, scope: ast.AST
 ) -> Iterator[tuple[ast.AST, Any, Any, Any]]:
-    """What is shown, the object whose field (or the list whose item) changes, which one, and to what."""
+    """Yield the node to show, the object that changes, its field or index, and the new value."""
     match node:
         case ast.Compare():
             yield from ((node, node.ops, at, SWAPPED[type(op)]()) for at, op in enumerate(node.ops))
@@ -110,7 +109,7 @@ def _spare(node: ast.Assign | ast.AugAssign, where: str, scope: ast.AST) -> bool
 
 
 def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
-    """Every change of a module: what it is, the lines that a test should reach (or else those), and the code."""
+    """Yield each mutant's text, the lines that a test should reach (or else which), and code."""
     tree = ast.parse(source := file.read_text())
     for number in range(len(list(sites(tree, "", tree)))):
         tree = ast.parse(source)
@@ -135,7 +134,7 @@ def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
 
 
 class Reached:
-    """Writes down which lines of the package each test reaches, and how long it takes, if it passes."""
+    """Record which lines of the package each passing test reaches, and how long it takes."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.tests, self.failed = file, {}, set()
@@ -170,7 +169,7 @@ class Reached:
 
 
 class Chosen:
-    """Runs these tests, in this order, of a mutated module."""
+    """Run these tests, in this order, of a mutated module."""
 
     def __init__(self, module: str, code: types.CodeType, tests: list[str]) -> None:
         self.name, self.code, self.tests = f"seqbridge.{module}", code, tests
@@ -190,15 +189,14 @@ class Chosen:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         order = {name: i for i, name in enumerate(self.tests)}
-        examples = [
-            item for item in items if "::line:" in item.nodeid
-        ]  # each goes on from those before
+        # Each example of a page goes on from those before.
+        examples = [item for item in items if "::line:" in item.nodeid]
         chosen = [item for item in items if item.nodeid in order and item not in examples]
         items[:] = [*sorted(chosen, key=lambda item: order[item.nodeid]), *examples]
 
 
 class Prepared:
-    """Tells `conftest.py` that what it prepares is there."""
+    """Tell `conftest.py` that what it prepares is there."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: Any) -> None:

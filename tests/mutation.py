@@ -1,16 +1,16 @@
-"""Do the tests bite? Changes one thing in a module, runs the tests that reach it, and says which changes none noticed.
+"""Mutation testing: change one thing in a module, and report the changes that no test notices.
 
-`python tests/mutation.py [module ...]`, such as `python tests/mutation.py _list _names`; without
-any: all of `ABOUT`. At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers`
-    at once; `--log FILE` gets each result as
-it comes, `--reached FOLDER` keeps what each test reaches for the next run. `--again LOG` runs those
-that survived in it, `--also test_export ...` with tests of other files, too.
-`mutation_survivors.md` explains mutants that change nothing that could be seen.
+    python tests/mutation.py _list _names    # two modules; without any: all of `ABOUT`
 
-The tests run once with a tracer that notes the lines each reaches. Then each mutant is a fork of a
-process that has imported JAX and the libraries, but not the package: it imports the package with
-the mutated module in place and runs, the cheapest first, the tests that reach the line. A failure,
-a crash and a hang are kills.
+At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers` at once. `--log FILE`
+gets each result as it comes, `--reached FOLDER` keeps what each test reaches for the next run.
+`--again LOG` runs those that survived in it; `--also test_export ...` adds the tests of other
+files. `mutation_survivors.md` explains mutants that change nothing that could be seen.
+
+The tests run once with a tracer that notes the lines that each reaches. Then each mutant is a fork
+of a process that has imported JAX and the libraries, but not the package: it imports the package
+with the mutated module in place and runs the tests that reach the line, the cheapest first. A
+failure, a crash and a hang are kills.
 """
 
 from __future__ import annotations
@@ -41,30 +41,34 @@ from mutants import Chosen, Prepared, Reached, mutants
 ROOT = Path(__file__).parents[1]
 LISTS = ("test_list", "test_list_properties", "test_entries", "test_ecosystems")
 VALUES = ("test_variables", "test_faults_state")
-CALLS, FUNCTIONS = (
-    ("test_keywords", "test_faults_calls"),
-    ("test_transforms", "test_faults_state", "test_freeze"),
-)
+CALLS = ("test_keywords", "test_faults_calls")
+FUNCTIONS = ("test_transforms", "test_faults_state", "test_freeze")
 FILES = ("test_saving", "test_faults_files", "test_files")
 ABOUT = {  # the test files that are about a module
     "_list": LISTS, "_names": (*CALLS, "test_saving", "test_variables"), "_dispatch": CALLS,
-    "_variable": (*VALUES, "test_transforms"), "_collection": VALUES, "_structure": (*LISTS, *VALUES),
+    "_variable": (*VALUES, "test_transforms"), "_collection": VALUES,
+    "_structure": (*LISTS, *VALUES),
     "_sharing": LISTS, "_fit": FILES, "_saving": FILES, "_checkpoint": ("test_checkpoint",),
     "_trace": (*FUNCTIONS, *VALUES), "_grad": FUNCTIONS, "_transforms": FUNCTIONS,
 }  # fmt: skip
-# Of the tests that reach a line those run, cheapest first, that take so many seconds: its own, and
-# others.
+# Seconds of tests that run for a line which they reach: of the module's own tests, and of others.
 OWN, OTHER = 60.0, 6.0
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 UNCHANGED = "no change"
-LIBRARIES = "jax flax.linen flax.nnx haiku equinox keras optax orbax.checkpoint hypothesis safetensors rich objax sybil"
+LIBRARIES = (
+    "jax flax.linen flax.nnx haiku equinox keras optax orbax.checkpoint hypothesis safetensors "
+    "rich objax sybil"
+)
 
 
 def run(
     workers: int,
     tasks: list[tuple[Callable[[], Any], list[str], float, Callable[[str, float], None]]],
 ) -> None:
-    """Runs tests in forks, so many at once: a plugin, the files, the time it may take, and who hears how it ended."""
+    """Run tests in forks, so many at once.
+
+    A task is a plugin, the files, the time that it may take, and what is told how it ended.
+    """
     running: dict[int, tuple[float, float, Callable[[str, float], None]]] = {}
     while running or tasks:
         if tasks and len(running) < workers:
@@ -75,11 +79,9 @@ def run(
             try:
                 os.setsid()
                 null = os.open(os.devnull, os.O_RDWR)
-                _ = [
-                    os.dup2(null, stream)
-                    for stream in (0, 1, 2)
-                    if "MUTATION_SHOW" not in os.environ
-                ]
+                if "MUTATION_SHOW" not in os.environ:
+                    for stream in (0, 1, 2):
+                        os.dup2(null, stream)
                 code = pytest.main([*OPTIONS, *files], plugins=[Prepared(), plugin()])
                 sys.stdout.flush()
                 os._exit(int(code))
@@ -94,14 +96,17 @@ def run(
                 os.waitpid(child, 0)
             if ended or seconds > limit:
                 del running[child]
-                done(
-                    "survived" if ended and status == 0 else "killed" if ended else "hung", seconds
-                )
+                if not ended:
+                    done("hung", seconds)
+                else:
+                    done("survived" if status == 0 else "killed", seconds)
         time.sleep(0.02)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("modules", nargs="*", default=list(ABOUT))
     parser.add_argument("--sample", type=int, default=80)
     parser.add_argument("--workers", type=int, default=2)
@@ -112,14 +117,14 @@ def main() -> None:
     args = parser.parse_args()
     os.chdir(ROOT)
     os.environ["KERAS_BACKEND"] = "jax"
-    warnings.simplefilter(
-        "ignore"
-    )  # JAX warns of forks; its threads come with the first array, which is made in a fork
+    # JAX warns of forks; its threads come with the first array, which is made in a fork.
+    warnings.simplefilter("ignore")
     sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
     importlib.import_module("conftest").pytest_configure(
         types.SimpleNamespace(add_cleanup=atexit.register)
     )
-    _ = [importlib.import_module(name) for name in LIBRARIES.split()]
+    for name in LIBRARIES.split():
+        importlib.import_module(name)
 
     about = {
         m: [f"seqbridge/{m}.py", *(path_of(name) for name in (*ABOUT[m], *args.also))]
@@ -175,9 +180,8 @@ def main() -> None:
                     print(f"{module}: the tests fail without any change", flush=True)
 
             if tests:
-                files = sorted(
-                    {name.partition("::")[0] for name in tests}, reverse=True
-                )  # modules last, as in a whole run
+                # Modules last, as in a whole run.
+                files = sorted({name.partition("::")[0] for name in tests}, reverse=True)
                 tasks.append((turn, (partial(Chosen, module, code, tests), files, limit, done)))
             else:
                 done("survived", 0.0)
@@ -201,7 +205,10 @@ def path_of(name: str) -> str:
 def choose(
     module: str, spans: list[set[int]], reached: Mapping[str, Any], own: list[str]
 ) -> list[str]:
-    """The tests that reach the lines, or if none does the function, or the module; the cheapest first."""
+    """Return the tests that reach the lines, or else the function, or else the module.
+
+    The cheapest come first.
+    """
     hits: list[tuple[float, str]] = []
     for span in spans:
         hits = hits or sorted(

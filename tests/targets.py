@@ -106,7 +106,10 @@ class Nnx:
     def _module(self, made: nnx.Module, tree: Any, training: bool) -> Any:
         module = nnx.clone(made)
         nnx.update(module, tree)
-        module.train() if training else module.eval()
+        if training:
+            module.train()
+        else:
+            module.eval()
         return module
 
     def run(
@@ -162,9 +165,8 @@ class Equinox:
         running = eqx.nn.inference_mode(module, not training)
         if state is None:
             return running(*inputs, key=key, **keywords), tree
-        state = jax.tree.unflatten(
-            jax.tree.structure(state), jax.tree.leaves(state)
-        )  # one that isn't used up
+        # A copy that isn't used up.
+        state = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(state))
         out, state = running(*inputs, state, key=key, **keywords)
         return out, (module, state)
 

@@ -1,4 +1,4 @@
-"""JAX's own checks, over a model of layers of every library: built, called, compiled, trained, repeated, frozen.
+"""JAX's own checks over a model of layers of every library, in all that is done with it.
 
 What they find in code of others is said beside it.
 """
@@ -22,13 +22,10 @@ from flax import nnx
 from jax.example_libraries import stax
 
 import seqbridge as sb
+from helpers import mean_square, predict, train_step
 
-
-@pytest.fixture(autouse=True)
-def _loose() -> Iterator[None]:
-    """As Haiku's BatchNorm, stax, Keras and Objax need it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+# Which Haiku's BatchNorm, stax, Keras and Objax need.
+pytestmark = pytest.mark.usefixtures("usual_promotion")
 
 
 # An array of the device: what is on the host would be transferred.
@@ -49,37 +46,26 @@ LIBRARIES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-def loss(model: Any, x: Any) -> Any:
-    return (model(x, training=True) ** 2).mean()
-
-
-def step(model: Any, optimizer: Any, x: Any) -> Any:
-    value, grads = sb.value_and_grad(loss)(model, x)
-    optimizer.update(grads)
-    return value
-
-
-def predict(model: Any, x: Any) -> Any:
-    return model(x, training=False)
-
-
 OPTIONS: list[Any] = [{}, {"donate": True}, {"pack": True}, {"pack": True, "donate": True}]
 
 
 def live(entries: list[Any], options: list[Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What is done with a model, in each way."""
+    """Yield what is done with a model, in each way."""
     model = sb.Sequential(entries)
     yield "a first call", lambda: model(X, training=True)
     yield "a call", lambda: model(X, training=False)
     optimizer = sb.Optimizer(model, optax.sgd(0.125, momentum=0.5))
     for given in options:
-        compiled, trained = sb.jit(predict, **given), sb.jit(step, **given)
+        compiled, trained = sb.jit(predict, **given), sb.jit(train_step, **given)
         yield f"a compiled call, {given}", lambda compiled=compiled: compiled(model, X)
         yield f"a compiled step, {given}", lambda trained=trained: trained(model, optimizer, X)
-    yield "a step", lambda: step(model, optimizer, X)
+    yield "a step", lambda: train_step(model, optimizer, X)
     if not jax.config.jax_debug_key_reuse:  # pyright: ignore  (which takes what `jax.checkpoint` does again for reuse)
-        yield "a rematerialized step", lambda: sb.value_and_grad(sb.remat(loss))(model, X)
-    yield "a loop", lambda: sb.scan(lambda c, x: (c, loss(model, x)), None, X[None], vars=model)
+        yield "a rematerialized step", lambda: sb.value_and_grad(sb.remat(mean_square))(model, X)
+    yield (
+        "a loop",
+        lambda: sb.scan(lambda c, x: (c, mean_square(model, x)), None, X[None], vars=model),
+    )
     frozen, variables = sb.freeze(model, (4, 3)), model.variables
     yield "a frozen call", lambda: frozen(X)
     yield "the pure form", lambda: model.apply(variables, X, training=False)
@@ -88,7 +74,7 @@ def live(entries: list[Any], options: list[Any]) -> Iterator[tuple[str, Callable
 def repeated() -> Iterator[tuple[str, Callable[[], Any]]]:
     block = sb.Sequential([nn.Dense(3), partial(hk.Linear, 3), nn.BatchNorm(), nn.Dropout(0.5)])
     model = sb.Sequential([sb.Repeat(block, 3)]).build((4, 3))
-    optimizer, trained = sb.Optimizer(model, optax.sgd(0.125)), sb.jit(step, donate=True)
+    optimizer, trained = sb.Optimizer(model, optax.sgd(0.125)), sb.jit(train_step, donate=True)
     yield "repeated", lambda: model(X, training=True)
     yield "repeated, compiled", lambda: trained(model, optimizer, X)
 
@@ -117,9 +103,8 @@ CHECKS = {
 @pytest.mark.parametrize("check", CHECKS)
 def test_checks_of_jax_find_nothing(check: str) -> None:
     with CHECKS[check]():
-        if (
-            check == "no tracer is left"
-        ):  # which traces everything again at each call: some libraries, and one program
+        # This traces everything again at each call: some libraries, and one program.
+        if check == "no tracer is left":
             run(live(entries("linen", "haiku", "functions"), OPTIONS[-1:]), times=1)
         else:  # with `debug_nans` JAX donates nothing, as it may want to run a program again
             run(live(entries(), OPTIONS))
@@ -130,15 +115,15 @@ def test_checks_of_jax_find_nothing(check: str) -> None:
 def test_no_library_leaves_a_tracer(library: str) -> None:
     model = sb.Sequential(entries(library)).build((4, 3))
     with jax.checking_leaks():
-        jax.block_until_ready(sb.jit(loss)(model, X))
+        jax.block_until_ready(sb.jit(mean_square)(model, X))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_compiled_call_moves_nothing_between_host_and_device(options: Any) -> None:
-    """Once it is compiled. What runs operation by operation takes Python's numbers to the device, as JAX does."""
+    """Once it is compiled: eager operations take Python's numbers to the device, as JAX does."""
     model = sb.Sequential(entries("linen", "haiku", "equinox")).build((4, 3))
     optimizer = sb.Optimizer(model, optax.sgd(0.125, momentum=0.5))
-    compiled, trained = sb.jit(predict, **options), sb.jit(step, **options)
+    compiled, trained = sb.jit(predict, **options), sb.jit(train_step, **options)
     frozen = sb.freeze(model, (4, 3))
     for guard in ("allow", "allow", "disallow_explicit"):
         with jax.transfer_guard(guard):
@@ -146,10 +131,8 @@ def test_a_compiled_call_moves_nothing_between_host_and_device(options: Any) -> 
                 compiled(model, X)
                 trained(model, optimizer, X)
                 frozen(X)
-    for guard in (
-        "allow",
-        "disallow",
-    ):  # to read and to assign what is packed says at what place, explicitly
+    # To read and to assign what is packed says at what place, explicitly.
+    for guard in ("allow", "disallow"):
         with jax.transfer_guard(guard):
             model[0].kernel.assign(model[0].kernel.value)
             model.assign(model.variables)

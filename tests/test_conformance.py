@@ -1,4 +1,4 @@
-"""What every adapter owes: a layer does what its entry does when its own library runs it."""
+"""Every adapter's duty: a layer does what its entry does when its own library runs it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,15 @@ import pytest
 
 import seqbridge as sb
 from cases import CASES, Case
+from helpers import assert_same, usual_promotion
 
 KEY = jax.random.key(5)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    with contextlib.ExitStack() as stack:
-        if not request.param.strict:
-            stack.enter_context(jax.numpy_dtype_promotion("standard"))
-            stack.enter_context(jax.numpy_rank_promotion("allow"))
+    with contextlib.nullcontext() if request.param.strict else usual_promotion():
         yield request.param
-
-
-def make(case: Case, **options: Any) -> sb.Sequential:
-    model = sb.Sequential([case.make()], **options).build(*case.inputs, **case.keywords)
-    for variable in model.vars().subset("params").values():  # zeros would hide mistakes
-        variable.assign(variable + 0.1)
-    return model
 
 
 def call(model: sb.Sequential, case: Case, training: bool, **more: Any) -> Any:
@@ -42,22 +33,6 @@ def call(model: sb.Sequential, case: Case, training: bool, **more: Any) -> Any:
 def by_hand(case: Case, tree: Any, training: bool) -> Any:
     """The layer stands at position 0 of its model, so this is the key that it gets."""
     return case.native(tree, jax.random.fold_in(KEY, 0), case.arrays(), training)
-
-
-def assert_same(a: Any, b: Any, **tolerance: Any) -> None:
-    """Bit by bit, or to a tolerance."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if not hasattr(
-            x, "dtype"
-        ):  # a function or a number, which some libraries keep among the arrays
-            assert x is y or x == y
-            continue
-        assert (x.shape, x.dtype) == (y.shape, y.dtype)
-        if tolerance:
-            np.testing.assert_allclose(x, y, **tolerance)
-        else:
-            np.testing.assert_array_equal(x, y)
 
 
 def split(tree: Any) -> tuple[dict[int, Any], Callable[[Any], Any]]:
@@ -82,7 +57,7 @@ def test_initial_values_are_those_of_the_library(case: Case) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_and_state_are_those_of_the_library(case: Case, training: bool) -> None:
-    model = make(case)
+    model = case.model()
     out, tree = by_hand(case, model[0].native, training)
     assert_same(call(model, case, training), out)
     assert_same(model[0].native, tree)
@@ -91,14 +66,14 @@ def test_outputs_and_state_are_those_of_the_library(case: Case, training: bool) 
 def test_gradients_are_those_of_the_library(case: Case) -> None:
     if not case.params:
         return
-    model = make(case)
+    model = case.model()
     before = model[0].native
     variables = model.variables
 
     floats, tree = split(before)
     expected = tree(jax.grad(lambda floats: by_hand(case, tree(floats), True)[0].sum())(floats))
     grads = sb.grad(lambda model: call(model, case, True).sum())(model)
-    holder = make(case)
+    holder = case.model()
     holder[0].load_native(expected)
     assert grads.keys() == variables["params"].keys()
     assert_same(grads, holder.variables["params"], rtol=1e-5, atol=1e-6)
@@ -120,7 +95,7 @@ def test_a_summary_tells_what_a_call_will_show(case: Case) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_jit_agrees_and_traces_once(case: Case, training: bool) -> None:
-    model, other = make(case), make(case)
+    model, other = case.model(), case.model()
     jitted = sb.jit(lambda model: call(model, case, training), pack=training, donate=training)
     for _ in range(2):
         assert_same(jitted(other), call(model, case, training), rtol=1e-5, atol=1e-6)
@@ -135,7 +110,7 @@ def test_jit_agrees_and_traces_once(case: Case, training: bool) -> None:
 def test_vmap_agrees(case: Case) -> None:
     if case.draws:
         return
-    model = make(case)
+    model = case.model()
     x, *rest = case.arrays()
     stacked = jnp.stack([x, 2 * x])
 
@@ -148,7 +123,7 @@ def test_vmap_agrees(case: Case) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_pure_form_agrees(case: Case, training: bool) -> None:
-    model = make(case)
+    model = case.model()
     variables = model.variables
 
     @jax.jit
@@ -174,7 +149,7 @@ def test_the_pure_form_needs_no_built_model(case: Case) -> None:
 
 
 def test_structure_is_kept_and_state_moves_in_training_only(case: Case) -> None:
-    model = make(case)
+    model = case.model()
     before, names = model.variables, list(model.vars())
     call(model, case, False)
     assert_same(model.variables, before)
@@ -190,22 +165,22 @@ def test_structure_is_kept_and_state_moves_in_training_only(case: Case) -> None:
 
 
 def test_randomness_follows_key_and_call(case: Case) -> None:
-    model = make(case)
+    model = case.model()
 
     def draw(**given: Any) -> Any:
         return np.asarray(model(*case.arrays(), training=True, **case.keywords, **given))
 
     assert (not np.array_equal(draw(), draw())) == case.draws or case.state
-    other = make(case)
+    other = case.model()
     np.testing.assert_array_equal(
         other(*case.arrays(), training=True, **case.keywords),
-        make(case)(*case.arrays(), training=True, **case.keywords),
+        case.model()(*case.arrays(), training=True, **case.keywords),
     )
     assert any(v.kind == "rng" for v in model.vars().values()) == case.draws
 
 
 def test_an_undecided_mode_names_the_layer(case: Case) -> None:
-    model = make(case)
+    model = case.model()
     if case.mode:
         with pytest.raises(TypeError, match=r"\(Sequential\)\[0\].*training=True"):
             model(*case.arrays(), **case.keywords)
@@ -217,11 +192,11 @@ def test_an_unknown_keyword_is_an_error(case: Case) -> None:
     with pytest.raises(
         TypeError, match="no layer takes the keyword 'trainnig'; did you mean 'training'"
     ):
-        make(case)(*case.arrays(), trainnig=True, **case.keywords)
+        case.model()(*case.arrays(), trainnig=True, **case.keywords)
 
 
 def test_declared_keywords_are_those_of_the_entry(case: Case) -> None:
-    model = make(case)
+    model = case.model()
     for name in case.keywords:
         assert name in model[0].call_parameters.names
         if name in model[0].call_parameters.required:
@@ -232,7 +207,7 @@ def test_declared_keywords_are_those_of_the_entry(case: Case) -> None:
 def test_an_error_inside_keeps_its_type_and_is_noted(case: Case) -> None:
     if case.refuses is None:
         return
-    model = make(case)
+    model = case.model()
     bad = tuple(jnp.ones(case.refuses) for _ in case.inputs[:1]) + case.arrays()[1:]
     with pytest.raises(Exception) as native:  # noqa: PT011
         case.native(model[0].native, KEY, bad, True)
@@ -251,7 +226,7 @@ def test_a_later_error_leaves_the_state_as_it_was(case: Case) -> None:
     def fail(x: Any) -> Any:
         raise KeyError("later")
 
-    model = make(case)
+    model = case.model()
     before = {name: v.value for name, v in model.vars().items()}
     model.append(lambda x: x)
     model[1] = lambda x, broken=False: fail(x) if broken else x
@@ -266,7 +241,7 @@ def test_a_later_error_leaves_the_state_as_it_was(case: Case) -> None:
 
 
 def test_a_copy_is_equal_and_independent(case: Case) -> None:
-    model = make(case)
+    model = case.model()
     twin = copy.deepcopy(model)
     assert_same(call(twin, case, False), call(model, case, False))
     assert not set(twin.vars().values()) & set(model.vars().values())
@@ -292,7 +267,7 @@ def test_one_entry_at_two_places_is_one_set_of_variables(case: Case) -> None:
 
 
 def test_no_tracer_leaks(case: Case) -> None:
-    model = make(case)
+    model = case.model()
     loss = lambda model: call(model, case, True).sum()  # noqa: E731
     with contextlib.nullcontext() if case.leaks else jax.checking_leaks():
         sb.jit(sb.grad(loss) if case.params else loss)(model)
@@ -300,7 +275,7 @@ def test_no_tracer_leaks(case: Case) -> None:
 
 
 def test_native_values_go_out_and_come_back(case: Case) -> None:
-    model, other = make(case), make(case, seed=9)
+    model, other = case.model(), case.model(seed=9)
     other[0].load_native(model[0].native)
     assert_same(other.variables, model.variables)
     with pytest.raises((KeyError, TypeError, ValueError)):

@@ -1,4 +1,4 @@
-"""What a call, a build and an edit do, counted: no more than they must, whatever the number of layers."""
+"""The work of a call, a build and an edit, counted: no more than needed, however many layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X = jnp.ones((4, 3))
 
 
 class Calls:
-    """How often the code of some entries has run, which in a trace is what takes the time."""
+    """A count of the runs of some entries' code, which in a trace is what takes the time."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -75,9 +75,8 @@ def test_an_edit_of_a_long_list_looks_at_what_is_new() -> None:
     del model[10]
     model.insert(5, jnp.tanh)
     assert calls.take() == 0
-    model[0] = Count(
-        calls, 5
-    )  # the next layer gets another shape, which is as far as an edit looks
+    # The next layer gets another shape, which is as far as an edit looks.
+    model[0] = Count(calls, 5)
     assert calls.take() <= 3
 
 

@@ -1,10 +1,10 @@
-"""Layers of all ecosystems in one list: one mode, one stream of keys, one table, edits and shared weights."""
+"""Layers of all ecosystems in one list: one mode, one stream of keys, edits and shared weights."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -26,11 +26,7 @@ import toy_layers
 X = jax.random.normal(jax.random.key(0), (6, 4))
 
 
-@pytest.fixture(autouse=True)
-def promotion() -> Iterator[None]:
-    """What the libraries' own code needs."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")  # which the libraries' own code needs
 
 
 def _haiku_norm(x: jax.Array, is_training: bool) -> jax.Array:
@@ -42,11 +38,14 @@ def everything() -> sb.Sequential:
     return sb.Sequential([
         nn.Dense(8), nn.BatchNorm(), nn.relu, nn.Dropout(0.2),
         functools.partial(hk.Linear, 8), hk.transform_with_state(_haiku_norm),
-        nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(1)), functools.partial(nnx.Linear, 8, 8),
-        eqx.nn.Linear(8, 8, key=key), eqx.nn.BatchNorm(8, "batch", mode="batch"), eqx.nn.Dropout(0.2), jnp.tanh,
+        nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(1)),
+        functools.partial(nnx.Linear, 8, 8),
+        eqx.nn.Linear(8, 8, key=key), eqx.nn.BatchNorm(8, "batch", mode="batch"),
+        eqx.nn.Dropout(0.2), jnp.tanh,
         stax.Dense(8), stax.Dropout(0.8),
         keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.2),
-        objax.nn.Linear(8, 8), objax.nn.BatchNorm0D(8), functools.partial(jax.nn.leaky_relu, negative_slope=0.1),
+        objax.nn.Linear(8, 8), objax.nn.BatchNorm0D(8),
+        functools.partial(jax.nn.leaky_relu, negative_slope=0.1),
         toy_layers.Gain(), toy_layers.Center(), jax.vmap(eqx.nn.Linear(8, 3, key=key)),
     ])  # fmt: skip
 
@@ -83,7 +82,7 @@ def test_one_list_of_everything() -> None:
 
 def test_one_mode_one_stream_of_keys_and_state_in_training_only() -> None:
     model = everything().build(X.shape)
-    with pytest.raises(TypeError, match=r"training or evaluation\? .*linen.*nnx.*equinox.*keras"):
+    with pytest.raises(TypeError, match=r"pass training=True or training=False: .*linen.*nnx.*equinox.*keras"):
         model(X)
     before = model.variables
     first, second = model(X, training=False), model(X, training=False)
@@ -257,16 +256,13 @@ def test_of_two_layers_that_share_a_parameter_the_one_that_was_there_keeps_its_v
     variable.assign(variable + 1)
     joined.assign(joined - 1)
     model.append(embed.attend)
-    assert set(model.vars().values()) == {
-        variable
-    }  # a layer that comes without a value of its own takes that one
+    # A layer that comes without a value of its own takes that one.
+    assert set(model.vars().values()) == {variable}
     again = sb.Sequential([embed.attend]).build(X)
     first, second = next(iter(again.vars().values())), variable
     first.assign(first - 1)
-    assert set(sb.Sequential([again, model]).vars().values()) == {
-        first,
-        second,
-    }  # each has a value of its own
+    # Each has a value of its own.
+    assert set(sb.Sequential([again, model]).vars().values()) == {first, second}
 
 
 def test_the_users_objects_are_not_changed() -> None:
@@ -307,7 +303,8 @@ def test_a_mode_that_is_set_stays(entry: Any) -> None:
 
 def test_single_layers_can_be_addressed_whatever_they_call_their_mode() -> None:
     model = sb.Sequential({
-        "a": nnx.Dropout(0.5), "b": eqx.nn.Sequential([eqx.nn.Dropout(0.5)]), "c": keras.layers.Dropout(0.5),
+        "a": nnx.Dropout(0.5), "b": eqx.nn.Sequential([eqx.nn.Dropout(0.5)]),
+        "c": keras.layers.Dropout(0.5),
         "d": objax.nn.Dropout(0.5), "e": stax.Dropout(0.5),
     })  # fmt: skip
     off = {name: {"training": False} for name in model.names}

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel, the sdist, the adapters and their entry points."""
+"""The package as it is shipped: the wheel, the sdist, the adapters and their entry points."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import seqbridge as sb
 import toy_layers
 from cases import CASES
+from helpers import run_python
 from targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -99,8 +100,13 @@ def test_two_distributions_that_claim_one_name_are_an_error_that_names_both(tmp_
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text("[seqbridge.adapters]\nmine = shared:adapt\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import seqbridge as sb; sb.Sequential([abs])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import seqbridge as sb
+sb.Sequential([abs])
+"""
+    run = run_python(code)
     assert run.returncode
     assert re.search(
         r"two adapters claim 'mine': (first|second) .* and (first|second) .*Uninstall", run.stderr

@@ -1,11 +1,9 @@
-"""The README's comparison: what other ways to mix libraries do in each case, and what a `Sequential` does."""
+"""The README's comparison of other ways to mix libraries with a `Sequential`, case by case."""
 
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import flax.errors
@@ -22,16 +20,14 @@ from flax.nnx import bridge
 from haiku.experimental import tabulate
 
 import seqbridge as sb
+from helpers import run_python
 
 X = jnp.ones((2, 4))
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def usual_promotion() -> Iterator[None]:
-    """Not every library keeps to the strict one."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+# Not every library keeps to the strict one.
+pytestmark = pytest.mark.usefixtures("usual_dtype_promotion")
 
 
 def to_nnx(module: nn.Module) -> Any:
@@ -153,14 +149,15 @@ from flax import nnx
 from flax.nnx import bridge
 from haiku.experimental import tabulate
 x = jnp.ones((2, 4))
-chain = nnx.Sequential(bridge.ToNNX(nn.Dense(3), rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+rngs = nnx.Rngs(0)
+chain = nnx.Sequential(bridge.ToNNX(nn.Dense(3), rngs=rngs), nnx.Linear(3, 2, rngs=rngs))
 bridge.lazy_init(chain, x)
 try:
     nnx.tabulate(chain, x)
 except TypeError as error:
     print("refused", error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = run_python(code)
     assert run.stdout.startswith("refused")
 
     def mixed(x: jax.Array) -> jax.Array:

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
-"""What a type checker knows of the public API, and what an interactive shell completes.
+"""The types of the public API for a checker, and the completions of an interactive shell.
 
 Types are checked by pyright, where an error that is expected and doesn't come is an error. The same
 lines run here, too, since a type that doesn't hold at run time is worth less than none.
@@ -213,7 +213,7 @@ def test_gradients() -> None:
 
 def test_a_training_step() -> None:
     class Descent(NamedTuple):
-        """What optax calls a `GradientTransformation`."""
+        """A `GradientTransformation` of optax."""
 
         init: Callable[[Any], Any]
         update: Callable[..., Any]
@@ -302,7 +302,7 @@ def test_what_is_left_open() -> None:
 
 
 def completions(x: Any) -> list[str]:
-    """What IPython offers behind `x["`."""
+    """Return what IPython offers behind `x["`."""
     return x._ipython_key_completions_()
 
 
@@ -330,7 +330,8 @@ def test_keys_are_completed() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        sb.grad, sb.value_and_grad, sb.Optimizer.__init__, sb.VarCollection.subset, sb.Checkpoint.restore,
+        sb.grad, sb.value_and_grad, sb.Optimizer.__init__, sb.VarCollection.subset,
+        sb.Checkpoint.restore,
         sb.Sequential.load, sb.Sequential.shard, sb.Layer.__init__,
     ],
 )  # fmt: skip

@@ -170,8 +170,8 @@ def _undecided_text(model: LayerList, call: Call, where: str) -> str:
         if layer.call_parameters.undecided(call):
             undecided.append(f"{place} ({layer.pure.ecosystem})")
     return (
-        f"pass training=True or training=False: {', '.join(undecided) or where} behave differently "
-        "in training and in evaluation. Or set the mode in the layer's constructor."
+        "pass training=True or training=False: the mode decides what "
+        f"{', '.join(undecided) or where} do. Or set the mode in the layer's constructor."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a case of the conformance suite is."""
+"""A case of the conformance suite."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+
+import seqbridge as sb
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Case:
     @property
     def ecosystem(self) -> str:
         return self.name.partition("-")[0]
+
+    def model(self, **options: Any) -> sb.Sequential:
+        """Return a built model of this entry alone, with no zero parameters to hide mistakes."""
+        model = sb.Sequential([self.make()], **options).build(*self.inputs, **self.keywords)
+        for variable in model.vars().subset("params").values():
+            variable.assign(variable + 0.1)
+        return model
 
     def arrays(self) -> tuple[jax.Array, ...]:
         return tuple(

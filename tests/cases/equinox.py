@@ -14,7 +14,7 @@ from cases._case import Case
 
 
 class Block(eqx.Module):
-    """Nested, with a state, a dropout, functions and a number; it wants a key whether it draws or not."""
+    """Nested, with a state, a dropout, functions and a number; it always wants a key."""
 
     linear: eqx.nn.Linear
     norm: eqx.nn.BatchNorm

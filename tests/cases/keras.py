@@ -10,6 +10,7 @@ import jax
 import keras as lib
 
 from cases._case import Case
+from helpers import usual_promotion
 
 KERNEL: Any = lib.initializers.GlorotUniform(seed=3)
 
@@ -32,7 +33,7 @@ def _dense(units: int = 4) -> lib.layers.Dense:
 
 
 def _functional() -> lib.Model:
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    with usual_promotion():
         x = lib.Input((3,))
         y = lib.layers.BatchNormalization()(_dense(5)(x))
         return lib.Model(x, lib.layers.Add()([lib.layers.Dropout(0.3)(y), y]))
@@ -59,9 +60,12 @@ def keras(
         entry.build(*inputs)
     built = entry if given else build()
     if not built.built:
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        with usual_promotion():
             tensors = [lib.KerasTensor(shape) for shape in inputs]
-            built(tensors) if merged else built(*tensors)
+            if merged:
+                built(tensors)
+            else:
+                built(*tensors)
 
     def native(tree: Any, key: Any, inputs: Any, training: bool) -> Any:
         seeds = [v for v in built.variables if v.name == "seed_generator_state"]

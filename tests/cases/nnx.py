@@ -19,7 +19,7 @@ class Count(nnx.Variable):
 
 
 class Block(nnx.Module):
-    """Nested, with a list, dropouts of one stream, a counter that is a variable and one that is a Python number."""
+    """Nested, with a list, dropouts of one stream, a counting variable and a counting int."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.layers = nnx.List([nnx.Linear(3, 5, rngs=rngs), jnp.tanh, nnx.Linear(5, 5, rngs=rngs)])
@@ -69,7 +69,10 @@ def nnx_case(
     def native(tree: Any, key: Any, inputs: Any, training: bool) -> Any:
         module = nnx.clone(entry)
         nnx.update(module, tree)
-        module.train() if training else module.eval()
+        if training:
+            module.train()
+        else:
+            module.eval()
         streams = nnx.state(module, nnx.RngState)
         leaves, treedef = jax.tree.flatten(streams)  # a count and a key of each stream
         fresh = [x for n in range(len(leaves) // 2) for x in (jnp.uint32(n << 16), key)]

@@ -1,4 +1,4 @@
-"""A library whose adapter is a package of its own, installed for the test run and found by its entry point."""
+"""A library whose adapter is a package of its own, found by its entry point."""
 
 from __future__ import annotations
 

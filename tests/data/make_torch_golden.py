@@ -1,4 +1,4 @@
-"""Makes `torch_golden.npz`: state dicts of PyTorch's own modules and what these make of an input, in float64.
+"""Make `torch_golden.npz`: state dicts of PyTorch's own modules and their outputs in float64.
 
 Run it where PyTorch is installed: `python tests/data/make_torch_golden.py`. The tests read the file
 and need no PyTorch.
@@ -120,9 +120,8 @@ def main() -> None:
         example = rng.integers(0, 7, shape) if name == "embedding" else rng.normal(size=shape)
         module = make()
         with torch.no_grad():
-            for (
-                parameter
-            ) in module.parameters():  # what every library can hold, whatever it keeps in float32
+            # Values that every library can hold, whatever it keeps in float32.
+            for parameter in module.parameters():
                 parameter.copy_((torch.randn_like(parameter) * 0.5).float())
             x = torch.as_tensor(example)
             x = x.movedim(-1, 1) if name in IMAGES else x

@@ -1,4 +1,4 @@
-"""What is an entry, what is none, and what happens to parameters that hide in functions."""
+"""Entries: objects that are one or none, and parameters that hide in functions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import seqbridge as sb
+from helpers import equal
 
 X = jnp.arange(1.0, 7.0).reshape(2, 3)
 W = jnp.arange(1.0, 7.0).reshape(3, 2)
@@ -36,10 +37,6 @@ class Space:
 
 def helper(x: Any) -> Any:
     return MODULE(x) if x is not None else helper(x)
-
-
-def same(a: Any, b: Any) -> bool:
-    return bool(jnp.array_equal(a, b))
 
 
 class Affine:
@@ -116,7 +113,7 @@ def test_what_is_no_entry_is_refused_at_every_door(entry: Any, words: str, door:
 
 
 def test_a_global_container_of_functions_may_be_used() -> None:
-    assert same(sb.Sequential([lambda x: AROUND[0](x)])(X), jnp.tanh(X))
+    assert equal(sb.Sequential([lambda x: AROUND[0](x)])(X), jnp.tanh(X))
 
 
 def test_a_haiku_module_outside_a_transform_gets_haikus_own_error() -> None:
@@ -145,8 +142,8 @@ def test_a_haiku_module_outside_a_transform_gets_haikus_own_error() -> None:
 )
 def test_callables_of_every_kind(entry: Any, expected: Any) -> None:
     model = sb.Sequential([entry])
-    assert same(model(X), expected)
-    assert same(sb.jit(model)(X), expected)
+    assert equal(model(X), expected)
+    assert equal(sb.jit(model)(X), expected)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +163,13 @@ def test_arrays_in_a_function_are_lifted(entry: Any, names: list[str]) -> None:
     model = sb.Sequential([entry])
     natively = entry(X)
     assert [name.partition("[0]")[2] for name in model.vars()] == names
-    assert same(model(X), natively)
+    assert equal(model(X), natively)
     grads = sb.grad(lambda model: model(X).sum())(model)
     assert all(np.abs(g).sum() > 0 for g in grads.values())
     for variable in model.vars().values():
         variable.assign(variable * 0)
-    assert same(model(X), natively * 0)
-    assert same(entry(X), natively)
+    assert equal(model(X), natively * 0)
+    assert equal(entry(X), natively)
 
 
 def test_numpy_arrays_numbers_and_ints_stay_constants() -> None:
@@ -222,7 +219,7 @@ def test_partials_and_methods_of_modules_are_the_modules() -> None:
     assert len(model.vars().subset("params")) == 8
     assert model(jnp.ones((2, 3, 4)), training=True).shape == (2, 3, 4)
     method = sb.Sequential([nn.Dense(2).__call__]).build((2, 3))
-    assert same(method(X), X @ method[0].kernel.value)
+    assert equal(method(X), X @ method[0].kernel.value)
 
 
 def test_a_pure_layer_is_an_entry_and_registered_adapters_are_asked() -> None:
@@ -244,12 +241,12 @@ def test_a_pure_layer_is_an_entry_and_registered_adapters_are_asked() -> None:
 
     pure = adapt(Scale(2.0))
     assert pure is not None
-    assert same(sb.Sequential([pure])(X), 2 * X)
+    assert equal(sb.Sequential([pure])(X), 2 * X)
     with pytest.raises(TypeError, match="no entry"):
         sb.Sequential([Scale(3.0)])
     sb.register(__name__, adapt)
     model = sb.Sequential([Scale(3.0)])
-    assert same(model(X), 3 * X)
+    assert equal(model(X), 3 * X)
     assert model[0].factor.shape == (3,)
 
 
@@ -283,9 +280,9 @@ def test_functions_that_cannot_be_traced_run() -> None:
 def test_a_layer_alone() -> None:
     layer = sb.Layer(nn.Dropout(0.5))
     ones = jnp.ones((8, 8))
-    assert not same(layer(ones, training=True), layer(ones, training=True))
+    assert not equal(layer(ones, training=True), layer(ones, training=True))
     model = sb.Sequential([nn.Dense(3), nn.relu]).build((2, 3))
-    assert same(model[0](X), model[:1](X))
+    assert equal(model[0](X), model[:1](X))
 
 
 @jax.tree_util.register_dataclass

@@ -21,7 +21,8 @@ from flax.errors import ScopeParamShapeError
 from jax.example_libraries import stax
 
 import seqbridge as sb
-from faults import Kept, Row, Table, X, filled, name_of, scale
+from faults import Kept, Row, Table, X, filled, name_of
+from helpers import scale
 
 table = Table()
 fault, design = table.fault, table.design
@@ -91,7 +92,7 @@ fault(
 
 
 @design("a transform with state and one without")
-def _() -> None:
+def transforms_with_and_without_state_are_entries() -> None:
     for transform in (hk.transform, hk.transform_with_state):
         assert sb.Sequential([transform(lambda x: hk.Linear(4)(x))])(X).shape == (2, 4)
 
@@ -118,7 +119,7 @@ fault(
 
 
 @design("a tuple that is no layer is a row of entries")
-def _() -> None:
+def a_plain_tuple_is_a_list_of_entries() -> None:
     assert [layer.pure.text for layer in sb.Sequential((jnp.tanh, jnp.sin))] == ["tanh", "sin"]
 
 
@@ -148,10 +149,10 @@ fault(
 
 
 @design("one object at two places is one set of variables")
-def _() -> None:
+def one_object_at_two_places_has_one_set_of_variables() -> None:
     for entry in (
-        nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY), keras.layers.Dense(3),
-        partial(hk.Linear, 3), stax.Dense(3),
+        nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY),
+        keras.layers.Dense(3), partial(hk.Linear, 3), stax.Dense(3),
     ):  # fmt: skip
         model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
         assert model[0] is model[2]
@@ -159,7 +160,7 @@ def _() -> None:
 
 
 @design("two entries of one module share its variables")
-def _() -> None:
+def two_entries_of_one_module_share_its_variables() -> None:
     module = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
     model = sb.Sequential([module, sb.Layer(module, trainable=False)])
     assert model[0] is not model[1]
@@ -194,7 +195,7 @@ for _name, _text in {
 
 
 @design("a layer as an attribute is warned of")
-def _() -> None:
+def a_layer_as_an_attribute_is_warned_of() -> None:
     model = sb.Sequential([jnp.tanh])
     built = sb.Sequential([nn.Dense(3)]).build((2, 3))
     for module in (
@@ -217,7 +218,7 @@ def _() -> None:
 
 
 @design("an attribute that is no layer, or is one of a class of the user's")
-def _() -> None:
+def other_attributes_and_those_of_subclasses_are_allowed() -> None:
     class Net(sb.Sequential):
         def __init__(self) -> None:
             self.dense = nn.Dense(3)
@@ -230,7 +231,7 @@ def _() -> None:
 
 
 @design("a single layer, a generator and a mapping are lists")
-def _() -> None:
+def a_layer_a_generator_and_a_mapping_make_lists() -> None:
     assert len(sb.Sequential(nn.Dense(3))) == 1
     taken: list[int] = []
     assert len(sb.Sequential(taken.append(i) or jnp.tanh for i in range(3))) == 3
@@ -239,12 +240,12 @@ def _() -> None:
 
 
 @design("an empty list is the identity")
-def _() -> None:
+def an_empty_list_is_the_identity() -> None:
     assert sb.Sequential([])(X) is X
 
 
 @design("lists nest")
-def _() -> None:
+def lists_nest() -> None:
     assert sb.Sequential([sb.Sequential([jnp.tanh]), jnp.sin])(X).shape == X.shape
 
 
@@ -254,7 +255,7 @@ fault("a list in itself", ValueError, "a Sequential can't contain itself")(
 
 
 @fault("a list in a list in itself", ValueError, "a Sequential can't contain itself")
-def _(model: sb.Sequential) -> None:
+def put_a_list_into_itself(model: sb.Sequential) -> None:
     inner = sb.Sequential([jnp.tanh])
     outer = sb.Sequential([inner])
     try:
@@ -268,14 +269,15 @@ def _(model: sb.Sequential) -> None:
     TypeError,
     r"Keras runs on numpy: set os\.environ\[\"KERAS_BACKEND\"\] = \"jax\" before",
 )
-def _(model: sb.Sequential) -> None:  # a process that really runs on it: test_architecture.py
+def use_keras_on_another_backend(model: sb.Sequential) -> None:
+    # A process that really runs on it: test_architecture.py.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras.config, "backend", lambda: "numpy")
         model.append(keras.layers.Dense(3))
 
 
 class Foreign:
-    """Of a library that has no adapter. That none is imported which nobody uses: test_architecture.py."""
+    """An object of a library that has no adapter."""
 
     def __call__(self, x: Any) -> Any:
         return x
@@ -306,7 +308,7 @@ fault(
 
 
 @design("a name may be of any language")
-def _() -> None:
+def a_name_may_be_of_any_language() -> None:
     assert sb.Sequential({"größe": jnp.tanh}).names == ("größe",)
 
 
@@ -353,7 +355,7 @@ for entry in (coroutine, generator, asynchronous, partial(coroutine), Later()):
 
 
 @design("one nnx.Rngs for two layers")
-def _() -> None:
+def one_rngs_serves_two_layers() -> None:
     # The layers draw from the model's stream, wherever their own began, and it is one variable.
     rngs = nnx.Rngs(0)
     rngs.dropout()  # has drawn before
@@ -406,9 +408,10 @@ fault("a seed that is none", TypeError, r"a key is an int, jax\.random\.key\(0\)
 
 
 @design("ints and keys of both kinds are the same key")
-def _(model: sb.Sequential) -> None:
-    outs = [model(X, training=True, rng=key, per_layer={3: {"training": False}}) for key in (
-        3, np.int64(3), jax.random.key(3), jax.random.PRNGKey(3), np.asarray(jax.random.PRNGKey(3)))]  # fmt: skip
+def ints_and_keys_of_both_kinds_draw_the_same(model: sb.Sequential) -> None:
+    raw = jax.random.PRNGKey(3)
+    keys = [3, np.int64(3), jax.random.key(3), raw, np.asarray(raw)]
+    outs = [model(X, training=True, rng=key, per_layer={3: {"training": False}}) for key in keys]
     assert all(jnp.array_equal(out, outs[0]) for out in outs)
 
 
@@ -429,7 +432,7 @@ for given, shown in (
 
 
 @design("sizes may be NumPy's")
-def _() -> None:
+def sizes_may_be_of_numpy() -> None:
     model = sb.Sequential([nn.Dense(2)]).build((np.int64(4), np.int32(3)))
     assert model[0].kernel.shape == (3, 2)
     assert "float32[4,3]" in str(model.summary())
@@ -464,7 +467,7 @@ fault(
 
 
 @design("a model is built twice, of another batch, and from the seed that it has")
-def _() -> None:
+def building_again_keeps_the_values() -> None:
     model = sb.Sequential([nn.Dense(3)]).build((2, 3), seed=7)
     before = model[0].kernel.value
     assert (
@@ -473,10 +476,11 @@ def _() -> None:
 
 
 @design("a layer with variables that can't be traced is built all the same, of any size")
-def _() -> None:
-    model = sb.Sequential(
-        [nn.Conv(3, (3,)), lambda x, w=jnp.eye(3): x @ w if float(w[0, 0]) > 0 else x]
-    )  # noqa: B008
+def a_layer_that_cannot_be_traced_is_built_for_any_size() -> None:
+    def through_eye(x: Any, w: Any = jnp.eye(3)) -> Any:  # noqa: B008
+        return x @ w if float(w[0, 0]) > 0 else x
+
+    model = sb.Sequential([nn.Conv(3, (3,)), through_eye])
     assert model.build((2, 8, 3)).build((2, 16, 3)).built
 
 
@@ -485,7 +489,7 @@ def _() -> None:
     ScopeParamShapeError,
     r"its variables were made for: float32\[1,3\]",
 )
-def _() -> None:
+def build_again_for_other_features() -> None:
     sb.Sequential([nn.Dense(3)]).build((1, 3)).build((None, 5))
 
 
@@ -499,7 +503,7 @@ def broken(*_: Any) -> Any:
     "no values",
     r"layer \[1\] linen Dense\(features=2",
 )
-def _() -> None:
+def fail_in_the_middle_of_a_build() -> None:
     model = sb.Sequential([nn.Dense(3), nn.Dense(2, kernel_init=broken)])
     with pytest.raises(FloatingPointError, match="no values"):
         model(X)
@@ -515,7 +519,7 @@ def _() -> None:
     FloatingPointError,
     r"layer \[6\] linen Dense\(features=2",
 )
-def _(model: sb.Sequential) -> None:
+def append_what_cannot_be_built(model: sb.Sequential) -> None:
     model.append(nn.Dense(2, kernel_init=broken))
 
 
@@ -545,7 +549,7 @@ fault("build inside sb.jit", RuntimeError, *TRACED)(
 
 
 @design("init inside of a transform is a function")
-def _() -> None:
+def init_inside_of_a_transform_is_a_function() -> None:
     model = sb.Sequential([nn.Dense(3)])
     made = jax.jit(lambda key: model.init(key, X))(KEY)
     assert not model.built
@@ -559,7 +563,7 @@ def _() -> None:
 
 
 @design("an array of NumPy is what JAX makes of it")
-def _(model: sb.Sequential) -> None:
+def an_array_of_numpy_is_cast_as_jax_does(model: sb.Sequential) -> None:
     y = model(X, training=False)
     assert y.dtype == jnp.float32
     assert jnp.array_equal(model(np.asarray(X, np.float64), training=False), y)
@@ -632,7 +636,7 @@ fault(
 
 
 @design("a batch of no examples leaves the statistics alone")
-def _() -> None:
+def an_empty_batch_leaves_the_statistics_alone() -> None:
     for norm in (
         nn.BatchNorm(), nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
         keras.layers.BatchNormalization(),
@@ -643,7 +647,7 @@ def _() -> None:
 
 
 @design("a batch of one example has a variance of zero")
-def _() -> None:
+def a_batch_of_one_has_a_variance_of_zero() -> None:
     # No library warns of it, and the core knows none of them.
     model = filled(sb.Sequential([nn.BatchNorm(momentum=0.5)]).build((1, 3)))
     var = model[0].var.value
@@ -652,13 +656,13 @@ def _() -> None:
 
 
 @design("an index that is out of range gives what the library gives")
-def _() -> None:
+def an_index_out_of_range_gives_what_the_library_gives() -> None:
     model = sb.Sequential([nn.Embed(3, 2)]).build(jax.ShapeDtypeStruct((2,), jnp.int32))
     assert jnp.isnan(model(jnp.array([0, 7]))).tolist() == [[False, False], [True, True]]
 
 
 @design("a tuple is spread and a dict is one value")
-def _() -> None:
+def a_tuple_is_spread_and_a_dict_is_not() -> None:
     assert jnp.array_equal(sb.Sequential([lambda x: (x, x), jnp.add])(X), 2 * X)
     assert jnp.array_equal(sb.Sequential([lambda x: {"a": x}, lambda d: d["a"]])(X), X)
 
@@ -683,12 +687,12 @@ fault(
 
 
 @design("a shape that depends on data, not compiled")
-def _() -> None:
+def a_shape_may_depend_on_data_outside_of_jit() -> None:
     assert sb.Sequential([jnp.tanh, lambda x: x[x > 0]])(X).shape == (3,)
 
 
 @fault("a lazy layer whose first call is compiled", RuntimeError, *TRACED)
-def _() -> None:
+def call_a_lazy_layer_first_inside_of_jit() -> None:
     layer = keras.layers.Dense(3)
     try:
         sb.jit(sb.Sequential([layer]))(X)

@@ -1,4 +1,4 @@
-"""Modules that hide in functions, or in another library's modules: lifted or refused, never constants."""
+"""Modules inside functions or other libraries' modules: lifted or refused, never constants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,11 +28,7 @@ import seqbridge as sb
 X = jax.random.normal(jax.random.key(0), (3, 3))
 
 
-@pytest.fixture(autouse=True)
-def promotion() -> Iterator[None]:
-    """What the libraries' own code needs."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")  # which the libraries' own code needs
 
 
 def _dense() -> keras.layers.Dense:
@@ -165,9 +161,8 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:\\s*Possibly assigning a JAX-transformed callable"
-)  # Equinox' own word on it
+# Equinox' own word on it.
+@pytest.mark.filterwarnings("ignore:\\s*Possibly assigning a JAX-transformed callable")
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
 @pytest.mark.parametrize("wrap", [jax.vmap, jax.jit, lambda m: lambda x: m(x)])
 @pytest.mark.parametrize("name", ["equinox", "nnx", "objax"])
@@ -535,7 +530,9 @@ def test_modules_in_methods_are_refused(name: str) -> None:
         lambda x: compiled(x), lambda x: decorated(x),
         (lambda rows: lambda x: x * rows[0])(collections.deque([jnp.ones((1, 3))])),
         (lambda get: lambda x: x * get("w"))({"w": jnp.ones((1, 3))}.get),
-        (lambda table: lambda x: x * table[1] * table["1"])({1: jnp.ones((1, 3)), "1": jnp.ones((1, 3))}),
+        (lambda table: lambda x: x * table[1] * table["1"])(
+            {1: jnp.ones((1, 3)), "1": jnp.ones((1, 3))}
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_opened_is_refused(entry: Any) -> None:
@@ -582,7 +579,7 @@ def test_an_object_whose_copy_is_itself_is_left_as_it_is() -> None:
 
 
 class Described:
-    """Reads its array by descriptors, which a function's code doesn't show."""
+    """A layer that reads its array by descriptors, which a function's code doesn't show."""
 
     def __init__(self) -> None:
         self.row = jnp.ones((1, 3))

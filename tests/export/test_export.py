@@ -1,4 +1,4 @@
-"""What goes out does what it did here: every source, every target, against the source's own library."""
+"""Exported models do what their source's own library does: every source, every target."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import seqbridge as sb
 from cases import CASES, Case
+from helpers import assert_same, usual_promotion
 from targets import TARGETS, Target
 
 KEY = jax.random.key(5)
@@ -25,38 +25,20 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(params=list(TARGETS))
 def target(request: pytest.FixtureRequest, case: Case) -> Iterator[Target]:
-    with contextlib.ExitStack() as stack:
-        if not case.strict or request.param == "keras":
-            stack.enter_context(jax.numpy_dtype_promotion("standard"))
-            stack.enter_context(jax.numpy_rank_promotion("allow"))
+    strict = case.strict and request.param != "keras"
+    with contextlib.nullcontext() if strict else usual_promotion():
         yield TARGETS[request.param]
-
-
-def make(case: Case) -> sb.Sequential:
-    model = sb.Sequential([case.make()]).build(*case.inputs, **case.keywords)
-    for variable in model.vars().subset("params").values():  # zeros would hide mistakes
-        variable.assign(variable + 0.1)
-    return model
 
 
 def zeros(case: Case) -> sb.Sequential:
     """The same model with other values, to take those that come back."""
-    model = make(case)
+    model = case.model()
     model.assign(jax.tree.map(jnp.zeros_like, model.variables))
     return model
 
 
-def assert_same(a: Any, b: Any, **tolerance: Any) -> None:
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if hasattr(x, "dtype"):
-            assert (x.shape, x.dtype) == (y.shape, y.dtype)
-            np.testing.assert_allclose(
-                x, y, **tolerance
-            ) if tolerance else np.testing.assert_array_equal(x, y)
-
-
 def test_outputs_and_state_are_those_of_the_source(case: Case, target: Target) -> None:
-    model = make(case)
+    model = case.model()
     before = model.variables
     made = target.make(model)
     tree = target.start(made, case.arrays(), case.keywords)
@@ -76,7 +58,7 @@ def test_outputs_and_state_are_those_of_the_source(case: Case, target: Target) -
 def test_gradients_are_those_of_the_source(case: Case, target: Target) -> None:
     if not case.params:
         return
-    model = make(case)
+    model = case.model()
     native = model[0].native
     leaves, treedef = jax.tree.flatten(native)
     floats = {
@@ -102,7 +84,7 @@ def test_gradients_are_those_of_the_source(case: Case, target: Target) -> None:
 
 
 def test_values_go_out_and_come_back_bit_by_bit(case: Case, target: Target) -> None:
-    model, home = make(case), zeros(case)
+    model, home = case.model(), zeros(case)
     tree = target.start(target.make(model), case.arrays(), case.keywords)
     sb.from_native(home, tree)
     assert_same(home.variables, model.variables)
@@ -139,7 +121,7 @@ def test_a_mode_that_layers_have_by_default_they_have_there(
     x = jnp.ones((2, 3))
     variables = module.init(jax.random.key(0), x, training=False)
     if moves is None:
-        with pytest.raises(TypeError, match="training or evaluation"):
+        with pytest.raises(TypeError, match="pass training=True or training=False"):
             module.apply(variables, x, mutable=True)
         return
     _, after = module.apply(variables, x, mutable=True)

@@ -1,4 +1,4 @@
-"""What each library's people do with what comes to them: make it a part of something else, and transform it."""
+"""Exported models in each library's own hands: as parts of other modules, and transformed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import re
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,16 +24,14 @@ from flax import nnx
 from jax.example_libraries import stax
 
 import seqbridge as sb
+from helpers import run_python
 from targets import TARGETS, Target
 
 X = jax.random.normal(jax.random.key(1), (6, 4))
 KEY = jax.random.key(3)
 
 
-@pytest.fixture(autouse=True)
-def _as_these_libraries_need_it() -> Any:
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")  # which the libraries' own code needs
 
 
 def make(*, build: bool = True) -> sb.Sequential:
@@ -100,7 +97,8 @@ def test_names_are_the_readable_ones() -> None:
     }
     assert all(name.startswith("sequential/encoder/BatchNorm_1/") for name in state)
     assert [weight.name for weight in sb.to_keras(model).trainable_weights] == [
-        "encoder.Dense_0.bias", "encoder.Dense_0.kernel", "encoder.BatchNorm_1.offset", "encoder.BatchNorm_1.scale",
+        "encoder.Dense_0.bias", "encoder.Dense_0.kernel",
+        "encoder.BatchNorm_1.offset", "encoder.BatchNorm_1.scale",
         "head.bias", "head.weight",
     ]  # fmt: skip
     assert sb.to_pure(model).init(KEY, X).keys() == model.variables.keys()
@@ -189,7 +187,7 @@ def test_what_went_out_is_an_entry_again(name: str) -> None:
     assert len(again.vars().subset("params")) == sum(
         len(model.vars().subset(kind)) for kind in kinds
     )
-    with pytest.raises(TypeError, match="training or evaluation"):
+    with pytest.raises(TypeError, match="pass training=True or training=False"):
         again(X)
 
 
@@ -206,7 +204,7 @@ def test_a_mode_can_be_chosen_for_calls_that_say_none(name: str) -> None:
     }
     np.testing.assert_allclose(calls[name](), model(X, training=False), rtol=1e-6)
     undecided = target.make(model)
-    with pytest.raises(TypeError, match="training or evaluation"):
+    with pytest.raises(TypeError, match="pass training=True or training=False"):
         run(target, undecided, tree, training=None)  # pyright: ignore[reportArgumentType]
 
 
@@ -289,7 +287,8 @@ try:
 except ImportError as error:
     print(error.__notes__)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
     assert run.stdout.count('pip install "seqbridge[equinox]"') == 2
 
 
@@ -368,7 +367,7 @@ def test_a_linen_model_of_linen_layers_is_the_same_program() -> None:
 
 
 class Compact(nn.Module):
-    """Makes its entries where linen's people make them."""
+    """A module that makes its entries where linen's people make them."""
 
     def setup(self) -> None:
         self.first = sb.to_linen([nn.Dense(3), nn.BatchNorm(), functools.partial(hk.Linear, 2)])
@@ -649,9 +648,8 @@ def test_keras_models_hold_it_and_know_its_shapes() -> None:
     assert sb.to_keras(make(build=False)).build((None, 4)) is None
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras' own way to save
+# Keras' own way to save warns.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_keras_saves_and_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for built in (True, False):
         source = sb.Sequential(
@@ -674,9 +672,8 @@ except Exception as error:
 model = keras.saving.load_model({file!r}, safe_mode=False)
 np.save({str(tmp_path / "y.npy")!r}, model(np.load({str(tmp_path / "x.npy")!r})))
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["True"]
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(X), rtol=1e-6)
         here: Any = keras.saving.load_model(file)  # where the entries are still there
@@ -691,9 +688,8 @@ np.save({str(tmp_path / "y.npy")!r}, model(np.load({str(tmp_path / "x.npy")!r}))
         model.save(file)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras' own arrays
+# Keras' own arrays warn.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_keras_freezes_it_casts_it_and_shapes_it() -> None:
     model = make()
     layer = sb.to_keras(model)

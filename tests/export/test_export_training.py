@@ -1,4 +1,4 @@
-"""What went out is trained, saved and loaded by its new library's own means, and comes home."""
+"""Exported models are trained, saved and loaded by their new library's own means, and come home."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ from jax.example_libraries import optimizers, stax
 
 import seqbridge as sb
 import toy_layers
+from helpers import usual_promotion
 
 STEPS, RATE = 20, 0.05
 X = np.asarray(jax.random.normal(jax.random.key(1), (24, 4)))
 Y = np.stack([X.sum(1), X[:, 0] * X[:, 1]], 1)
 
 
-@pytest.fixture(autouse=True)
-def _as_these_libraries_need_it() -> Any:
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("usual_promotion")  # which the libraries' own code needs
 
 
 def linen_only() -> sb.Sequential:
@@ -51,7 +49,8 @@ def mixed() -> sb.Sequential:
         functools.partial(hk.Linear, 6), functools.partial(hk.BatchNorm, True, True, 0.9),
         nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.BatchNorm(6, rngs=nnx.Rngs(0)), jnp.tanh,
         functools.partial(eqx.nn.Linear, 6, 5), lambda x, w=_W: x @ w,
-        stax.Dense(5), toy_layers.Gain(1.5), objax.nn.Linear(5, 4), keras.layers.Dense(3), nn.Dense(2),
+        stax.Dense(5), toy_layers.Gain(1.5), objax.nn.Linear(5, 4), keras.layers.Dense(3),
+        nn.Dense(2),
     ])  # fmt: skip
 
 
@@ -285,7 +284,7 @@ LOOPS = [in_linen, in_nnx, in_haiku, in_equinox, in_keras, in_stax, in_pure]
 )
 def source(request: pytest.FixtureRequest) -> Any:
     make, train = request.param
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with usual_promotion():
         model = make().build((None, 4))
         start = model.variables
         losses, expected = train(model)
@@ -294,9 +293,8 @@ def source(request: pytest.FixtureRequest) -> Any:
     return model, losses, expected
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras' own way to save
+# Keras' own way to save warns.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__.removeprefix("in_"))
 def test_training_there_is_training_here(
     source: Any, loop: Callable[..., Any], tmp_path: Path
@@ -311,9 +309,8 @@ def test_training_there_is_training_here(
         sb.from_native(model, values)
         trained = model.variables
         np.testing.assert_allclose(model(X, training=False), evaluate(values), rtol=1e-4, atol=1e-5)
-        parts = (
-            ["params"] if loop is in_stax else ["params", "state"]
-        )  # stax has no state to hand on
+        # stax has no state to hand on.
+        parts = ["params"] if loop is in_stax else ["params", "state"]
         for part in parts:
             for name, array in expected[part].items():
                 np.testing.assert_allclose(

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import seqbridge as sb
+from helpers import assert_close
 
 X = jnp.array([[1.0, -2.0], [3.0, 4.0], [-5.0, 6.0]])
 
@@ -27,19 +28,17 @@ def mixed() -> sb.Sequential:
     return sb.Sequential(entries).build((3, 2))
 
 
-def same(a: Any, b: Any) -> None:
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 def test_it_computes_what_the_model_computes() -> None:
     model = mixed()
     predict = sb.freeze(model)
-    same(predict(X), model(X, training=False))
-    same(predict(X, negative_slope=0.3), model(X, training=False, negative_slope=0.3))
-    same(predict(X[:1]), model(X[:1], training=False))
-    same(sb.freeze(model, negative_slope=0.3)(X), model(X, training=False, negative_slope=0.3))
-    same(sb.freeze(model[0])(X), model[0](X))
-    same(sb.freeze(eqx.nn.Linear(2, 3, key=jax.random.key(0)))(X).shape, (3, 3))
+    assert_close(predict(X), model(X, training=False))
+    assert_close(predict(X, negative_slope=0.3), model(X, training=False, negative_slope=0.3))
+    assert_close(predict(X[:1]), model(X[:1], training=False))
+    assert_close(
+        sb.freeze(model, negative_slope=0.3)(X), model(X, training=False, negative_slope=0.3)
+    )
+    assert_close(sb.freeze(model[0])(X), model[0](X))
+    assert_close(sb.freeze(eqx.nn.Linear(2, 3, key=jax.random.key(0)))(X).shape, (3, 3))
     assert "Dense" in repr(predict)
 
 
@@ -71,18 +70,18 @@ def test_later_changes_do_not_reach_it() -> None:
 
     step(model, optimizer, X)
     model.append(nn.relu)
-    same(predict(X), before)
-    same(predict(X[:1]), before[:1])  # traced only now
+    assert_close(predict(X), before)
+    assert_close(predict(X[:1]), before[:1])  # traced only now
     assert not np.allclose(model(X, training=False), before)
 
 
 def test_it_is_a_function_to_jax() -> None:
     model = mixed()
     predict = sb.freeze(model)
-    same(jax.jit(predict)(X), predict(X))
-    same(jax.vmap(predict)(jnp.stack([X, 2 * X]))[1], predict(2 * X))
+    assert_close(jax.jit(predict)(X), predict(X))
+    assert_close(jax.vmap(predict)(jnp.stack([X, 2 * X]))[1], predict(2 * X))
     expected = jax.grad(lambda x: model.apply(model.variables, x, training=False)[0].sum())(X)
-    same(jax.grad(lambda x: predict(x).sum())(X), expected)
+    assert_close(jax.grad(lambda x: predict(x).sum())(X), expected)
     assert predict.eval_shape(X).shape == (3, 2)
     assert len(predict.trace(X).jaxpr.eqns)
 
@@ -91,11 +90,11 @@ def test_it_can_be_exported() -> None:
     predict = sb.freeze(mixed(), negative_slope=0.3)
     exported = jax.export.export(predict)(jax.ShapeDtypeStruct((3, 2), jnp.float32))
     assert len(exported.in_avals) == 1
-    same(exported.call(X), predict(X))
+    assert_close(exported.call(X), predict(X))
     (batch,) = jax.export.symbolic_shape("batch")
     any_batch = jax.export.export(predict)(jax.ShapeDtypeStruct((batch, 2), jnp.float32))
     for rows in (X, X[:1]):
-        same(any_batch.call(rows), predict(rows))
+        assert_close(any_batch.call(rows), predict(rows))
 
 
 def test_what_it_refuses_it_explains() -> None:
@@ -107,7 +106,7 @@ def test_what_it_refuses_it_explains() -> None:
     with pytest.raises(TypeError, match="rng=key"):
         dropout(X)
     key = jax.random.key(1)
-    same(dropout(X, rng=key), sb.Sequential([nn.Dropout(0.5)])(X, training=True, rng=key))
+    assert_close(dropout(X, rng=key), sb.Sequential([nn.Dropout(0.5)])(X, training=True, rng=key))
     with pytest.raises(TypeError, match="a shape or an array is wanted"):
         sb.freeze(mixed(), 3, 2)
     with pytest.raises(TypeError, match="no layer takes the keyword 'slope'"):

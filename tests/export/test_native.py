@@ -1,4 +1,4 @@
-"""Whole networks of the libraries as single entries, and the program that comes out: the hand-written one."""
+"""Whole networks of the libraries as single entries compile to the hand-written program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of every reader that are cut off, go on, or have another bit; and what a save leaves that comes to no end.
+"""Files of every reader that are cut off, too long, or have a flipped bit; and interrupted saves.
 
 At length: `test_saving.py` and `test_checkpoint.py` for our own files, `test_files.py` for what
 then goes into layers.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +19,7 @@ import pytest
 import seqbridge as sb
 from fuzz import outcome
 from fuzz_files import READERS
+from helpers import run_python
 
 SINGLE = ("own", "safetensors", "npz", "eqx", "msgpack", "h5", "pickle")
 
@@ -43,9 +42,8 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(name: str, tmp_path: Path) -
             ), length
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SINGLE if name != "h5"]
-)  # which knows where its end is
+# A file of h5 knows where its end is.
+@pytest.mark.parametrize("name", [name for name in SINGLE if name != "h5"])
 def test_a_file_that_goes_on_is_refused(name: str, tmp_path: Path) -> None:
     for path in whole(name, tmp_path):
         data = path.read_bytes()
@@ -54,9 +52,8 @@ def test_a_file_that_goes_on_is_refused(name: str, tmp_path: Path) -> None:
             assert outcome(name, str(path)) == "refused"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SINGLE if name != "h5"]
-)  # fuzz.py has it, in a process of its own
+# fuzz.py has h5, in a process of its own.
+@pytest.mark.parametrize("name", [name for name in SINGLE if name != "h5"])
 def test_flipped_bits_give_arrays_or_an_error_and_where_there_are_checksums_the_same_arrays(
     name: str, tmp_path: Path
 ) -> None:
@@ -97,8 +94,7 @@ os._exit(0)  # Orbax' threads may wait for what can't be written
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoints_that_are_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHECKPOINTS, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    run = run_python(CHECKPOINTS, tmp_path, timeout=120)
     assert run.stdout.strip(), run.stderr
     here = sb.VarCollection({"v": sb.Variable(np.zeros((300, 1000), np.float32))})
     with sb.Checkpoint(tmp_path, v=here) as checkpoint:
@@ -119,7 +115,7 @@ def test_what_a_process_that_is_killed_leaves_is_in_nobodys_way(tmp_path: Path) 
     path = tmp_path / "f"
     here = sb.VarCollection({"v": sb.Variable(np.full(1000, 1, np.float32))})
     here.save(path)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    killed = run_python(KILLED, path)
     assert killed.returncode == -signal.SIGKILL
     assert here.load(path).whole
     assert (here["v"].value == 1).all()

@@ -1,4 +1,4 @@
-"""Faults of files: what is no file of weights, what is damaged, what doesn't fit, and what is in the way of a save."""
+"""Faults of files: no weights, damaged, of another model, or in the way of a save."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import seqbridge as sb
-from faults import Kept, Row, Table, X, bits, filled, name_of
+from faults import Kept, Row, Table, X, filled, name_of
+from helpers import bits
 
 table = Table()
 fault, design = table.fault, table.design
@@ -35,7 +36,7 @@ def small() -> sb.Sequential:
 
 
 class Harm:
-    """Runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("harm",)
@@ -105,7 +106,7 @@ fault("a number as a path", TypeError, "a path is a str or a Path, not int")(
 
 
 @fault("a pipe as a file", sb.WeightsError, "pipe is neither a file nor a folder")
-def _(model: sb.Sequential, folder: Path) -> None:
+def read_a_pipe(model: sb.Sequential, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     model.load(folder / "pipe")
 
@@ -140,7 +141,7 @@ fault("a folder in place of a file", IsADirectoryError, "is a folder: give the n
 @fault(
     "a pipe in place of a file", OSError, "pipe can't be written: it is neither a file nor a folder"
 )
-def _(model: sb.Sequential, folder: Path) -> None:
+def save_to_a_pipe(model: sb.Sequential, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     try:
         model.save(folder / "pipe")
@@ -150,7 +151,7 @@ def _(model: sb.Sequential, folder: Path) -> None:
 
 
 @fault("a save that is interrupted", KeyboardInterrupt)
-def _(model: sb.Sequential, folder: Path) -> None:
+def interrupt_a_save(model: sb.Sequential, folder: Path) -> None:
     model.save(folder / "file")
     before = (folder / "file").read_bytes()
 
@@ -167,7 +168,7 @@ def _(model: sb.Sequential, folder: Path) -> None:
 
 
 @design("two that save to one path at once leave the whole file of one")
-def _(folder: Path) -> None:
+def two_saves_at_once_leave_one_whole_file(folder: Path) -> None:
     models = [small() for _ in range(2)]
     models[1][0].bias.assign(jnp.zeros(3))
     barrier = threading.Barrier(2)
@@ -207,7 +208,7 @@ fault(
     r"wrong shape: \(Sequential\)\[0\]\(Dense\)\.bias is \(4,\), and the file has \(3,\)",
     r"strict=False loads what fits; rename=|rename= may help",
 )
-def _(folder: Path) -> None:
+def load_the_file_of_another_model(folder: Path) -> None:
     small().save(folder / "file")
     kept = Kept(filled(sb.Sequential([nn.Dense(4), nn.Dense(3)]).build((2, 3))))
     try:
@@ -221,7 +222,7 @@ def _(folder: Path) -> None:
     sb.WeightsError,
     r"wrong dtype: \(Sequential\)\[0\]\(Dense\)\.bias is float32, and the file has int32",
 )
-def _(folder: Path) -> None:
+def load_ints_for_floats(folder: Path) -> None:
     model = filled(sb.Sequential([nn.Dense(3)]).build((2, 3)))
     arrays = {
         name: np.asarray(array).astype(np.int32) for name, array in model.vars().tensors().items()
@@ -246,7 +247,7 @@ fault("a rename of nothing", sb.WeightsError, r"rename: nothing is called 'modul
 
 
 @design("prefixes of other tools go by a rule")
-def _(folder: Path) -> None:
+def a_rule_renames_prefixes_of_other_tools(folder: Path) -> None:
     model = small()
     arrays = {
         f"module.{name}": np.asarray(a)
@@ -260,7 +261,8 @@ def _(folder: Path) -> None:
 
 
 @design("weights that fit and mean something else show in the outputs")
-def _() -> None:  # gates, heads, flattened images and the like: test_port.py
+def weights_of_another_meaning_show_in_the_outputs() -> None:
+    # Gates, heads, flattened images and the like: test_port.py.
     source = filled(sb.Sequential([partial(hk.Linear, 3)]).build((2, 3)))
     target = sb.Sequential([eqx.nn.Linear(3, 3, key=jax.random.key(0))])
     assert sb.port(source, target, check=X).difference == pytest.approx(0, abs=1e-6)
@@ -274,15 +276,16 @@ def _() -> None:  # gates, heads, flattened images and the like: test_port.py
     "port: nothing was carried, since the results would differ",
     r"\(3, 4\)",
 )
-def _(model: sb.Sequential) -> None:
+def port_weights_of_another_shape(model: sb.Sequential) -> None:
     sb.port(sb.Sequential([partial(hk.Linear, 4)]).build((2, 3)), model[5])
 
 
 @design("dtypes that few files know, and arrays in any order, come back")
-def _(folder: Path) -> None:
+def rare_dtypes_and_strided_arrays_come_back(folder: Path) -> None:
     values = {
-        "half": jnp.arange(3, dtype=jnp.bfloat16), "bool": jnp.array([True, False]), "empty": jnp.zeros((0, 3)),
-        "complex": jnp.array([1 + 2j], jnp.complex64), "scalar": jnp.zeros(()), "turned": jnp.asarray(np.asarray(X).T),
+        "half": jnp.arange(3, dtype=jnp.bfloat16), "bool": jnp.array([True, False]),
+        "empty": jnp.zeros((0, 3)), "complex": jnp.array([1 + 2j], jnp.complex64),
+        "scalar": jnp.zeros(()), "turned": jnp.asarray(np.asarray(X).T),
     }  # fmt: skip
     made = sb.VarCollection({name: sb.Variable(array, name=name) for name, array in values.items()})
     made.save(folder / "file")
@@ -300,7 +303,7 @@ def _(folder: Path) -> None:
     sb.WeightsError,
     "was saved by seqbridge .*: install that, or later",
 )
-def _(model: sb.Sequential, folder: Path) -> None:
+def load_a_file_of_a_later_version(model: sb.Sequential, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seqbridge._variables.saving.FORMAT", 99)
         model.save(folder / "file")
@@ -310,7 +313,7 @@ def _(model: sb.Sequential, folder: Path) -> None:
 @fault(
     "a checkpoint that isn't there", FileNotFoundError, "there is no checkpoint 7 in .*: there are"
 )
-def _(model: sb.Sequential, folder: Path) -> None:
+def restore_a_checkpoint_that_is_missing(model: sb.Sequential, folder: Path) -> None:
     with sb.Checkpoint(folder / "run", model=model) as checkpoint:
         checkpoint.restore(7)
 

@@ -1,4 +1,4 @@
-"""Weight files, as each library writes them, into its own layers; and files that are damaged, or out to do harm."""
+"""Weight files, as each library writes them, into its own layers; and damaged ones."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from flax.core import freeze
 from safetensors.numpy import save_file
 
 import seqbridge as sb
+from helpers import refused, usual_promotion, values_of
 
 # Of Keras' own way to save.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -215,31 +216,15 @@ WRITERS: dict[str, Callable[[Path], Stored]] = {
 
 def layer_for(stored: Stored) -> sb.Layer:
     shape = (2, 5, 4) if isinstance(stored.entry, keras.layers.Bidirectional) else (2, 4)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with usual_promotion():
         return sb.Sequential([stored.entry]).build(shape)[0]
-
-
-def values(layer: sb.Layer) -> list[Any]:
-    return [np.array(variable.value) for variable in layer.vars().values()]
-
-
-def refused(layer: sb.Layer, path: Path, match: str | None = None, **options: Any) -> str:
-    before = values(layer)
-    with pytest.raises((sb.WeightsError, FileNotFoundError), match=match) as caught:
-        layer.load_native(path, **options)
-    assert str(path) in str(caught.value)
-    assert all(
-        a.dtype == b.dtype and np.array_equal(a, b)
-        for a, b in zip(before, values(layer), strict=True)
-    )
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_of_a_library_goes_into_its_layer(name: str, tmp_path: Path) -> None:
     stored = WRITERS[name](tmp_path)
     layer = layer_for(stored)
-    own = values(layer)
+    own = values_of(layer)
     layer.load_native(str(stored.path), **stored.options)
     got, want = (
         jax.tree.leaves(eqx.filter(layer.native, eqx.is_array)),
@@ -249,7 +234,7 @@ def test_a_file_of_a_library_goes_into_its_layer(name: str, tmp_path: Path) -> N
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    assert any(not np.array_equal(a, b) for a, b in zip(own, values(layer), strict=True)), (
+    assert any(not np.array_equal(a, b) for a, b in zip(own, values_of(layer), strict=True)), (
         "it had these values already"
     )
 
@@ -263,10 +248,10 @@ def test_a_file_that_is_cut_off_or_goes_on_is_refused(name: str, tmp_path: Path)
     data, layer = stored.path.read_bytes(), layer_for(stored)
     for length in sorted({0, 1, 2, 7, 9, 12, *range(20, len(data), len(data) // 9), len(data) - 1}):
         stored.path.write_bytes(data[:length])
-        refused(layer, stored.path, **stored.options)
+        refused(layer, stored.path, None, (sb.WeightsError, FileNotFoundError), **stored.options)
     if stored.path.suffix != ".h5":  # which knows where its end is
         stored.path.write_bytes(data + b"\0" * 3)
-        refused(layer, stored.path, **stored.options)
+        refused(layer, stored.path, None, (sb.WeightsError, FileNotFoundError), **stored.options)
 
 
 # Not HDF5: its own library may take for ever over a damaged header, whoever asks it.
@@ -275,7 +260,7 @@ def test_flipped_bits_are_errors_or_found_by_a_checksum(name: str, tmp_path: Pat
     stored, chance = WRITERS[name](tmp_path), random.Random(3)
     data, layer = stored.path.read_bytes(), layer_for(stored)
     layer.load_native(stored.path, **stored.options)
-    whole = values(layer)
+    whole = values_of(layer)
     summed = stored.path.suffix == ".npz"
     # Damaged; or, where no checksum tells, there may be another name, shape or dtype.
     errors = (sb.WeightsError,) if summed else (sb.WeightsError, KeyError, ValueError, TypeError)
@@ -287,7 +272,7 @@ def test_flipped_bits_are_errors_or_found_by_a_checksum(name: str, tmp_path: Pat
         with contextlib.suppress(*errors):
             layer.load_native(stored.path, **stored.options)
         if summed:
-            assert all(np.array_equal(a, b) for a, b in zip(whole, values(layer), strict=True))
+            assert all(np.array_equal(a, b) for a, b in zip(whole, values_of(layer), strict=True))
 
 
 GOOD = {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}

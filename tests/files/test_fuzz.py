@@ -1,4 +1,4 @@
-"""A few hundred damaged and hostile weight files, always the same, of every reader. `fuzz.py` has many more."""
+"""A few hundred damaged and hostile files for every reader, always the same; `fuzz.py` has more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are no weights, or out to do harm: each is refused before anything runs or is allocated."""
+"""Hostile files and files of no weights are refused before anything runs or is allocated."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_msgpack(name: str, tmp_path: Path) -> None:
 
 
 class Runs:
-    """What runs when it is unpickled by anybody who doesn't look."""
+    """An object that runs code when it is unpickled by anybody who doesn't look."""
 
     def __init__(self, function: Any, *args: Any):
         self.call = function, args
@@ -233,7 +233,9 @@ RAW = {
     "more behind it": pickle.dumps({}) + b"more",
     "itself": b"\x80\x02]q\x00h\x00a.",
     "tuples of tuples": b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 40 + b".",
-    "other defaults for others": b"\x80\x02ccollections\nOrderedDict\nN}U\x0c__defaults__}U\x01xK\x07s\x85s\x86b.",
+    "other defaults for others": (
+        b"\x80\x02ccollections\nOrderedDict\nN}U\x0c__defaults__}U\x01xK\x07s\x85s\x86b."
+    ),
     "another shape": pickle.dumps(np.ones(3), 2).replace(b"K\x03\x85", b"K\x04\x85"),
 }
 

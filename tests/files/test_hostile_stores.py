@@ -1,10 +1,8 @@
-"""Files of Keras and folders of Orbax: all that they name is in them, and goes where it belongs, or it is refused."""
+"""Files of Keras and folders of Orbax: whole and in place, or refused."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import seqbridge as sb
-from helpers import layer_of, refused
+from helpers import layer_of, refused, run_python
 
 # Of Keras' own way to save.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -255,25 +253,21 @@ print("all refused")
 
 
 def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
-    """In a process of its own, since Orbax' threads live on after an error, and what they leave hits who comes next."""
+    """Run in a process of its own: Orbax' threads live on after an error and break later tests."""
     whole = tmp_path / "whole"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(whole, TREE)
     data = next((whole / "d").iterdir()).relative_to(whole)
     folders = []
-    for victim in (
-        data,
-        "manifest.ocdbt",
-        "_METADATA",
-    ):  # a folder for each, as a thread may still read the last one
+    # A folder for each, as a thread may still read the last one.
+    for victim in (data, "manifest.ocdbt", "_METADATA"):
         for n in range(2):
             folders.append(shutil.copytree(whole, tmp_path / f"damaged{len(folders)}"))
             bytes_of = (folders[-1] / victim).read_bytes()
             (folders[-1] / victim).write_bytes(bytes_of[: len(bytes_of) // 2])
             if n:
                 (folders[-1] / victim).unlink()
-    command = [sys.executable, "-c", DAMAGED, whole, *folders]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = run_python(DAMAGED, whole, *folders)
     assert run.stdout == "all refused\n", run.stderr
 
 

@@ -16,12 +16,9 @@ import numpy as np
 import pytest
 
 import seqbridge as sb
+from helpers import equal, scale
 
 X = jnp.array([[-1.0, 2.0], [3.0, -4.0]])
-
-
-def scale(x: Any, factor: float = 1.0) -> Any:
-    return x * factor
 
 
 def shift(x: Any, offset: Any, **options: Any) -> Any:
@@ -36,10 +33,6 @@ class Shift(nn.Module):
         return shift(nn.Dense(2, use_bias=False)(x), offset, **options)
 
 
-def same(a: Any, b: Any) -> bool:
-    return bool(jnp.array_equal(a, b))
-
-
 # Keywords
 
 
@@ -47,10 +40,10 @@ def test_each_layer_gets_the_keywords_that_it_names() -> None:
     model = sb.Sequential(
         [lambda x, negative_slope=0.01: jnp.maximum(x, x * negative_slope), scale, nn.leaky_relu]
     )
-    assert same(
+    assert equal(
         model(X, negative_slope=0.5, factor=2.0), nn.leaky_relu(2 * jnp.maximum(X, X * 0.5), 0.5)
     )
-    assert same(model(X), nn.leaky_relu(jnp.maximum(X, X * 0.01)))
+    assert equal(model(X), nn.leaky_relu(jnp.maximum(X, X * 0.01)))
 
 
 def test_a_layer_with_free_keywords_gets_all() -> None:
@@ -63,25 +56,25 @@ def test_a_layer_with_free_keywords_gets_all() -> None:
 def test_a_module_with_a_required_argument_and_free_keywords() -> None:
     model = sb.Sequential([Shift()]).build((2, 2), offset=0.0)
     y = X @ model[0].Dense_0.kernel.value
-    assert same(model(X, offset=1.0), y + 1.0)
-    assert same(model(X, offset=1.0, scale=0.0), jnp.ones((2, 2)))
+    assert equal(model(X, offset=1.0), y + 1.0)
+    assert equal(model(X, offset=1.0, scale=0.0), jnp.ones((2, 2)))
     with pytest.raises(TypeError, match=r"layer \[0\] .*Shift.* needs 'offset'.*you gave 'ofset'"):
         model(X, ofset=1.0)
 
 
 def test_the_call_wins_over_a_partial_but_not_over_a_mode_that_is_set() -> None:
     model = sb.Sequential([functools.partial(scale, factor=3.0)])
-    assert same(model(X), 3 * X)
-    assert same(model(X, factor=2.0), 2 * X)
+    assert equal(model(X), 3 * X)
+    assert equal(model(X, factor=2.0), 2 * X)
     frozen = sb.Sequential(
         [
             functools.partial(lambda x, training: x if training else -x, training=False),
             nn.Dropout(0.5),
         ]
     )
-    assert same(sb.Sequential(frozen[:1])(X, training=True), -X)
+    assert equal(sb.Sequential(frozen[:1])(X, training=True), -X)
     set_by_constructor = sb.Sequential([nn.Dropout(0.5, deterministic=True)])
-    assert same(set_by_constructor(X, training=True), X)
+    assert equal(set_by_constructor(X, training=True), X)
     with pytest.raises(TypeError, match="no layer takes the keyword 'deterministic'"):
         set_by_constructor(X, deterministic=False)
 
@@ -97,42 +90,42 @@ def test_an_unknown_keyword_lists_what_is_taken_and_by_whom() -> None:
 
 def test_training_and_rng_may_always_be_given() -> None:
     model = sb.Sequential([scale])
-    assert same(model(X, training=True, rng=jax.random.key(0)), X)
-    assert same(sb.Sequential()(X, training=False), X)
+    assert equal(model(X, training=True, rng=jax.random.key(0)), X)
+    assert equal(sb.Sequential()(X, training=False), X)
 
 
 def test_a_name_that_an_input_fills_is_never_routed() -> None:
     model = sb.Sequential([lambda x: (x, 2 * x), lambda a, factor: a + factor, scale])
-    assert same(model(X, factor=3.0), (X + 2 * X) * 3.0)
+    assert equal(model(X, factor=3.0), (X + 2 * X) * 3.0)
     with pytest.raises(TypeError, match="no layer takes the keyword 'x'"):
         sb.Sequential([scale])(X, x=X)
 
 
 def test_the_first_layer_takes_inputs_by_keyword() -> None:
-    assert same(sb.Sequential([lambda x, y: x + y, scale])(X, y=X), 2 * X)
+    assert equal(sb.Sequential([lambda x, y: x + y, scale])(X, y=X), 2 * X)
 
 
 def test_callables_without_a_signature_get_no_keywords_and_run() -> None:
     model = sb.Sequential([lambda x: [x, x], operator.itemgetter(1), scale, operator.neg, jnp.add])
     with pytest.raises(TypeError):
         model(X)
-    assert same(model[:4](X, factor=2.0), -2 * X)
+    assert equal(model[:4](X, factor=2.0), -2 * X)
 
 
 def test_names_of_python_itself_are_free() -> None:
     model = sb.Sequential(
         [lambda x, self, args, layer, method, mutable: x * self * args * layer * method * mutable]
     )
-    assert same(model(X, self=2.0, args=3.0, layer=1.0, method=1.0, mutable=1.0), 6 * X)
+    assert equal(model(X, self=2.0, args=3.0, layer=1.0, method=1.0, mutable=1.0), 6 * X)
 
 
 def test_single_layers_are_addressed_by_name_and_by_position() -> None:
     model = sb.Sequential(
         {"a": scale, "b": functools.partial(scale), "c": sb.Sequential([scale, scale])}
     )
-    assert same(model(X, factor=2.0), 16 * X)
-    assert same(model(X, factor=2.0, per_layer={"b": {"factor": 5.0}}), 40 * X)
-    assert same(
+    assert equal(model(X, factor=2.0), 16 * X)
+    assert equal(model(X, factor=2.0, per_layer={"b": {"factor": 5.0}}), 40 * X)
+    assert equal(
         model(
             X,
             per_layer={
@@ -142,7 +135,7 @@ def test_single_layers_are_addressed_by_name_and_by_position() -> None:
         ),
         42 * X,
     )
-    assert same(sb.jit(model)(X, per_layer={"c": {"factor": 3.0}, 0: {"factor": 2.0}}), 18 * X)
+    assert equal(sb.jit(model)(X, per_layer={"c": {"factor": 3.0}, 0: {"factor": 2.0}}), 18 * X)
     with pytest.raises(KeyError, match="no layer is called 'd'"):
         model(X, per_layer={"d": {}})
     with pytest.raises(IndexError):
@@ -156,8 +149,8 @@ def test_tuples_are_spread_and_namedtuples_are_not() -> None:
         a: Any
         b: Any
 
-    assert same(sb.Sequential([lambda x: (x, 2 * x), jnp.add])(X), 3 * X)
-    assert same(sb.Sequential([lambda x: pair(x, 2 * x), lambda p: p.a + p.b])(X), 3 * X)
+    assert equal(sb.Sequential([lambda x: (x, 2 * x), jnp.add])(X), 3 * X)
+    assert equal(sb.Sequential([lambda x: pair(x, 2 * x), lambda p: p.a + p.b])(X), 3 * X)
     out = sb.Sequential([lambda x: (x,), lambda x: (x, x)])(X)
     assert type(out) is tuple
     assert sb.Sequential()(1, 2) == (1, 2)
@@ -171,9 +164,9 @@ def test_key_means_what_the_ecosystem_means() -> None:
             return query @ key
 
     model = sb.Sequential([functools.partial(Attend)])
-    assert same(model(X, key=X), X @ X)
+    assert equal(model(X, key=X), X @ X)
     drawn = sb.Sequential([lambda x, key: jax.random.normal(key, x.shape)])
-    assert same(
+    assert equal(
         drawn(X, rng=jax.random.key(1)),
         jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), X.shape),
     )
@@ -203,23 +196,23 @@ def test_one_flag_reaches_every_spelling(flag: str) -> None:
     model = sb.Sequential([namespace["layer"], lambda name, value: jnp.float32(value)])
     assert bool(model(X, training=True)) is positive
     assert bool(model(X, training=False)) is not positive
-    with pytest.raises(TypeError, match="training or evaluation"):
+    with pytest.raises(TypeError, match="pass training=True or training=False"):
         model(X)
 
 
 def test_a_flag_by_its_own_name_wins_for_the_layers_that_name_it() -> None:
     model = sb.Sequential([nn.BatchNorm(), nn.Dropout(0.5)]).build((2, 2))
     out = model(X, training=True, deterministic=True)
-    assert not same(model[0].mean.value, jnp.zeros(2))
-    assert same(model[1:](out, deterministic=True), out)
+    assert not equal(model[0].mean.value, jnp.zeros(2))
+    assert equal(model[1:](out, deterministic=True), out)
     before = model[0].mean.value
     model(X, training=True, use_running_average=True)
     assert model[0].mean.value is before
 
 
 def test_a_default_decides_and_none_does_not() -> None:
-    assert same(sb.Sequential([lambda x, train=False: x + train * 1.0])(X), X)
-    with pytest.raises(TypeError, match="training or evaluation"):
+    assert equal(sb.Sequential([lambda x, train=False: x + train * 1.0])(X), X)
+    with pytest.raises(TypeError, match="pass training=True or training=False"):
         sb.Sequential([lambda x, deterministic=None: x])(X)
 
 
@@ -236,7 +229,7 @@ def test_of_a_missing_mode_only_the_layers_that_want_it_are_named() -> None:
 def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
     model = sb.Sequential([scale, lambda x: x + 1])
     each: dict[str, Any] = {"training": True, "per_layer": {0: {"factor": 3.0}}}
-    assert same(model.trace(X, **each)["[1]"], 3 * X + 1)
+    assert equal(model.trace(X, **each)["[1]"], 3 * X + 1)
     assert [row.outputs for row in model.summary(X, **each).rows][:2] == ["float32[2,2]"] * 2
     assert model.init(jax.random.key(0), X, **each)["params"] == {}
 
@@ -244,7 +237,7 @@ def test_a_mode_is_no_keyword_of_a_trace_a_table_and_the_pure_form() -> None:
 @pytest.mark.parametrize("shape", [(None, 2), jax.ShapeDtypeStruct((2, 2), jnp.float32)])
 def test_build_takes_the_shapes_of_keywords_for_single_layers(shape: Any) -> None:
     model = sb.Sequential([Shift()]).build((2, 2), per_layer={0: {"offset": shape}})
-    assert same(model(X, offset=X), X @ model[0].Dense_0.kernel.value + X)
+    assert equal(model(X, offset=X), X @ model[0].Dense_0.kernel.value + X)
 
 
 def test_a_keyword_that_is_a_tuple_of_numbers_is_no_shape_to_a_build() -> None:
@@ -262,7 +255,8 @@ def test_state_changes_unless_the_mode_is_evaluation() -> None:
     (n,) = model.vars().values()
     start = float(n.value)
     for keywords, calls in [
-        ({"training": False}, 0), ({"training": True}, 1), ({"is_training": False}, 1), ({"is_training": 1}, 2),
+        ({"training": False}, 0), ({"training": True}, 1),
+        ({"is_training": False}, 1), ({"is_training": 1}, 2),
         ({"training": True, "is_training": np.False_}, 2), ({"is_training": jnp.array(False)}, 3),
     ]:  # fmt: skip
         model(X, **keywords)
@@ -274,12 +268,12 @@ def test_per_layer_mode_freezes_one_batch_norm() -> None:
     before = model.a.mean.value
     model(X, training=True, per_layer={"a": {"training": False}})
     assert model.a.mean.value is before
-    assert not same(model.b.mean.value, before)
+    assert not equal(model.b.mean.value, before)
 
 
 def test_a_traced_or_mistyped_mode_is_refused() -> None:
     model = sb.Sequential([Flags()])
-    assert same(model(X, training=cast(bool, np.bool_(True))), X + 1)
+    assert equal(model(X, training=cast(bool, np.bool_(True))), X + 1)
     with pytest.raises(TypeError, match="training= is True, False or None"):
         jax.jit(lambda t: model(X, training=t))(True)
     with pytest.raises(TypeError, match="training= is True, False or None"):
@@ -304,10 +298,10 @@ def test_draws_differ_by_call_and_layer_and_repeat_by_seed() -> None:
     ones = jnp.ones((20, 20))
     first, second = model(0), model(0)
     a, b = first(ones, training=True), first(ones, training=True)
-    assert not same(a, b)
-    assert same(second(ones, training=True), a)
-    assert same(second(ones, training=True), b)
-    assert not same(model(1)(ones, training=True), a)
+    assert not equal(a, b)
+    assert equal(second(ones, training=True), a)
+    assert equal(second(ones, training=True), b)
+    assert not equal(model(1)(ones, training=True), a)
     twice = sb.Sequential([nn.Dropout(0.5), lambda x: (x > 0).astype(jnp.float32), nn.Dropout(0.5)])
     kept = twice[:1](ones, rng=jax.random.key(0), training=True) > 0
     both = twice(ones, rng=jax.random.key(0), training=True) > 0
@@ -334,7 +328,7 @@ def test_seeds_and_keys_of_every_kind(key: Any) -> None:
         sb.Sequential([nn.Dense(2)]).build((2, 2), key=key).variables,
         sb.Sequential([nn.Dense(2)]).init(key, X),
     ):
-        assert jax.tree.all(jax.tree.map(same, variables, expected))
+        assert jax.tree.all(jax.tree.map(equal, variables, expected))
     with pytest.raises(TypeError, match="a key is"):
         sb.Sequential([nn.Dense(2)], key=jnp.ones(2)).build((2, 2))
 
@@ -474,5 +468,5 @@ def test_keywords_for_single_layers_inside_reach_them_alone() -> None:
     given = {0: {"per_layer": {"first": {"factor": 2.0}, 1: {"factor": 3.0}, "last": {"a": 1.0}}}}
     model = sb.Sequential([inner]).build((2, 3), per_layer=given)
     seen.clear()
-    assert same(model(X, per_layer=given), 6.0 * X)
+    assert equal(model(X, per_layer=given), 6.0 * X)
     assert seen == [{"a": 1.0}]

@@ -1,4 +1,4 @@
-"""A model as a Python list: positions, slices, names, sharing, and edits that happen whole or not at all."""
+"""A model as a Python list: positions, slices, names, sharing, and atomic edits."""
 
 # A list and a model are joined by `+` here, since that is what is tested.
 # ruff: noqa: RUF005
@@ -24,6 +24,7 @@ from flax import nnx
 from jax.core import Tracer
 
 import seqbridge as sb
+from helpers import linear
 
 X = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
 
@@ -46,21 +47,6 @@ class Tower(sb.Sequential):
     def __init__(self, depth, entries):
         super().__init__(entries)
         self.depth = depth
-
-
-def linear(n, text="linear"):
-    """A small layer with parameters that belongs to no library; it has no zero among its initial values."""
-
-    def init(key, x):
-        w = jax.random.uniform(key, (x.shape[-1], n), minval=0.5)
-        return {"params": {"w": w, "b": jnp.linspace(1.0, 2.0, n)}}
-
-    def apply(variables, key, x):
-        return x @ variables["params"]["w"] + variables["params"]["b"][None], {}
-
-    return sb.PureLayer(
-        init=init, apply=apply, signature=sb.signature_of(f), label=text, ecosystem="test"
-    )
 
 
 def narrow(n):
@@ -1058,15 +1044,15 @@ def test_initial_values_depend_on_seed_and_position_alone():
     def fresh():
         return sb.Sequential([nn.Dense(3), nn.Dense(2)])
 
-    def same(a, b):
+    def assert_same(a, b):
         assert all(bool((a["params"][name] == array).all()) for name, array in b["params"].items())
 
     expected = fresh().build((1, 4)).variables
-    same(fresh().build((None, 4)).variables, expected)
+    assert_same(fresh().build((None, 4)).variables, expected)
     model = fresh()
-    same(model.init(0, (1, 4)), expected)
+    assert_same(model.init(0, (1, 4)), expected)
     model.apply(expected, jnp.ones((2, 4)))
-    same(model.build((1, 4)).variables, expected)
+    assert_same(model.build((1, 4)).variables, expected)
 
 
 def test_adding_a_layer_does_not_change_the_initial_values_of_others():
@@ -1197,7 +1183,7 @@ def test_a_failing_construction_leaves_what_it_was_given_alone():
 
 
 def rich():
-    """A built model with names, nesting, sharing, a state and a stream of keys; functions that pickle can find."""
+    """A built model with names, nesting, sharing, a state, a key stream and picklable functions."""
     shared = linen_dense = nn.Dense(3)
     model = sb.Sequential(
         {

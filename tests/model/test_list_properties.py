@@ -1,4 +1,4 @@
-"""Random edits, each done to a built model and to a plain Python list of the same entries; the two must agree.
+"""Random edits of a built model and of a plain Python list of the same entries; they must agree.
 
 What the model computes is checked against NumPy on values that the test keeps for itself, so that
 weights which move to another layer, or are made anew, show.
@@ -10,7 +10,6 @@ from functools import partial
 
 import flax.linen as nn
 import haiku as hk
-import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import Phase, settings
@@ -25,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 import seqbridge as sb
+from helpers import linear
 
 X = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
 LONGEST = 8
@@ -47,30 +47,11 @@ def halve(x):
     return x / 2
 
 
-def affine():
-    """A small layer with parameters that belongs to no library; it has no zero among its initial values."""
-
-    def init(key, x):
-        return {
-            "params": {
-                "w": jax.random.uniform(key, (3, 3), minval=0.1),
-                "b": jnp.linspace(1.0, 2.0, 3),
-            }
-        }
-
-    def apply(variables, key, x):
-        return x @ variables["params"]["w"] + variables["params"]["b"][None], {}
-
-    return sb.PureLayer(
-        init=init, apply=apply, signature=sb.signature_of(shift), label="affine", ecosystem="test"
-    )
-
-
 def refuse(key, x):
     raise ArithmeticError("a layer that can't be built")
 
 
-REFUSED = dataclasses.replace(affine(), init=refuse)
+REFUSED = dataclasses.replace(linear(3), init=refuse)
 
 
 def entry_of(item):
@@ -83,7 +64,7 @@ def leaves(model):
 
 
 def result(function, *args):
-    """What a call returns, or the error that it raises."""
+    """Return what a call returns, or the error that it raises."""
     try:
         return function(*args)
     except Exception as error:
@@ -94,13 +75,13 @@ class Edits(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         weights = jnp.arange(1.0, 10.0).reshape(3, 3) / 10
-        nested = sb.Sequential([affine(), halve])
+        nested = sb.Sequential([linear(3), halve])
         self.pool = [
             shift,
             halve,
             partial(lambda w, x: x @ w, weights),
-            affine(),
-            affine(),
+            linear(3),
+            linear(3),
             nn.Dense(3),
             nn.Dense(3),
             partial(hk.Linear, 3),

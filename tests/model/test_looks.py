@@ -1,4 +1,4 @@
-"""What people look at: summaries, trees, pictures, differences, and what each layer returns."""
+"""Summaries, trees, pictures, differences, and the outputs of each layer."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def test_a_layer_that_repeats_others_shows_them() -> None:
     )
     summary = model.summary((None, 4))
     assert [(row.place, row.depth, row.copies) for row in summary.rows] == [
-        ("[0]", 0, 0), ("[0]", 1, 2), ("[0] wide", 2, 6), ("[1] norm", 2, 6), ("[1]", 1, 2), ("[1]", 0, 0),
+        ("[0]", 0, 0), ("[0]", 1, 2), ("[0] wide", 2, 6),
+        ("[1] norm", 2, 6), ("[1]", 1, 2), ("[1]", 0, 0),
     ]  # fmt: skip
     assert [row.params for row in summary.rows] == [6 * 28, 3 * 28, 20, 8, 0, 5]
     assert {row.inputs for row in summary.rows} == {"float32[None,4]"}
@@ -380,9 +381,8 @@ def test_a_picture_has_every_layer_and_every_shape(tmp_path: Path) -> None:
     fills = {
         r.get("stroke") for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("stroke")
     }
-    assert (
-        len(fills) == 6
-    )  # linen, functions, Haiku, Equinox, NNX, and the frame of the nested model
+    # linen, functions, Haiku, Equinox, NNX, and the frame of the nested model
+    assert len(fills) == 6
     picture.save(tmp_path / "model.svg")
     assert (tmp_path / "model.svg").read_text() == picture.svg == picture._repr_svg_()
     picture.save(tmp_path / "model.PNG")
@@ -564,7 +564,7 @@ def test_it_is_a_call() -> None:
         model.trace(X, training=True, rng=key, per_layer={0: {"training": False}})["[1]"],
         other(X, training=True, rng=key, per_layer={0: {"training": False}}),
     )
-    with pytest.raises(TypeError, match="training or evaluation"):
+    with pytest.raises(TypeError, match="pass training=True or training=False"):
         model.trace(X)
 
 

@@ -33,6 +33,7 @@ from hypothesis.stateful import (
 )
 
 import seqbridge as sb
+from helpers import mean_square, train_step
 
 X = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 RATE, MOMENTUM, EPSILON = 0.125, 0.5, 1e-5
@@ -60,7 +61,7 @@ NORM, NESTED, DOUBLE = 2, 5, 6
 
 
 class Plain:
-    """One layer in NumPy: what it does, and its arrays by name; those in `state` change in training."""
+    """One layer in NumPy: what it computes, and its arrays by name."""
 
     def __init__(self, kind: int, arrays: dict[str, np.ndarray]):
         self.kind, self.arrays = kind, arrays
@@ -86,22 +87,12 @@ class Plain:
         )
 
 
-def loss(model: Any, x: Any) -> Any:
-    return (model(x, training=True) ** 2).mean()
-
-
-def update(model: Any, optimizer: Any, x: Any) -> Any:
-    value, grads = sb.value_and_grad(loss)(model, x)
-    optimizer.update(grads)
-    return value
-
-
 OPTIONS = [{}, {"pack": True}, {"donate": True}, {"pack": True, "donate": True}]
 CALLS = [
     sb.jit(lambda model, x, training: model(x, training=training), **options) for options in OPTIONS
 ]
-STEPS = [sb.jit(update, **options) for options in OPTIONS]
-LOSSES = sb.jit(lambda model, x: sb.value_and_grad(loss)(model, x))
+STEPS = [sb.jit(train_step, **options) for options in OPTIONS]
+LOSSES = sb.jit(lambda model, x: sb.value_and_grad(mean_square)(model, x))
 HOWS = st.integers(-1, len(OPTIONS) - 1)  # -1: eagerly
 
 
@@ -129,7 +120,7 @@ class Life(RuleBasedStateMachine):
     # Between the two
 
     def note(self, kinds: list[int]) -> None:
-        """Makes the plain list that of these kinds; layers that are new bring their first values, made odd."""
+        """Make the plain list one of these kinds; new layers bring their first values, made odd."""
         known = dict(zip(self.items, self.plain, strict=True)) if self.plain else {}
         self.items = list(self.model)
         self.plain = []
@@ -213,7 +204,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(how=HOWS)
     def step(self, how: int) -> None:
-        """The gradients are checked elsewhere; here, that each variable moves by its own, and by no other's."""
+        """Check that each variable moves by its own gradient; gradients are checked elsewhere."""
         moving = {
             (plain, name): box
             for item, plain in self.distinct().items()
@@ -222,8 +213,8 @@ class Life(RuleBasedStateMachine):
         }
         if not moving:
             return
-        grads = sb.grad(loss)(copy.deepcopy(self.model), jnp.array(X))
-        value = (STEPS[how] if how >= 0 else update)(self.model, self.optimizer, jnp.array(X))
+        grads = sb.grad(mean_square)(copy.deepcopy(self.model), jnp.array(X))
+        value = (STEPS[how] if how >= 0 else train_step)(self.model, self.optimizer, jnp.array(X))
         np.testing.assert_allclose(value, (self.run(X, True) ** 2).mean(), rtol=2e-3, atol=2e-3)
         self.speeds = {  # those of layers that stayed
             key: MOMENTUM * self.speeds.get(key, np.float32(0)) + np.asarray(grads[box.name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from functools import partial
 from pathlib import Path
@@ -22,19 +23,19 @@ from flax.errors import ScopeParamShapeError
 from jax.example_libraries import stax
 
 import seqbridge as sb
-from faults import Kept, Row, Table, X, filled, name_of, scale
+from faults import Kept, Row, Table, X, filled, name_of
+from helpers import equal, scale
 
 table = Table()
 fault, design = table.fault, table.design
 
 
-def same(a: Any, b: Any) -> bool:
-    return bool(jnp.array_equal(a, b))
-
-
 # Keywords
 
-TAKEN = r"Keywords that are taken: factor \(\[1\]\(scale\)\); .*use_running_average \(\[3\]\(BatchNorm\)\)"
+TAKEN = (
+    r"Keywords that are taken: factor \(\[1\]\(scale\)\); "
+    r".*use_running_average \(\[3\]\(BatchNorm\)\)"
+)
 fault(
     "a misspelt keyword",
     TypeError,
@@ -92,18 +93,21 @@ def shift(x: Any, *, offset: Any, **options: Any) -> Any:
     return x + offset
 
 
-MODE = r"training or evaluation\? It makes a difference to .*\[3\]\(BatchNorm\) \(linen\), .*\[4\]\(Dropout\) \(linen\)"
-fault("a call without a mode", TypeError, MODE, r"Say model\(x, training=True\) or training=False")(
+MODE = (
+    r"pass training=True or training=False: the mode decides what "
+    r".*\[3\]\(BatchNorm\) \(linen\), .*\[4\]\(Dropout\) \(linen\)"
+)
+fault("a call without a mode", TypeError, MODE, r"set the mode in the layer's constructor")(
     lambda model: model(X)
 )
 fault("a compiled call without a mode", TypeError, MODE)(lambda model: sb.jit(model)(X))
 
 
 @design("a keyword that two layers take goes to both, and one layer can be addressed")
-def _() -> None:
+def a_shared_keyword_goes_to_both_layers_or_to_one() -> None:
     model = sb.Sequential({"a": scale, "b": partial(scale)})
-    assert same(model(X, factor=2.0), 4 * X)
-    assert same(model(X, factor=2.0, per_layer={"b": {"factor": 3.0}}), 6 * X)
+    assert equal(model(X, factor=2.0), 4 * X)
+    assert equal(model(X, factor=2.0, per_layer={"b": {"factor": 3.0}}), 6 * X)
 
 
 fault(
@@ -136,7 +140,7 @@ fault("a list as per_layer of a build", TypeError, "per_layer= takes a dict .*, 
 
 
 @design("a layer with free keywords gets all, and so takes any misspelt one")
-def _() -> None:
+def a_layer_with_free_keywords_takes_a_misspelt_one() -> None:
     got: dict[str, Any] = {}
     sb.Sequential([lambda x, **options: got.update(options) or x])(X, anything=1)
     assert got == {"anything": 1}
@@ -160,18 +164,19 @@ fault(
 
 
 @design("one flag is the mode of every library, whichever way round")
-def _() -> None:  # each flag by itself: test_keywords.py
+def one_flag_is_the_mode_of_every_library() -> None:  # each flag by itself: test_keywords.py
     for layer in (
-        nn.Dropout(0.9), nnx.Dropout(0.9), eqx.nn.Dropout(0.9), keras.layers.Dropout(0.9), stax.Dropout(0.1),
-        lambda x, is_training: x * 0 if is_training else x, lambda x, deterministic: x if deterministic else x * 0,
+        nn.Dropout(0.9), nnx.Dropout(0.9), eqx.nn.Dropout(0.9), keras.layers.Dropout(0.9),
+        stax.Dropout(0.1), lambda x, is_training: x * 0 if is_training else x,
+        lambda x, deterministic: x if deterministic else x * 0,
     ):  # fmt: skip
         model = sb.Sequential([layer])
         assert bool((model(jnp.ones((8, 8)), training=True) == 0).any())
-        assert same(model(jnp.ones((8, 8)), training=False), jnp.ones((8, 8)))
+        assert equal(model(jnp.ones((8, 8)), training=False), jnp.ones((8, 8)))
 
 
 @design("bools, strings and None are static")
-def _() -> None:
+def bools_strings_and_none_are_static() -> None:
     traces: list[Any] = []
 
     def choose(x: Any, how: Any = None) -> Any:
@@ -181,7 +186,7 @@ def _() -> None:
     compiled = sb.jit(sb.Sequential([choose]).build((2, 3)))
     traces.clear()
     for how in (True, "text", None, True, "text", None):
-        assert same(compiled(X, how=how), X if how else -X)
+        assert equal(compiled(X, how=how), X if how else -X)
     assert len(traces) == 3
 
 
@@ -194,8 +199,8 @@ def evaluate(model: sb.Sequential, x: Any, option: Any) -> Any:
 
 UNHASHABLE = "is static, and a static argument must be hashable: unhashable type: 'list'"
 fault("a text for a switch", TypeError, "donate= is True or False, not 'no'")(
-    lambda model: sb.jit(model, donate="no")
-)  # pyright: ignore
+    lambda model: sb.jit(model, donate="no")  # pyright: ignore
+)
 fault("an unknown way of an uneven batch", ValueError, "uneven= is 'auto' or 'error', not 'pad'")(
     lambda model: sb.jit(model, uneven="pad")
 )
@@ -235,12 +240,12 @@ fault(
 
 
 @design("what is no array need not be hashable where nothing is compiled")
-def _(model: sb.Sequential) -> None:
-    assert same(sb.remat(evaluate)(model, X, {1}), model(X, training=False))
+def an_unhashable_keyword_is_allowed_outside_of_jit(model: sb.Sequential) -> None:
+    assert equal(sb.remat(evaluate)(model, X, {1}), model(X, training=False))
 
 
 @design("many values of a static argument are warned of once, and programs are not kept for ever")
-def _() -> None:
+def many_values_of_a_static_argument_are_warned_of_once() -> None:
     traces: list[Any] = []
     compiled = sb.jit(lambda x, how: traces.append(how) or x)
     for i in range(64):
@@ -282,32 +287,36 @@ for layer, text in (
         model = sb.Sequential([jnp.tanh, layer]).build((2, 3))
         model.apply(model.variables, X, training=True)
 
-    fault(f"a pure call of {text} without a key", TypeError, r"draws random numbers: give a key, rng=key", f"[1] {text}"
-          .replace("[", r"\[").replace("]", r"\]"))(draw)  # fmt: skip
+    fault(
+        f"a pure call of {text} without a key",
+        TypeError,
+        "draws random numbers: give a key, rng=key",
+        re.escape(f"[1] {text}"),
+    )(draw)
 
 
 @design("a layer that is called alone takes the next key of its model, from the first call on")
-def _() -> None:
+def a_layer_that_is_called_alone_takes_the_next_key() -> None:
     model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5)]).build((2, 3))
     ones = jnp.ones((64, 3))
     first, second = (model[1](ones, training=True) for _ in range(2))
-    assert not same(first, second)
+    assert not equal(first, second)
     model = sb.Sequential([nn.Dense(3), nn.Dropout(0.5)]).build((2, 3))
-    assert same(model[1](ones, training=True), first)
+    assert equal(model[1](ones, training=True), first)
 
 
 @design("no key is used twice")
-def _() -> None:
+def no_key_is_used_twice() -> None:
     with jax.debug_key_reuse(True):
         model = sb.Sequential([nn.Dropout(0.5), noise, nn.Dropout(0.5)]).build((2, 3))
-        assert not same(model(X, training=True), model(X, training=True))
+        assert not equal(model(X, training=True), model(X, training=True))
 
 
 # Edits
 
 
 @design("layers that stay keep their variables, under the names that an optimizer sees")
-def _() -> None:
+def layers_that_stay_keep_their_variables() -> None:
     model = filled(sb.Sequential({"a": nn.Dense(3), "b": nn.Dense(3), "c": jnp.tanh}).build((2, 3)))
     optimizer = sb.Optimizer(model, optax.sgd(0.1, momentum=0.9))
     optimizer.update({name: jnp.ones_like(v.value) for name, v in model.vars().items()})
@@ -331,7 +340,7 @@ def _() -> None:
     ScopeParamShapeError,
     r"\[1\] linen Dense.*float32\[2,5\]; .*made for: float32\[2,4\]",
 )
-def _() -> None:
+def an_edit_leaves_a_later_layer_that_does_not_fit() -> None:
     model = sb.Sequential([nn.Dense(4), nn.Dense(2)]).build((2, 3))
     kernel = model[1].kernel
     model[0] = nn.Dense(5)
@@ -341,7 +350,7 @@ def _() -> None:
 
 
 @design("what was deleted comes back as the layer that it was, or as a new one of its entry")
-def _() -> None:
+def a_deleted_layer_comes_back_as_itself_or_anew() -> None:
     entry = nn.Dense(3)
     model = filled(sb.Sequential([entry, jnp.tanh]).build((2, 3)))
     layer = model.pop(0)
@@ -387,7 +396,7 @@ fault("extend with one bad entry", TypeError, r"3 .* is no entry", "entry 1 of t
 
 
 @fault("extend by a generator that raises", ZeroDivisionError, "division")
-def _(model: sb.Sequential) -> None:
+def extend_by_a_generator_that_raises(model: sb.Sequential) -> None:
     model.extend(jnp.tanh if i < 2 else 1 // 0 for i in range(4))
 
 
@@ -404,7 +413,7 @@ fault(
 
 
 @design("an iteration goes over the list as it was when it began")
-def _() -> None:
+def an_iteration_ignores_later_edits() -> None:
     model = sb.Sequential([jnp.tanh, scale])
     seen = []
     for layer in model:
@@ -415,7 +424,7 @@ def _() -> None:
 
 
 class Editor:
-    """A layer that edits the model that it stands in. A class attribute is out of sight for the search for models."""
+    """A layer that edits its own model, which no search finds in a class attribute."""
 
     model: Any = None
 
@@ -426,18 +435,18 @@ class Editor:
 
 
 @design("a call runs the list as it was when it began")
-def _() -> None:
+def a_running_call_ignores_edits() -> None:
     Editor.model = sb.Sequential([scale, Editor(), lambda x: 2 * x])
     Editor.model.append(jnp.tanh)
     assert len(Editor.model) == 4
     del Editor.model[0]
-    assert same(Editor.model(X), jnp.tanh(2 * X))
+    assert equal(Editor.model(X), jnp.tanh(2 * X))
     assert len(Editor.model) == 2
-    assert same(Editor.model(X), 2 * X)
+    assert equal(Editor.model(X), 2 * X)
 
 
 @design("an edit waits for the call of another thread")
-def _() -> None:
+def an_edit_waits_for_the_call_of_another_thread() -> None:
     inside, edited = threading.Event(), threading.Event()
 
     def slow(x: Any) -> Any:
@@ -454,20 +463,20 @@ def _() -> None:
 
     thread = threading.Thread(target=edit)
     thread.start()
-    assert same(model(X), X)
+    assert equal(model(X), X)
     thread.join(10)
-    assert same(sb.Sequential(list(model)[1:])(X), jnp.tanh(X))
+    assert equal(sb.Sequential(list(model)[1:])(X), jnp.tanh(X))
 
 
 @design("a compiled function sees an edit")
-def _() -> None:
+def a_compiled_function_sees_an_edit() -> None:
     model = sb.Sequential([partial(scale, factor=2.0)])
     compiled = sb.jit(model)
-    assert same(compiled(X), 2 * X)
+    assert equal(compiled(X), 2 * X)
     model[0] = partial(scale, factor=6.0)
-    assert same(compiled(X), 6 * X)
+    assert equal(compiled(X), 6 * X)
     model.append(jnp.negative)
-    assert same(compiled(X), -6 * X)
+    assert equal(compiled(X), -6 * X)
 
 
 class Times:
@@ -482,7 +491,7 @@ class Times:
 @design(
     "what a module is was decided when it joined, and what a function holds when it was compiled"
 )
-def _() -> None:
+def modules_are_read_when_they_join_and_closures_when_compiled() -> None:
     # Attributes of modules are read once, so that eager and compiled calls agree. Those of any
     # callable object can't be watched; a compiled function keeps them, as `jax.jit` does. A new
     # entry is seen by both.
@@ -490,21 +499,21 @@ def _() -> None:
     model = sb.Sequential([module])
     before = model(X, rng=0, training=True)
     module.rate = 1.0
-    assert same(model(X, rng=0, training=True), before)
+    assert equal(model(X, rng=0, training=True), before)
     times = Times()
     model = sb.Sequential([times])
     compiled = sb.jit(model)
-    assert same(compiled(X), 2 * X)
+    assert equal(compiled(X), 2 * X)
     times.factor = 3.0
-    assert same(model(X), 3 * X)
-    assert same(compiled(X), 2 * X)
+    assert equal(model(X), 3 * X)
+    assert equal(compiled(X), 2 * X)
     model[0] = Times()
     model[0].entry.factor = 3.0
-    assert same(compiled(X), 3 * X)
+    assert equal(compiled(X), 3 * X)
 
 
 @design("positions stand in names, and names of one's own go where their layers go")
-def _(folder: Path) -> None:
+def given_names_go_where_their_layers_go(folder: Path) -> None:
     layers = {"a": nn.Dense(3), "b": nn.Dense(3)}
     model = filled(sb.Sequential(layers).build((2, 3)))
     model.a.bias.assign(jnp.zeros(3))
@@ -512,8 +521,8 @@ def _(folder: Path) -> None:
     other = sb.Sequential(layers).build((2, 3))
     other.reverse()
     other.load(folder / "file")
-    assert same(other.a.bias.value, jnp.zeros(3))
-    assert same(other.b.bias.value, model.b.bias.value)
+    assert equal(other.a.bias.value, jnp.zeros(3))
+    assert equal(other.b.bias.value, model.b.bias.value)
     assert (
         next(iter(sb.Sequential([nn.Dense(3)]).build((2, 3)).vars()))
         == "(Sequential)[0](Dense).bias"
@@ -525,7 +534,7 @@ def _(folder: Path) -> None:
     KeyError,
     "gradients don't belong to .* missing: .*\\[1\\]\\(Dense\\)\\.kernel",
 )
-def _() -> None:
+def apply_gradients_from_before_an_edit() -> None:
     model = filled(sb.Sequential([nn.Dense(3)]).build((2, 3)))
     optimizer = sb.Optimizer(model, optax.sgd(0.1))
     gradients = {name: jnp.ones_like(v.value) for name, v in model.vars().items()}
@@ -546,7 +555,7 @@ def loss(model: sb.Sequential, x: Any = X) -> Any:
     ValueError,
     r"\[0\]\(Dense\)\.bias has shape \(3,\): its gradient can't .* \(2, 3\)",
 )
-def _(model: sb.Sequential) -> None:
+def apply_a_gradient_of_another_shape(model: sb.Sequential) -> None:
     gradients = sb.grad(loss)(model)
     sb.Optimizer(model, optax.sgd(0.1)).update({**gradients, "(Sequential)[0](Dense).bias": X})
 
@@ -613,7 +622,7 @@ fault(
 
 
 @design("an optimizer for what isn't there yet, or is frozen for now")
-def _() -> None:
+def an_optimizer_may_be_for_what_is_unbuilt_or_frozen() -> None:
     model = sb.Sequential([nn.Dense(3)])
     optimizer = sb.Optimizer(model.vars(), optax.sgd(0.1), wrt="kernel")
     model.build((2, 3)).trainable = False
@@ -624,7 +633,7 @@ def _() -> None:
         each.update(
             {name: jnp.ones_like(v.value) for name, v in model.vars().subset("kernel").items()}
         )
-        assert not same(model[0].kernel.value, before)
+        assert not equal(model[0].kernel.value, before)
 
 
 @fault(
@@ -632,7 +641,7 @@ def _() -> None:
     ValueError,
     r"this collection is empty: print\(model\.vars\(\)\) shows",
 )
-def _(model: sb.Sequential) -> None:
+def freeze_a_part_without_variables(model: sb.Sequential) -> None:
     model.vars().subset("weights").trainable = False
 
 
@@ -641,7 +650,7 @@ def _(model: sb.Sequential) -> None:
     RuntimeError,
     "isn't built, so nothing is there to freeze",
 )
-def _() -> None:
+def freeze_variables_before_the_build() -> None:
     sb.Sequential([nn.Dense(3)]).vars().subset("kernel").trainable = False
 
 
@@ -650,17 +659,17 @@ def _() -> None:
     AttributeError,
     "the copies are trained together: set it of what repeats them",
 )
-def _() -> None:
+def freeze_one_copy_of_a_repeated_layer() -> None:
     sb.Repeat(nn.Dense(3), 2)[0].trainable = False
 
 
 @fault("a text as trainable", TypeError, "trainable is True or False, not 'no'")
-def _(model: sb.Sequential) -> None:
+def set_trainable_to_a_text(model: sb.Sequential) -> None:
     model[0].bias.trainable = "no"
 
 
 @design("a slice shares its variables, and a deep copy has its own")
-def _() -> None:
+def a_slice_shares_variables_and_a_deep_copy_does_not() -> None:
     model = filled(sb.Sequential([nn.Dense(3), nn.Dense(3)]).build((2, 3)))
     assert model[:1][0].kernel is model[0].kernel
     assert (model + [scale])[1] is model[1]  # noqa: RUF005

@@ -1,8 +1,7 @@
-"""`port`: every kind of layer from every library into every other, against the libraries' own forward passes."""
+"""`port`: every kind of layer from every library into every other, against their own results."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import re
@@ -23,34 +22,33 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import seqbridge as sb
+from helpers import usual_promotion
 from ports import LIBRARIES, REFUSED, ROWS, example
 from ports.torch import CNN, ENCODER, GOLDEN, OTHERS
 
 X64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # pyright: ignore
 
 
-@contextlib.contextmanager
-def lenient() -> Iterator[None]:
-    """Haiku's moving averages multiply a float by an int; Keras adds a bias without its other axes."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """In float64, and as lenient as JAX is by default: not every library is strict."""
-    with X64(True), lenient():
+    """Float64 and JAX's default promotion: not every library is strict."""
+    with X64(True), usual_promotion():
         yield
 
 
-PAIRS = [
-    pytest.param(row, source, target, id=f"{row}-{source}-{target}")
-    for row in ROWS
-    for source in [*LIBRARIES, "torch"]
-    for target in LIBRARIES
-    if (row in GOLDEN and row != "transposed 2d" if source == "torch" else row in LIBRARIES[source])
-    and row in LIBRARIES[target]
-]
+def pairs() -> Iterator[Any]:
+    """Yield each row with a library that has it and one that can take it."""
+    for row in ROWS:
+        sources = [library for library in LIBRARIES if row in LIBRARIES[library]]
+        if row in GOLDEN and row != "transposed 2d":
+            sources.append("torch")
+        for source in sources:
+            for target in LIBRARIES:
+                if row in LIBRARIES[target]:
+                    yield pytest.param(row, source, target, id=f"{row}-{source}-{target}")
+
+
+PAIRS = list(pairs())
 
 
 @functools.cache
@@ -59,13 +57,13 @@ def made(row: str, library: str, seed: int) -> sb.Sequential:
 
 
 def run(row: str, library: str, model: sb.Sequential) -> np.ndarray:
-    """What the library itself computes with the weights of a model."""
+    """Return what the library itself computes with the weights of a model."""
     return np.asarray(LIBRARIES[library][row].run(model[0].native, example(row)))
 
 
 @functools.cache
 def of_source(row: str, library: str) -> tuple[Any, np.ndarray, bool]:
-    """What is carried, what it computes in its own library, and whether that computes in float64 throughout."""
+    """Return a model to port, its own library's outputs, and whether those are all in float64."""
     if library == "torch":
         return GOLDEN[row].state, GOLDEN[row].y, True
     model = made(row, library, 1)
@@ -133,7 +131,7 @@ def of_haiku(gelu: Any = jax.nn.gelu, **norm: Any) -> sb.Sequential:
         x = hk.BatchNorm(True, True, **{"decay_rate": 0.99, **norm})(x, is_training)
         return hk.Linear(16)(gelu(hk.Linear(16)(flat(jax.nn.relu(x)))))
 
-    with lenient():
+    with usual_promotion():
         return sb.Sequential([hk.transform_with_state(function)], seed=2).build(IMAGE)
 
 
@@ -157,7 +155,7 @@ def of_keras() -> sb.Sequential:
 @pytest.mark.parametrize("make", [of_haiku, of_nnx, of_keras], ids=["haiku", "nnx", "keras"])
 def test_a_model_in_one_piece_goes_into_one_of_another_library_and_home(make: Any) -> None:
     source, target = net(), make()
-    with lenient():
+    with usual_promotion():
         plan = sb.port(source, target, check=IMAGE)
         assert plan.difference is not None
         assert plan.difference < 1e-5
@@ -177,7 +175,7 @@ def test_a_model_that_keras_has_fitted() -> None:
     fitted = keras.Sequential([*layers, keras.layers.ReLU(), keras.layers.Dense(3)])
     x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     linen = sb.Sequential([nn.Dense(16), nn.BatchNorm(), nn.relu, nn.Dense(3)]).build((1, 8))
-    with lenient():
+    with usual_promotion():
         fitted.compile("sgd", "mse")
         fitted.fit(x, np.zeros((16, 3)), verbose=0)  # pyright: ignore[reportArgumentType]
         sb.port(fitted, linen, check=jnp.asarray(x))
@@ -185,7 +183,7 @@ def test_a_model_that_keras_has_fitted() -> None:
 
 
 def test_channels_first_and_last_and_a_flattened_image_between() -> None:
-    """No shape tells that the rows of a linear layer after a flattened image come in another order."""
+    """After a flattened image, the rows of a linear layer are permuted, which no shape tells."""
     keys = jax.random.split(jax.random.key(0), 3)
     equinox = sb.Sequential(
         [
@@ -303,14 +301,14 @@ def test_everything_that_would_make_a_difference_stands_in_one_report_and_nothin
         of_haiku(partial(jax.nn.gelu, approximate=False), eps=1e-3, decay_rate=0.9),
     )
     before = target.variables
-    with lenient(), pytest.raises(sb.WeightsError) as caught:
+    with usual_promotion(), pytest.raises(sb.WeightsError) as caught:
         sb.port(source, target)
     said = str(caught.value)
     assert "epsilon is 1e-05 in the source and 0.001 in the target [accept='epsilon']" in said
     assert "momentum is 0.99 in the source and 0.9 in the target [accept='momentum']" in said
     assert "the source alone computes tanh and the target alone computes erf" in said
     jax.tree.map(np.testing.assert_array_equal, before, target.variables)
-    with lenient():
+    with usual_promotion():
         plan = sb.port(source, target, accept={"epsilon", "momentum", "activation"})
         with pytest.raises(
             sb.WeightsError, match=r"accept='epsilom' names no option .*; did you mean 'epsilon'"
@@ -322,7 +320,7 @@ def test_everything_that_would_make_a_difference_stands_in_one_report_and_nothin
 def test_a_plan_can_be_looked_at_before_it_is_carried_out() -> None:
     source, target = net(), of_haiku()
     before = target.variables
-    with lenient():
+    with usual_promotion():
         plan = sb.port(source, target, dry_run=True)
     text = str(plan)
     assert re.search(
@@ -504,7 +502,7 @@ def test_a_cnn_of_pytorch(x64: None) -> None:
 
 
 class Encoder(nn.Module):
-    """What `nn.TransformerEncoderLayer` of PyTorch is, in linen, with layers in an order of its own."""
+    """PyTorch's `nn.TransformerEncoderLayer` in linen, with layers in an order of its own."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

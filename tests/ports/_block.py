@@ -1,4 +1,4 @@
-"""What a block of the port matrix is, and the rows of the matrix."""
+"""A block of the port matrix, and the rows of the matrix."""
 
 from __future__ import annotations
 
@@ -22,23 +22,12 @@ ROWS: dict[str, tuple[int, ...]] = {
     "conv 2d in groups": (2, 8, 7, 4),  # the same, 2 groups
     "conv 2d dilated": (2, 8, 7, 4),  # window (3, 3), stride 1, dilation 2, VALID
     "conv 3d": (2, 5, 4, 6, 3),  # 3 features, window (3, 3, 3), stride 1, SAME
-    "depthwise": (
-        2,
-        8,
-        7,
-        4,
-    ),  # 2 features for each one that comes in, window (3, 3), stride 1, VALID
-    "transposed 1d": (
-        2,
-        5,
-        4,
-    ),  # 4 features, window 3, stride 2, VALID (no padding in PyTorch's terms)
-    "transposed 2d": (
-        2,
-        5,
-        4,
-        4,
-    ),  # 4 features, window (3, 3), strides 2, SAME where the library has the word
+    # 2 features for each one that comes in, window (3, 3), stride 1, VALID
+    "depthwise": (2, 8, 7, 4),
+    # 4 features, window 3, stride 2, VALID (no padding in PyTorch's terms)
+    "transposed 1d": (2, 5, 4),
+    # 4 features, window (3, 3), strides 2, SAME where the library has the word
+    "transposed 2d": (2, 5, 4, 4),
     "embedding": (2, 6),  # integers below 7; 5 features
     "batch norm": (2, 5, 4, 6),  # epsilon 1e-5, momentum 0.9 (what is kept)
     "layer norm": (3, 5),  # epsilon 1e-5
@@ -79,18 +68,16 @@ class Block:
         model.build(jax.ShapeDtypeStruct(shape, x.dtype))
         rng = np.random.default_rng(seed)
         for variable in model.vars().subset("params").values():
-            drawn = (
-                rng.normal(size=variable.shape).astype(np.float32) * 0.5
-            )  # which every layer can hold
+            # In float32, which every layer can hold.
+            drawn = rng.normal(size=variable.shape).astype(np.float32) * 0.5
             variable.assign(jnp.asarray(drawn, variable.dtype))
         state = [
             v
             for v in model.vars().subset("state").values()
             if jnp.issubdtype(v.dtype, jnp.floating)
         ]
-        for _ in range(
-            3 if state else 0
-        ):  # whatever statistics there are, they come about as they do in training
+        # Whatever statistics there are come about as they do in training.
+        for _ in range(3 if state else 0):
             model(jnp.asarray(rng.normal(size=shape) * 2 + 1, state[0].dtype), training=True)
         for variable in state:  # some libraries keep statistics in float32 whatever is asked for
             variable.assign(variable.value.astype(jnp.float32).astype(variable.dtype))

@@ -25,9 +25,8 @@ def haiku(row: str, make: Callable[[], Callable[..., Any]], **keywords: Any) -> 
         pair = hk.transform_with_state(lambda x: function(x))
 
     def run(tree: Any, x: jax.Array) -> Any:
-        tree = jax.tree.map(
-            lambda a: a.astype(jnp.float64), tree
-        )  # an embedding is in float32 whatever is asked for
+        # An embedding is in float32 whatever is asked for.
+        tree = jax.tree.map(lambda a: a.astype(jnp.float64), tree)
         return pair.apply(*tree, None, x, **keywords)[0]
 
     return Block(row, lambda: pair, run)

@@ -18,9 +18,10 @@ layers = keras.layers
 def block(row: str, make: Callable[[], Any], *, exact: bool = True) -> Block:
     def run(tree: Any, x: jax.Array) -> Any:
         layer = make()
-        layer.build(ROWS[row]) if not isinstance(layer, SelfAttention) else layer(
-            jnp.zeros(ROWS[row])
-        )
+        if isinstance(layer, SelfAttention):
+            layer(jnp.zeros(ROWS[row]))
+        else:
+            layer.build(ROWS[row])
         layer.set_weights(tree)
         return jnp.asarray(layer(x, training=False))
 

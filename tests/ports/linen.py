@@ -15,9 +15,8 @@ OF: dict[str, Any] = {"param_dtype": jnp.float64}
 
 def linen(row: str, module: nn.Module, **keywords: Any) -> Block:
     def run(tree: Any, x: jax.Array) -> Any:
-        tree = jax.tree.map(
-            lambda a: a.astype(jnp.float64), tree
-        )  # statistics are in float32 whatever is asked for
+        # Statistics are in float32 whatever is asked for.
+        tree = jax.tree.map(lambda a: a.astype(jnp.float64), tree)
         return module.apply(tree, x, **keywords)
 
     return Block(row, lambda: module, run)

@@ -1,4 +1,4 @@
-"""PyTorch, of which there are only weights and results: `tests/data/make_torch_golden.py` has made them."""
+"""PyTorch, by the weights and results that `tests/data/make_torch_golden.py` has written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call on any number of devices: the same values, the same programs, no more traffic than by hand."""
+"""A call on any number of devices: same values and programs, no more traffic than by hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import copy
 import functools
 import pickle
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seqbridge as sb
+from helpers import run_python
 
 X = np.asarray(jax.random.normal(jax.random.key(0), (32, 6, 6, 1)))
 LABELS = np.arange(32) % 4
@@ -45,16 +44,16 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, P]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _as_haiku_needs_it() -> Any:
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+# Which Haiku's moving averages need.
+pytestmark = pytest.mark.usefixtures("usual_dtype_promotion")
 
 
 def mixed() -> sb.Sequential:
     return sb.Sequential([
-        nn.Conv(8, (3, 3), use_bias=False), nn.BatchNorm(momentum=0.9), nn.relu, lambda x: x.reshape(x.shape[0], -1),
-        functools.partial(hk.Linear, 16, with_bias=False), functools.partial(hk.BatchNorm, True, True, 0.9),
+        nn.Conv(8, (3, 3), use_bias=False), nn.BatchNorm(momentum=0.9), nn.relu,
+        lambda x: x.reshape(x.shape[0], -1),
+        functools.partial(hk.Linear, 16, with_bias=False),
+        functools.partial(hk.BatchNorm, True, True, 0.9),
         nn.Dropout(0.5), functools.partial(nn.leaky_relu, negative_slope=0.1),
         functools.partial(eqx.nn.Linear, 16, 8), functools.partial(nnx.Linear, 8, 8), nn.Dense(4),
         lambda x, keep=None: x if keep is None else x * keep[:, None],
@@ -396,8 +395,11 @@ def test_what_a_library_says_of_layouts_holds_where_rules_are_silent() -> None:
         names = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
         linear = nnx.Linear(4, 4, rngs=nnx.Rngs(0), kernel_init=names)
     model = sb.Sequential([
-        nn.Dense(4, kernel_init=init(None, "model")), nn.Dense(4, kernel_init=init("embed", "mlp", logical=True)),
-        nn.Dense(4, kernel_init=init("elsewhere", None)), linear, nn.Dense(4, kernel_init=init(None, "model")),
+        nn.Dense(4, kernel_init=init(None, "model")),
+        nn.Dense(4, kernel_init=init("embed", "mlp", logical=True)),
+        nn.Dense(4, kernel_init=init("elsewhere", None)),
+        linear,
+        nn.Dense(4, kernel_init=init(None, "model")),
     ]).build((None, 4))  # fmt: skip
     expected = model(ROWS)
 
@@ -420,7 +422,8 @@ def test_layers_that_name_an_axis_of_devices_run_as_they_are() -> None:
         names: dict[str, Any] = {} if axis is None else {"axis_name": axis}
         crossing = {} if axis is None else {"cross_replica_axis": axis}
         return sb.Sequential([
-            nn.BatchNorm(momentum=0.9, **names), functools.partial(hk.BatchNorm, True, True, 0.9, **crossing),
+            nn.BatchNorm(momentum=0.9, **names),
+            functools.partial(hk.BatchNorm, True, True, 0.9, **crossing),
             functools.partial(nnx.BatchNorm, 4, **names),
         ]).build((None, 4))  # fmt: skip
 
@@ -466,7 +469,7 @@ threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
 for step in range(2, 100):
     manager.save(step, args=ocp.args.StandardSave(model.variables))
 """
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    killed = run_python(code)
     assert killed.returncode == -9, killed.stderr
     model = (
         sb.Sequential([nn.Dense(2000)], seed=5)

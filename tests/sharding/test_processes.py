@@ -35,20 +35,45 @@ def raises(kind, text, call):
     else:
         raise AssertionError(text)
 
-raises(ValueError, "the processes give different numbers of rows: [[8], [4]]", lambda: sb.feed(mine[: 8 - 4 * rank]))
-raises(ValueError, "this process gives 3 rows, which can't be split evenly over its 4", lambda: sb.feed(mine[:3]))
+raises(
+    ValueError,
+    "the processes give different numbers of rows: [[8], [4]]",
+    lambda: sb.feed(mine[: 8 - 4 * rank]),
+)
+raises(
+    ValueError,
+    "this process gives 3 rows, which can't be split evenly over its 4",
+    lambda: sb.feed(mine[:3]),
+)
 
-call = sb.jit(lambda model, x, training: model(x, training=training), mesh=mesh, check_processes=True)
-same = sb.jit(lambda x, function: function(x), mesh=mesh, check_processes=True, static_argnames=["function"])
+checked = {"mesh": mesh, "check_processes": True}
+call = sb.jit(lambda model, x, training: model(x, training=training), **checked)
+same = sb.jit(lambda x, function: function(x), static_argnames=["function"], **checked)
 same(rows, function=lambda x: 2 * x)  # a function is the same in both, at whatever address
-raises(RuntimeError, "disagree on the random keys", lambda: same(jax.random.key(rank), function=abs))
+raises(
+    RuntimeError,
+    "disagree on the random keys",
+    lambda: same(jax.random.key(rank), function=abs),
+)
 before = [v.value for v in model.vars().values()]
-raises(RuntimeError, "disagree on the values that aren't arrays", lambda: call(model, rows, training=rank == 0))
-raises(RuntimeError, "disagree on the shapes", lambda: call(model, rows[: 16 - 8 * rank], training=True))
+raises(
+    RuntimeError,
+    "disagree on the values that aren't arrays",
+    lambda: call(model, rows, training=rank == 0),
+)
+raises(
+    RuntimeError,
+    "disagree on the shapes",
+    lambda: call(model, rows[: 16 - 8 * rank], training=True),
+)
 assert all(v.value is array for v, array in zip(model.vars().values(), before))
 call(model, sb.feed(mine), training=True)
 
-raises(RuntimeError, "is spread over several processes: save it by sb.Checkpoint", lambda: model.save(folder + "/one"))
+raises(
+    RuntimeError,
+    "is spread over several processes: save it by sb.Checkpoint",
+    lambda: model.save(folder + "/one"),
+)
 with sb.Checkpoint(folder + "/two", model=model) as checkpoint:
     checkpoint.save(0)
 """
@@ -56,7 +81,8 @@ with sb.Checkpoint(folder + "/two", model=model) as checkpoint:
 READER = """
 import hashlib, os, sys
 devices, folder = int(sys.argv[1]), sys.argv[2]
-os.environ["XLA_FLAGS"], os.environ["NPROC"] = f"--xla_force_host_platform_device_count={devices}", "16"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["NPROC"] = "16"
 import flax.linen as nn
 import jax
 import numpy as np

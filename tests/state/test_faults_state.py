@@ -1,4 +1,4 @@
-"""Faults of values: traces, errors in the middle of a call, assignments, threads, copies. All or nothing changes."""
+"""Faults of values: traces, errors inside calls, assignments, threads, copies. All or nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import seqbridge as sb
-from faults import Kept, Row, Table, X, bits, filled, name_of, scale
+from faults import Kept, Row, Table, X, filled, name_of
+from helpers import bits, equal, scale
 from seqbridge._sharding.placement import Placement
 from seqbridge._state import Locks
 from seqbridge._state.packing import pack, pack_of
@@ -34,10 +35,6 @@ table = Table()
 fault, design = table.fault, table.design
 KERNEL = r"\(Sequential\)\[0\]\(Dense\)\.kernel"
 BIAS = r"\(Sequential\)\[0\]\(Dense\)\.bias"
-
-
-def same(a: Any, b: Any) -> bool:
-    return bool(jnp.array_equal(a, b))
 
 
 def small() -> sb.Sequential:
@@ -105,14 +102,14 @@ fault(
 
 
 @design("a deep copy inside of a plain transform holds values")
-def _(model: sb.Sequential) -> None:
+def a_deep_copy_inside_of_a_transform_holds_values(model: sb.Sequential) -> None:
     copies: list[sb.Sequential] = []
     jax.jit(lambda x: copies.append(copy.deepcopy(model)) or x)(X)
-    assert same(copies[0](X, training=False), model(X, training=False))
+    assert equal(copies[0](X, training=False), model(X, training=False))
 
 
 @fault("a tracer in a list of the user's", Exception, "Leaked trace", "closed-over variable side")
-def _(model: sb.Sequential) -> None:
+def leak_a_tracer_into_a_list(model: sb.Sequential) -> None:
     side: list[Any] = []
     with jax.checking_leaks():
         sb.jit(sb.Sequential([lambda x: side.append(x) or x]))(X)
@@ -122,7 +119,7 @@ def _(model: sb.Sequential) -> None:
 
 
 def values(model: sb.Sequential) -> list[Any]:
-    """Of what a call in training changes: statistics and the stream of keys."""
+    """Return the bits of what a call in training changes: statistics and the stream of keys."""
     return [bits(v.value) for v in model.vars().subset(lambda v: v.kind != "params").values()]
 
 
@@ -204,7 +201,11 @@ def interrupted(
     writing: set[str] | None,
     handler: Callable[[], Any] = control_c,
 ) -> bool:
-    """Ctrl-C before a line, by its number among those that run of some functions of the library; None: of JAX."""
+    """Run a function with Ctrl-C before one line; return whether that line was reached.
+
+    `at` is its number among the lines that run of the library's functions called `writing`; None:
+    among those that run of JAX.
+    """
     lines = itertools.count()
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
@@ -243,7 +244,7 @@ def quick() -> sb.PureLayer:
 
 
 def test_control_c_between_any_two_lines_changes_all_or_nothing() -> None:
-    """At each line of what writes variables in turn, for calls of each kind."""
+    """Ctrl-C comes at each line that writes variables in turn, for calls of each kind."""
     writing = {"commit", "_write", "store", "_donating", "donate", "values"}
     for way in ("eager", "compiled", "compiled and donated", "gradients"):
         model = sb.Sequential([quick(), quick()]).build((2, 3))
@@ -261,7 +262,7 @@ def test_control_c_between_any_two_lines_changes_all_or_nothing() -> None:
 
 
 def test_control_c_inside_of_jax_loses_no_array_that_was_donated() -> None:
-    """Once a program is compiled, JAX makes no object in Python after it has run: not of the key of a stream either."""
+    """After a compiled program has run, JAX makes no object in Python, even of stream keys."""
     model = sb.Sequential([nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3))
     step = sb.jit(model, donate=True)
     step(X, training=True)
@@ -308,7 +309,7 @@ ROW = jnp.linspace(1.0, 2.0, 3)
 
 
 def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
-    """In which case the next build makes what the first would have made."""
+    """After that the next build makes what the first would have made."""
     placement = Placement(jax.make_mesh((1,), ("data",)))
     wanted = {
         name: bits(v.value)
@@ -322,7 +323,7 @@ def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
         at = 0
         for at in itertools.count():
             model = sb.Sequential([quick(), quick()])
-            model._placement = placement
+            model.mesh_placement = placement
             stopped = interrupted(partial(build, model), at, {"take", "_fill", "_place", "_build"})
             assert len({(layer.built, len(layer.vars())) for layer in model}) == 1, (
                 f"line {at}: a part is built"
@@ -343,7 +344,7 @@ def test_a_build_that_fails_takes_no_initial_values_away() -> None:
     bomb.loaded = None
     twin = sb.Sequential([nn.Dense(3), Bomb(), nn.Dense(3)]).build((2, 3))
     for name, variable in model.build((2, 3)).vars().items():
-        assert same(variable.value, twin.vars()[name].value)
+        assert equal(variable.value, twin.vars()[name].value)
 
 
 def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> None:
@@ -383,8 +384,8 @@ def test_control_c_while_an_optimizer_follows_an_edit_keeps_its_state() -> None:
         step = partial(optimizer.update, dict.fromkeys(model.vars().subset("params"), ROW))
         stopped = interrupted(step, at, functions)
         state = optimizer.vars()["(Optimizer).(Sequential)[0](quick).w"].value
-        assert same(state, 2 * ROW if same(model[0].w.value, 3 * ROW) else ROW)
-        assert same(model[0].w.value, 3 * ROW) or same(model[0].w.value, ROW)
+        assert equal(state, 2 * ROW if equal(model[0].w.value, 3 * ROW) else ROW)
+        assert equal(model[0].w.value, 3 * ROW) or equal(model[0].w.value, ROW)
         if not stopped:
             break
     assert at > 20
@@ -404,7 +405,7 @@ def test_control_c_while_a_model_is_packed_or_laid_out_changes_no_value() -> Non
         for at in itertools.count():
             stopped = interrupted(partial(work, model), at, functions)
             assert [bits(v.value) for v in model.vars().values()] == before
-            assert same(compiled(model, ROW), out)
+            assert equal(compiled(model, ROW), out)
             if not stopped:
                 break
             for variable in model.vars().values():
@@ -414,7 +415,7 @@ def test_control_c_while_a_model_is_packed_or_laid_out_changes_no_value() -> Non
 
 
 def elsewhere(function: Callable[[], Any]) -> Any:
-    """What a function returns in another thread; None: it hangs."""
+    """Return what a function returns in another thread; None: it hangs."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
@@ -441,7 +442,7 @@ def failing(x: Any) -> Any:
 
 
 @design("an error while the program runs changes nothing, and with donation says what is gone")
-def _() -> None:
+def an_error_at_run_time_changes_nothing_or_names_what_is_gone() -> None:
     model = filled(
         sb.Sequential([nn.BatchNorm(), lambda x, fail=False: failing(x) if fail else x]).build(
             (2, 3)
@@ -452,10 +453,12 @@ def _() -> None:
         with pytest.raises(Exception, match="the device says no"):
             run(X, training=True, fail=True)
         kept.check()
-    good = {
-        name: np.array(array) for name, array in model.vars().tensors().items()
-    }  # a view would keep the arrays
-    gone = r"the arrays of \(Sequential\)\[0\]\(BatchNorm\)\.mean, .*\.var were donated and are gone: assign them, or load"
+    # Copies: a view would keep the arrays.
+    good = {name: np.array(array) for name, array in model.vars().tensors().items()}
+    gone = (
+        r"the arrays of \(Sequential\)\[0\]\(BatchNorm\)\.mean, .*\.var were donated and are gone: "
+        "assign them, or load"
+    )
     for run in (
         lambda: sb.jit(model, donate=True)(X, training=True, fail=True),
         lambda: model(X, training=False),
@@ -499,7 +502,7 @@ def failing_step(model: sb.Sequential, **how: Any) -> Callable[[bool], Any]:
 
 
 @design("what was lost by a donated step comes back by a load and by any assignment")
-def _(folder: Path) -> None:
+def a_load_or_an_assignment_restores_what_was_donated(folder: Path) -> None:
     for how in ({"donate": True}, {"donate": True, "pack": True}):
         model = filled(
             sb.Sequential([nn.Dense(3), nn.BatchNorm(momentum=0.5), nn.Dropout(0.5)]).build((2, 3))
@@ -541,19 +544,19 @@ def _(folder: Path) -> None:
     "invalid start byte",
     r"layer \[1\] function",
 )
-def _() -> None:
+def raise_an_error_with_a_constructor_of_its_own() -> None:
     sb.Sequential([scale, lambda x: b"\xff".decode()])(X)
 
 
 @design("a layer that catches its own errors is left alone")
-def _() -> None:
+def a_layer_may_catch_its_own_errors() -> None:
     def careful(x: Any) -> Any:
         try:
             raise ValueError("caught")
         except ValueError:
             return 2 * x
 
-    assert same(sb.Sequential([careful])(X), 2 * X)
+    assert equal(sb.Sequential([careful])(X), 2 * X)
 
 
 RECURSIVE: dict[str, Any] = {}
@@ -564,7 +567,7 @@ RECURSIVE: dict[str, Any] = {}
     RecursionError,
     r"in layer \[1\] function <lambda>; inputs: float32\[2,3\]$",
 )
-def _() -> None:
+def call_the_model_from_its_own_layer() -> None:
     RECURSIVE["model"] = model = sb.Sequential(
         [nn.BatchNorm(), lambda x: RECURSIVE["model"](x, training=True)]
     )
@@ -574,9 +577,8 @@ def _() -> None:
         with pytest.raises(RecursionError) as caught:
             model(X, training=True)
         notes = caught.value.__notes__
-        assert len(set(notes)) == len(
-            notes
-        )  # each once, however often the layer was in the middle of a call
+        # Each once, however often the layer was in the middle of a call.
+        assert len(set(notes)) == len(notes)
         raise caught.value
     finally:
         assert model[0].mean.value is before
@@ -595,14 +597,14 @@ fault(
     "nan",
     r"layer \[1\] function <lambda>",
 )
-def _() -> None:
+def return_nan_under_debug_nans() -> None:
     model = sb.Sequential([jnp.abs, lambda x: jnp.log(-x)])
     with jax.debug_nans(True):
         model(X + 2)
 
 
 @design("a model called twice in one trace goes through its state twice")
-def _() -> None:
+def two_calls_in_one_trace_change_the_state_twice() -> None:
     model, twin = small(), small()
     sb.jit(lambda model, x: (model(x, training=True), model(2 * x, training=True)))(model, X)
     twin(X, training=True)
@@ -614,7 +616,7 @@ def _() -> None:
 
 
 @design("a call inside of remat, of a nested jit and around a custom derivative")
-def _() -> None:
+def calls_compose_with_remat_jit_and_custom_derivatives() -> None:
     @jax.custom_vjp
     def double(x: Any) -> Any:
         return 2 * x
@@ -626,9 +628,9 @@ def _() -> None:
         return model(x).sum()
 
     wanted = sb.grad(loss)(model, X)
-    assert same(wanted["(Sequential)[0](Dense).bias"], jnp.full(3, 10.0))
+    assert equal(wanted["(Sequential)[0](Dense).bias"], jnp.full(3, 10.0))
     for way in (sb.remat(loss), sb.jit(loss), sb.jit(sb.remat(sb.jit(loss)))):
-        assert all(same(a, wanted[name]) for name, a in sb.grad(way)(model, X).items())
+        assert all(equal(a, wanted[name]) for name, a in sb.grad(way)(model, X).items())
 
 
 # Assignments. Shardings: test_devices.py.
@@ -686,7 +688,7 @@ fault("a list of numbers for uint8", TypeError, "can't assign numbers that are t
     ValueError,
     f"{BIAS} can't be assigned an array that is deleted: it was donated",
 )
-def _(model: sb.Sequential) -> None:
+def assign_an_array_that_was_donated(model: sb.Sequential) -> None:
     array = jnp.ones(3)
     array.delete()
     model[0].bias.assign(array)
@@ -798,7 +800,7 @@ fault(
 @fault(
     "a step on a loop's own name", TypeError, r"leave the variable as it is: write `v\.value -= x`"
 )
-def _(model: sb.Sequential) -> None:
+def subtract_in_place_from_a_loop_variable(model: sb.Sequential) -> None:
     for v in model.vars().subset("params").values():
         v -= 0.1
 
@@ -814,7 +816,7 @@ fault(
 
 
 @design("a number is cast to the variable's dtype, and is not weak")
-def _() -> None:
+def an_assigned_number_is_cast_and_not_weak() -> None:
     traces: list[Any] = []
     variable = sb.Variable(jnp.zeros(()), name="v")
     read = sb.jit(lambda v, x: traces.append(0) or v + x)
@@ -826,7 +828,7 @@ def _() -> None:
 
 
 @design("numbers that are none are values")
-def _() -> None:  # see above for `jax.debug_nans`
+def nan_can_be_assigned() -> None:  # see above for `jax.debug_nans`
     model = small()
     model[0].bias.assign(jnp.full(3, jnp.nan))
     assert jnp.isnan(model[0].bias.value).all()
@@ -836,7 +838,8 @@ def _() -> None:  # see above for `jax.debug_nans`
 
 
 @design("two threads that call one model both change it, and a third saves one moment")
-def _(folder: Path) -> None:  # at length: test_transforms.py, test_saving.py
+def threads_that_call_and_save_see_whole_states(folder: Path) -> None:
+    # At length: test_transforms.py, test_saving.py.
     count = sb.Sequential([Count()]).build((2, 3))
     pair = count.vars()
     barrier = threading.Barrier(3)
@@ -875,7 +878,7 @@ class Count(nn.Module):
 
 
 @design("a call sees the weights of one file or of the other while another thread loads")
-def _(folder: Path) -> None:
+def a_call_sees_the_weights_of_one_file_during_a_load(folder: Path) -> None:
     ones, twos = (jnp.full(3, n) for n in (1.0, 2.0))
     model = sb.Sequential([lambda x, a=ones, b=ones: (a - b) + x * 0])
     model.save(folder / "ones")
@@ -903,7 +906,7 @@ def _(folder: Path) -> None:
 
 
 @design("a pickle is of NumPy arrays, so that another JAX reads it, and a process that is spawned")
-def _() -> None:  # in another process: test_list.py
+def a_pickle_holds_arrays_of_numpy() -> None:  # in another process: test_list.py
     model = small()
     data = pickle.dumps(model)
     names = [
@@ -913,7 +916,7 @@ def _() -> None:  # in another process: test_list.py
     ]
     assert "numpy" in " ".join(map(str, names))
     assert not [name for name in names if str(name).startswith(("jax._src", "jaxlib"))]
-    assert same(pickle.loads(data)(X, training=False), model(X, training=False))
+    assert equal(pickle.loads(data)(X, training=False), model(X, training=False))
 
 
 fault(
@@ -927,7 +930,7 @@ fault(
 
 
 @design("a deep copy has the same functions and other variables")
-def _() -> None:
+def a_deep_copy_shares_functions_and_no_variables() -> None:
     model = sb.Sequential([jnp.sin, nn.Dense(3)]).build((2, 3))
     made = copy.deepcopy(model)
     assert made[0].entry is jnp.sin
@@ -936,7 +939,7 @@ def _() -> None:
 
 
 @design("a frozen copy that is gone leaves the stream of keys its name and its lock")
-def _() -> None:
+def a_frozen_copy_that_is_gone_leaves_the_stream_alone() -> None:
     model = small()
     stream = model.vars()["(Sequential).rng"]
     lock = stream.lock
@@ -951,7 +954,7 @@ def _() -> None:
 
 
 @design("a compiled function keeps no model alive")
-def _() -> None:
+def a_compiled_function_keeps_no_model_alive() -> None:
     predict = sb.jit(lambda model, x: model(x))
     model = sb.Sequential([jnp.tanh])
     predict(model, X)
@@ -962,7 +965,7 @@ def _() -> None:
 
 
 @design("what was handed out is gone after a step that donates, and the model isn't")
-def _() -> None:
+def a_donating_step_invalidates_what_was_handed_out() -> None:
     model = small()
     mean = model[1].mean.value
     step = sb.jit(model)
@@ -976,7 +979,7 @@ def _() -> None:
 
 
 @design("one array in two variables is donated once")
-def _() -> None:
+def one_array_in_two_variables_is_donated_once() -> None:
     array = jnp.ones(3)
     a, b = (sb.Variable(array, kind="state", name=name) for name in "ab")
     sb.jit(lambda a, b: (a.assign(a + 1), b.assign(b + 2)), donate=True)(a, b)
@@ -986,7 +989,7 @@ def _() -> None:
 @design(
     "an array of NumPy that was assigned is the caller's own, and so is a dict that was handed out"
 )
-def _() -> None:
+def arrays_and_dicts_of_the_caller_are_copied() -> None:
     model = small()
     mine = np.zeros(3, np.float32)
     model[0].bias.assign(mine)

@@ -1,4 +1,4 @@
-"""Memory: what isn't used any more is gone, at once where nothing else is in the way, and nothing grows.
+"""Memory: what isn't used any more is freed, mostly at once, and nothing grows.
 
 In processes of their own, where nobody else's arrays are counted. Each says what it has counted;
 nothing is timed.
@@ -7,10 +7,10 @@ nothing is timed.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from typing import Any
+
+from helpers import run_python
 
 COMMON = """
 import gc, json, os, sys, tempfile, warnings, weakref
@@ -30,7 +30,10 @@ import seqbridge as sb
 X = jnp.ones((4, 3))
 
 def make(seed=0):
-    layers = [nn.Dense(4), nn.BatchNorm(), partial(hk.Linear, 4), partial(eqx.nn.Linear, 4, 2), nn.Dropout(0.5)]
+    layers = [
+        nn.Dense(4), nn.BatchNorm(), partial(hk.Linear, 4), partial(eqx.nn.Linear, 4, 2),
+        nn.Dropout(0.5),
+    ]
     return sb.Sequential(layers, seed=seed).build((4, 3))
 
 def small(seed=0):
@@ -58,14 +61,13 @@ SLACK = 24
 
 
 def run(code: str) -> Any:
-    text = COMMON + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    done = run_python(COMMON + textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def assert_same(before: dict[str, float], after: dict[str, float], slack: int = SLACK) -> None:
-    """No more arrays and objects, not one; and resident memory within what allocators do."""
+def assert_no_more(before: dict[str, float], after: dict[str, float], slack: int = SLACK) -> None:
+    """Check that there is no array or object more, and no more memory than allocators keep."""
     assert after["arrays"] <= before["arrays"]
     assert after["objects"] <= before["objects"]
     assert after["resident"] <= before["resident"] + slack
@@ -99,7 +101,7 @@ def test_ten_thousand_steps_hold_what_one_holds() -> None:
     counts = run(STEPS)
     assert len(counts) == 8
     for before, after in zip(counts[::2], counts[1::2], strict=True):
-        assert_same(before, after)
+        assert_no_more(before, after)
         assert after["programs"] <= 2  # of what isn't packed yet, and of what is
 
 
@@ -146,7 +148,7 @@ for i in range(1000):
 def test_a_thousand_edits_of_a_model_leave_nothing_behind() -> None:
     counts = run(EDITS)
     assert len(counts) == 10
-    assert_same(counts[3], counts[-1])
+    assert_no_more(counts[3], counts[-1])
     assert all(found["programs"] <= 64 for found in counts)
 
 
@@ -183,9 +185,8 @@ for i in range(200):
 def test_two_hundred_models_come_and_go() -> None:
     counts = run(MODELS)
     assert len(counts) == 10
-    assert_same(
-        counts[4], counts[-1], 150
-    )  # JAX keeps what it has traced, some hundred kilobytes a model, up to a limit
+    # JAX keeps what it has traced, some hundred kilobytes a model, up to a limit.
+    assert_no_more(counts[4], counts[-1], 150)
     assert all(found["programs"] <= 64 for found in counts)
 
 
@@ -248,7 +249,7 @@ for name, use in uses.items():
 
 
 def test_a_model_that_is_dropped_is_gone_at_once() -> None:
-    """No cycle holds its arrays: they would stay on the device until Python looks for cycles, which may take long."""
+    """No cycle holds its arrays, which would stay on the device until Python looks for cycles."""
     counts = run(DROPPED)
     assert len(counts) == 19
     assert [found for found in counts if found["objects"] or found["arrays"] > 0] == []
@@ -279,7 +280,9 @@ entries = {
     "Keras, built": lambda: built(keras.layers.Dense(2)),
     "Keras, frozen": frozen,
     "Keras, random": lambda: keras.layers.Dropout(0.5),
-    "a Keras model": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]),
+    "a Keras model": lambda: keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]
+    ),
     "a function": lambda: lambda x, w=jnp.ones((3, 2)): x @ w,
 }
 
@@ -287,7 +290,7 @@ def live(make):
     entry = make()
     model = sb.Sequential([entry]).build((4, 3))
     model(X, training=True)
-    dead = [weakref.ref(model), weakref.ref(model[0]), *(weakref.ref(v) for v in model.vars().values())]
+    dead = [weakref.ref(o) for o in (model, model[0], *model.vars().values())]
     if isinstance(entry, keras.Layer | nnx.Module):
         dead.append(weakref.ref(entry))
     return dead
@@ -302,7 +305,8 @@ for again in (False, True):  # the first time, it is compiled, and what was comp
     dead = {name: live(make) for name, make in entries.items()}
     collect()
     left = {name: sum(ref() is not None for ref in refs) for name, refs in dead.items()}
-print(json.dumps({"arrays": len(jax.live_arrays()) - before, "left": {n: count for n, count in left.items() if count}}))
+left = {name: count for name, count in left.items() if count}
+print(json.dumps({"arrays": len(jax.live_arrays()) - before, "left": left}))
 """
 
 

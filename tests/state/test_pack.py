@@ -1,4 +1,4 @@
-"""`sb.jit(pack=True)`: small variables travel in a few arrays, and nobody can tell from what they read."""
+"""`sb.jit(pack=True)`: small variables travel in a few arrays, and read as they did before."""
 
 from __future__ import annotations
 
@@ -24,30 +24,18 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 import seqbridge as sb
+from helpers import assert_close, predict, train_step, values_of
 
 X = jnp.array([[1.0, -2.0], [3.0, 4.0], [-5.0, 6.0], [0.5, 2.0]])
 
 
-def close(a: Any, b: Any) -> None:
-    chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-6)
-
-
 def mixed() -> sb.Sequential:
     entries = [
-        nn.Dense(4), nn.BatchNorm(momentum=0.5), nn.relu, nn.Dropout(0.5), functools.partial(hk.Linear, 3),
-        functools.partial(nnx.BatchNorm, 3), functools.partial(jnp.multiply, jnp.array([[1.0, 2.0, 3.0]])),
+        nn.Dense(4), nn.BatchNorm(momentum=0.5), nn.relu, nn.Dropout(0.5),
+        functools.partial(hk.Linear, 3), functools.partial(nnx.BatchNorm, 3),
+        functools.partial(jnp.multiply, jnp.array([[1.0, 2.0, 3.0]])),
     ]  # fmt: skip
     return sb.Sequential(entries, seed=1).build((4, 2))
-
-
-def train(model: Any, optimizer: Any, x: Any) -> Any:
-    loss, grads = sb.value_and_grad(lambda model: (model(x, training=True) ** 2).mean())(model)
-    optimizer.update(grads)
-    return loss
-
-
-def predict(model: Any, x: Any) -> Any:
-    return model(x, training=False)
 
 
 def pairs() -> list[tuple[sb.Sequential, sb.Optimizer]]:
@@ -59,27 +47,23 @@ def arrays_passed(step: Any, *args: Any) -> int:
     return len(jax.tree.leaves(step.lower(*args).args_info))
 
 
-def values(*holders: Any) -> list[Any]:
-    arrays = [v.value for holder in holders for v in holder.vars().values()]
-    return [
-        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
-        for a in arrays
-    ]
+def values(*holders: Any) -> list[np.ndarray]:
+    """Return copies of the values of the variables of all holders."""
+    return [array for holder in holders for array in values_of(holder)]
 
 
 @pytest.mark.parametrize("donate", [False, True])
 def test_training_is_the_same_and_passes_few_arrays(donate: bool) -> None:
     (model, optimizer), (other, its) = pairs()
-    packed, plain = sb.jit(train, pack=True, donate=donate), sb.jit(train, donate=donate)
+    packed, plain = sb.jit(train_step, pack=True, donate=donate), sb.jit(train_step, donate=donate)
     for _ in range(4):
-        close(packed(model, optimizer, X), plain(other, its, X))
-        close(values(model, optimizer), values(other, its))
+        assert_close(packed(model, optimizer, X), plain(other, its, X))
+        assert_close(values(model, optimizer), values(other, its))
     # parameters, statistics, the stream of keys, moments, the batch
     assert arrays_passed(packed, model, optimizer, X) == 5
     assert arrays_passed(plain, other, its, X) == len(model.vars()) + len(optimizer.vars()) + 1
-    close(
-        sb.jit(predict)(model, X), sb.jit(predict)(other, X)
-    )  # whoever doesn't ask for it has it, too
+    # A call that doesn't ask for it takes the packed arrays, too.
+    assert_close(sb.jit(predict)(model, X), sb.jit(predict)(other, X))
     assert arrays_passed(sb.jit(predict), model, X) == 4
 
 
@@ -99,24 +83,24 @@ def test_the_program_computes_the_same() -> None:
 
 def test_a_packed_variable_is_read_and_assigned_like_any_other() -> None:
     (model, optimizer), (other, its) = pairs()
-    packed, plain = sb.jit(train, pack=True, donate=True), sb.jit(train)
+    packed, plain = sb.jit(train_step, pack=True, donate=True), sb.jit(train_step)
     packed(model, optimizer, X)
     plain(other, its, X)
     held = model[0].kernel.value
     for m in (model, other):
         m[0].kernel.assign(m[0].kernel * 2)
         m[4].w.value = jnp.ones((4, 3))
-    close(model[0].kernel.value, 2 * held)
-    close(packed(model, optimizer, X), plain(other, its, X))
+    assert_close(model[0].kernel.value, 2 * held)
+    assert_close(packed(model, optimizer, X), plain(other, its, X))
     assert not held.is_deleted()  # the array that was read isn't the one that was donated
-    close(values(model, optimizer), values(other, its))
+    assert_close(values(model, optimizer), values(other, its))
     assert str(model.vars()) == str(other.vars())
     assert model[0].kernel.name == "(Sequential)[0](Dense).kernel"
     with pytest.raises(ValueError, match=r"kernel has shape \(2, 4\)"):
         model[0].kernel.assign(jnp.ones(3))
     with pytest.raises(TypeError, match="takes an array"):
         model[0].kernel.assign("no array")
-    close(values(model), values(other))
+    assert_close(values(model), values(other))
 
 
 def test_large_and_odd_variables_keep_their_own_arrays() -> None:
@@ -130,7 +114,7 @@ def test_large_and_odd_variables_keep_their_own_arrays() -> None:
 
 def test_saving_copying_and_loading(tmp_path: Path) -> None:
     (model, optimizer), (other, its) = pairs()
-    packed, plain = sb.jit(train, pack=True, donate=True), sb.jit(train)
+    packed, plain = sb.jit(train_step, pack=True, donate=True), sb.jit(train_step)
     packed(model, optimizer, X)
     plain(other, its, X)
     model.save(tmp_path / "model.safetensors")
@@ -138,19 +122,19 @@ def test_saving_copying_and_loading(tmp_path: Path) -> None:
     at_copy = jax.tree.map(np.asarray, values(other, its))
     weights = mixed().build((4, 2))
     weights.load(tmp_path / "model.safetensors")
-    close(values(weights), values(other))
+    assert_close(values(weights), values(other))
     packed(model, optimizer, X)
     plain(other, its, X)
-    close(values(twin, its_twin), at_copy)
+    assert_close(values(twin, its_twin), at_copy)
     packed(twin, its_twin, X)
-    close(values(twin, its_twin), values(other, its))
+    assert_close(values(twin, its_twin), values(other, its))
     model.load(tmp_path / "model.safetensors")
-    close(values(model), values(weights))
+    assert_close(values(model), values(weights))
     model.assign(other.variables)
-    close(model.variables, other.variables)
+    assert_close(model.variables, other.variables)
     plain_copy = pickle.loads(pickle.dumps(sb.Sequential([nn.Dense(2)]).build((4, 2))))
     sb.jit(predict, pack=True)(plain_copy, X)
-    close(pickle.loads(pickle.dumps(plain_copy)).variables, plain_copy.variables)
+    assert_close(pickle.loads(pickle.dumps(plain_copy)).variables, plain_copy.variables)
 
 
 def test_a_program_that_fails_changes_nothing() -> None:
@@ -165,7 +149,7 @@ def test_a_program_that_fails_changes_nothing() -> None:
     before = values(model)
     with pytest.raises(KeyError):
         step(model, X, fail=True)
-    close(values(model), before)
+    assert_close(values(model), before)
 
 
 def test_models_that_share_layers_settle() -> None:
@@ -181,20 +165,20 @@ def test_models_that_share_layers_settle() -> None:
             step(model, X)
     encoder[0].kernel.assign(encoder[0].kernel * 2)
     for model in (encoder, first, second):
-        close(step(model, X), model(X))
+        assert_close(step(model, X), model(X))
 
 
 def test_edits_repack_and_dead_variables_go() -> None:
     (model, optimizer), (other, its) = pairs()
-    packed, plain = sb.jit(train, pack=True, donate=True), sb.jit(train)
+    packed, plain = sb.jit(train_step, pack=True, donate=True), sb.jit(train_step)
     for i in range(2):
-        close(packed(model, optimizer, X), plain(other, its, X))
+        assert_close(packed(model, optimizer, X), plain(other, its, X))
         for m in (model, other):
             m[4] = functools.partial(hk.Linear, 3)
             m.append(nn.Dense(i + 1))
     packed(model, optimizer, X)
     plain(other, its, X)
-    close(values(model, optimizer), values(other, its))
+    assert_close(values(model, optimizer), values(other, its))
     assert arrays_passed(packed, model, optimizer, X) == 5
 
 
@@ -205,41 +189,41 @@ def test_inside_other_transforms_and_other_programs() -> None:
     inner(other, X)
     outer = sb.jit(lambda model, x: sb.value_and_grad(lambda model: inner(model, x))(model))
     expected = sb.value_and_grad(lambda model: model(X, training=True).sum())(other)
-    close(outer(model, X), expected)
-    close(values(model), values(other))
-    close(jax.jit(lambda x: model(x, training=False))(X), predict(other, X))
+    assert_close(outer(model, X), expected)
+    assert_close(values(model), values(other))
+    assert_close(jax.jit(lambda x: model(x, training=False))(X), predict(other, X))
     with pytest.raises(RuntimeError, match=r"sb\.jit"):
         jax.jit(lambda x: model(x, training=True))(X)
     with pytest.raises(RuntimeError, match=r"sb\.jit"):
         jax.jit(lambda x: inner(model, x))(X)
-    close(values(model), values(other))
+    assert_close(values(model), values(other))
 
 
 def test_a_first_call_inside_another_program() -> None:
     model, other = mixed(), mixed()
     inner = sb.jit(lambda model, x: model(x, training=True).sum(), pack=True)
     outer = sb.jit(lambda model, x: inner(model, x))
-    close(outer(model, X), other(X, training=True).sum())
-    close(inner(model, X), other(X, training=True).sum())
-    close(values(model), values(other))
+    assert_close(outer(model, X), other(X, training=True).sum())
+    assert_close(inner(model, X), other(X, training=True).sum())
+    assert_close(values(model), values(other))
     assert arrays_passed(inner, model, X) == 4
 
 
 def test_on_a_mesh() -> None:
     (model, optimizer), (other, its) = pairs()
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    local = sb.jit(train, pack=True)
-    spread, plain = sb.jit(train, mesh=mesh, pack=True, donate=True), sb.jit(train)
-    close(local(model, optimizer, X), plain(other, its, X))  # packed on one device first
+    local = sb.jit(train_step, pack=True)
+    spread, plain = sb.jit(train_step, mesh=mesh, pack=True, donate=True), sb.jit(train_step)
+    assert_close(local(model, optimizer, X), plain(other, its, X))  # packed on one device first
     for _ in range(2):
-        close(spread(model, optimizer, X), plain(other, its, X))
+        assert_close(spread(model, optimizer, X), plain(other, its, X))
         chex.assert_trees_all_close(
             values(model, optimizer), values(other, its), rtol=1e-4, atol=1e-5
         )
     assert arrays_passed(spread, model, optimizer, X) == 5
     model.shard(mesh, {r"Dense.*kernel": PartitionSpec(None, "data")})
     for _ in range(2):
-        close(spread(model, optimizer, X), plain(other, its, X))
+        assert_close(spread(model, optimizer, X), plain(other, its, X))
         chex.assert_trees_all_close(
             values(model, optimizer), values(other, its), rtol=1e-4, atol=1e-5
         )
@@ -280,7 +264,7 @@ STEPS = (
 @given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=8), st.integers(0, 3))
 def test_whatever_happens_it_is_the_unpacked_model(steps: list[str], position: int) -> None:
     both = pairs()
-    training = sb.jit(train, pack=True), sb.jit(train)
+    training = sb.jit(train_step, pack=True), sb.jit(train_step)
     calling = sb.jit(predict, pack=True), sb.jit(predict)
     saved = both[1][0].variables["params"]
     for n, step in enumerate(steps):
@@ -308,6 +292,6 @@ def test_whatever_happens_it_is_the_unpacked_model(steps: list[str], position: i
             elif step == "copy":
                 both[i] = copy.deepcopy((model, optimizer))
         if results:
-            close(*results)
-        close(*(values(*pair) for pair in both))
+            assert_close(*results)
+        assert_close(*(values(*pair) for pair in both))
         assert list(both[0][1].vars()) == list(both[1][1].vars())

@@ -28,8 +28,7 @@ from safetensors.numpy import load_file
 
 import seqbridge as sb
 from seqbridge._export import snapshot as _neutral
-from seqbridge._layers import module_tree as _structure
-from seqbridge._model import layer_list as _list
+from seqbridge._layers import layer_list as _list
 from seqbridge._model import sequential as _sequential
 from seqbridge._port import plan as _plan
 from seqbridge._state import packing as _pack
@@ -69,7 +68,7 @@ class Lock:
 
 
 class Gate:
-    """Where the first of two threads stops, once, until the second is done or waits."""
+    """A place where the first of two threads stops, once, until the second is done or waits."""
 
     thread: threading.Thread | None = None
 
@@ -106,7 +105,7 @@ def gate(x: Any) -> Any:
 
 
 def counter() -> sb.PureLayer:
-    """Counts its calls in training, twice."""
+    """Return a layer that counts its calls in training, twice."""
 
     def init(key: Any, x: Any) -> Any:
         return {"state": {"a": jnp.zeros(()), "b": jnp.zeros(())}}
@@ -128,8 +127,8 @@ def made() -> sb.Sequential:
 def locked(model: sb.Sequential, lock: Any) -> None:
     for variable in model.vars().values():
         variable.lock = lock
-    for part in (model, *model._lists()):
-        part._lock = lock
+    for part in (model, *model.nested_models()):
+        part.edit_lock = lock
     version.bump()
 
 
@@ -140,7 +139,7 @@ def train(model: Any, x: Any) -> Any:
 def together(
     first: Callable[[], Any], second: Callable[[], Any], lock: Any = None, gate: Gate = GATE
 ) -> bool:
-    """Starts the second when the first has stopped inside. Returns whether the first has stopped at all."""
+    """Start the second when the first has stopped inside. Return whether the first has stopped."""
     errors: list[BaseException] = []
 
     def run(function: Callable[[], Any], after: Callable[[], Any]) -> None:
@@ -238,31 +237,44 @@ WAYS = {
     "gradients": Way(lambda model, _: sb.value_and_grad(train)(model, X), one_more),
     "rematerialized": Way(lambda model, _: sb.remat(train)(model, X), one_more),
     "scanned": Way(
-        lambda model, _: sb.scan(lambda c, x: (c, train(model, x)), None, X[None], vars=model), one_more
+        lambda model, _: sb.scan(lambda c, x: (c, train(model, x)), None, X[None], vars=model),
+        one_more,
     ),
-    "mapped": Way(lambda model, _: sb.vmap(lambda m, x: m(x[None], training=False), in_axes=(None, 0))(model, X)),
+    "mapped": Way(
+        lambda model, _: sb.vmap(lambda m, x: m(x[None], training=False), in_axes=(None, 0))(
+            model, X
+        )
+    ),
     "saved": Way(saved, stop=(_saving, "_stored", True)),
-    "loaded": Way(lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "fit", False)),
+    "loaded": Way(
+        lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "fit", False)
+    ),
     "assigned": Way(assigned, lambda n: 100.0, (_collection, "cast", False)),
     "assigned, pure": Way(lambda model, _: model.assign(PURE), lambda n: 30.0),
     "copied": Way(lambda model, _: counts(copy.deepcopy(model)), stop=(jnp, "copy", False)),
     "frozen": Way(lambda model, _: sb.freeze(model, (2, 3)), stop=(_neutral, "_copy", False)),
     "variables": Way(lambda model, _: list(model.variables["state"].values())),
-    "tensors": Way(lambda model, _: [a for n, a in model.vars().tensors().items() if "counter" in n]),
+    "tensors": Way(
+        lambda model, _: [a for n, a in model.vars().tensors().items() if "counter" in n]
+    ),
     "pickled": Way(pickled),
     "read": Way(read),
     "summarized": Way(lambda model, _: str(model.summary())),
     "shown": Way(lambda model, _: (repr(model), str(model.vars()))),
-    "laid out": Way(lambda model, _: model.shard(MESH), stop=(_structure, "put", False)),
+    "laid out": Way(lambda model, _: model.shard(MESH), stop=(_list, "put", False)),
     "appended": Way(lambda model, _: model.append(jnp.tanh), stop=(_list, "share", True), version=1),
-    "added": Way(lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]), stop=(_list, "share", True), version=1),
+    "added": Way(
+        lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]),
+        stop=(_list, "share", True),
+        version=1,
+    ),
     "sliced": Way(lambda model, _: model[:1] * 2),
 }  # fmt: skip
 STOPPING = [name for name, way in WAYS.items() if way.stop is not None or way.effect is one_more]
 
 
 def outcome(model: sb.Sequential, folder: Path, names: tuple[str, str], lock: Any) -> str:
-    """What is wrong after two threads have done it; nothing, if all is well."""
+    """Return what is wrong after two threads have done it; nothing, if all is well."""
     ways = [WAYS[name] for name in names]
     read: list[Any] = []
     model.vars().assign(
@@ -310,8 +322,8 @@ def test_two_threads_do_one_after_the_other(first: str, model: sb.Sequential, fo
 
 
 TORN = {
-    "call": "call", "traced": "call", "compiled first": "call", "compiled": "packed", "packed": "call",
-    "gradients": "call", "rematerialized": "compiled", "saved": "donated",
+    "call": "call", "traced": "call", "compiled first": "call", "compiled": "packed",
+    "packed": "call", "gradients": "call", "rematerialized": "compiled", "saved": "donated",
     "appended": "added", "copied": "call",
 }  # fmt: skip
 
@@ -332,10 +344,10 @@ def test_without_locks_that_fails(first: str, second: str, folder: Path) -> None
 
 def test_a_first_call_in_two_threads_builds_once() -> None:
     model, lock = sb.Sequential([counter(), gate, nn.Dense(3), nn.Dropout(0.5)]), Lock()
-    model._lock = lock  # pyright: ignore[reportAttributeAccessIssue]
+    model.edit_lock = lock  # pyright: ignore[reportAttributeAccessIssue]
     boxes: list[Any] = []
     assert together(
-        *[lambda: boxes.append((train(model, X), model[2].kernel, model._stream))] * 2, lock=lock
+        *[lambda: boxes.append((train(model, X), model[2].kernel, model.key_stream))] * 2, lock=lock
     )
     assert counts(model) == [2.0, 2.0]
     (_, kernel, stream), (_, other, own) = boxes
@@ -345,13 +357,13 @@ def test_a_first_call_in_two_threads_builds_once() -> None:
 
 def test_a_stream_of_keys_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, lock = sb.Sequential([nn.Dropout(0.5)]).build((2, 3)), Lock()
-    model._stream = None
+    model.key_stream = None
     version.bump()
     monkeypatch.setattr(version, "lock", lock)
     found: list[Any] = []
-    with GATE.at(_structure, "stream"):
+    with GATE.at(_list, "stream"):
         assert together(*[lambda: found.append(next(iter(model.vars().values())))] * 2, lock=lock)
-    assert found[0] is found[1] is model._stream
+    assert found[0] is found[1] is model.key_stream
 
 
 @pytest.mark.parametrize("options", [{}, {"donate": True}, {"pack": True, "donate": True}])
@@ -514,7 +526,7 @@ def test_a_checkpoint_is_of_one_moment_though_the_arrays_are_donated(tmp_path: P
 
 
 def test_a_value_that_is_read_while_it_is_assigned_does_not_stay() -> None:
-    """Of a variable in a pack, which notes what it has taken out of the array."""
+    """A variable in a pack keeps what it has taken out of the array."""
     model = made()
     sb.jit(train, pack=True)(model, X)
     a = model[0].a
@@ -566,16 +578,16 @@ def test_a_layer_alone_has_one_stream() -> None:
     layer, lock = sb.Layer(nn.Dropout(0.5)), Lock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(version, "lock", lock)
-        with GATE.at(_sequential, "share"):
-            assert together(*[lambda: layer._alone()] * 2, lock=lock)
-    assert layer._alone() is layer._alone()
+        with GATE.at(_list, "share"):
+            assert together(*[lambda: layer.model_of_one()] * 2, lock=lock)
+    assert layer.model_of_one() is layer.model_of_one()
 
 
 def test_a_rule_holds_for_a_layer_that_comes_while_the_model_is_laid_out() -> None:
     model, lock = made(), Lock()
     locked(model, lock)
     rules = {"kernel$": PartitionSpec(None, "data")}
-    with GATE.at(_structure, "put"):
+    with GATE.at(_list, "put"):
         assert together(
             lambda: model.shard(MESH, rules), lambda: model.append(nn.Dense(3)), lock=lock
         )

@@ -1,4 +1,4 @@
-"""Variables, collections of variables, native trees, and how a model hands its variables out and takes them back."""
+"""Variables, collections of variables, native trees, and how a model gives and takes them."""
 
 import copy
 import operator
@@ -26,18 +26,19 @@ def vector(values: Any = (1.0, 2.0, 3.0), **options: Any) -> Any:
     return sb.Variable(jnp.array(values), **{"name": "v", **options})
 
 
-def same(a, b):
+def assert_same(a, b):
+    """The same shape, dtype and values."""
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
 
 
 def same_trees(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        same(left, right)
+        assert_same(left, right)
 
 
 def scramble(model) -> Any:
-    """Gives every parameter and state another, positive value, so that no zero hides a mistake."""
+    """Give every parameter and state another, positive value, so that no zero hides a mistake."""
     for i, variable in enumerate(v for v in model.vars().values() if v.kind != "rng"):
         values = jnp.linspace(0.5, 1.5, variable.size, dtype=jnp.float32) + jnp.float32(i)
         variable.assign(values.reshape(variable.shape))
@@ -69,9 +70,9 @@ def mixed() -> Any:
 
 def test_value_is_the_array_and_can_be_set():
     v = vector()
-    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v.value, jnp.array([1.0, 2.0, 3.0]))
     v.value = jnp.array([4.0, 5.0, 6.0])
-    same(v.value, jnp.array([4.0, 5.0, 6.0]))
+    assert_same(v.value, jnp.array([4.0, 5.0, 6.0]))
     assert (v.shape, v.ndim, v.size, v.dtype, v.kind, v.name) == (
         (3,),
         1,
@@ -103,7 +104,7 @@ def test_value_is_the_array_and_can_be_set():
 def test_assign_takes_what_asarray_takes_and_keeps_the_dtype(given):
     v = vector()
     v.assign(given)
-    same(v.value, jnp.array([7.0, 8.0, 9.0], jnp.float32))
+    assert_same(v.value, jnp.array([7.0, 8.0, 9.0], jnp.float32))
     assert isinstance(v.value, jax.Array)
 
 
@@ -113,7 +114,7 @@ def test_assign_takes_what_asarray_takes_and_keeps_the_dtype(given):
 def test_a_scalar_variable_takes_a_number(given):
     v = sb.Variable(jnp.float32(1.0))
     v.assign(given)
-    same(v.value, jnp.float32(given))
+    assert_same(v.value, jnp.float32(given))
 
 
 @pytest.mark.parametrize("start", [2, 2.0, jnp.asarray(2.0), jnp.asarray(2)], ids=repr)
@@ -129,7 +130,7 @@ def test_a_value_is_never_weakly_typed(start):
 def test_bools_and_ints_are_cast_up_but_nothing_is_cast_down():
     v = sb.Variable(jnp.array([1, 2]))
     v.assign([True, False])
-    same(v.value, jnp.array([1, 0]))
+    assert_same(v.value, jnp.array([1, 0]))
     with pytest.raises(TypeError, match="float32"):
         v.assign(jnp.array([1.0, 2.0]))
     flag = sb.Variable(jnp.array([True, False]))
@@ -175,7 +176,7 @@ def test_a_deleted_array_is_refused():
     gone.delete()
     with pytest.raises((RuntimeError, ValueError), match="deleted"):
         v.assign(gone)
-    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v.value, jnp.array([1.0, 2.0, 3.0]))
 
 
 def test_a_later_write_to_the_callers_numpy_array_does_not_show():
@@ -183,8 +184,8 @@ def test_a_later_write_to_the_callers_numpy_array_does_not_show():
     v, made = vector(), sb.Variable(mine)
     v.assign(mine)
     mine[:] = -1
-    same(v.value, jnp.array([7.0, 8.0, 9.0]))
-    same(made.value, jnp.array([7.0, 8.0, 9.0]))
+    assert_same(v.value, jnp.array([7.0, 8.0, 9.0]))
+    assert_same(made.value, jnp.array([7.0, 8.0, 9.0]))
 
 
 def test_a_tracer_can_not_be_assigned():
@@ -232,21 +233,21 @@ def test_arithmetic_and_comparison_work_on_the_value(name, other):
         (function(v, other), function(array, other)),
         (function(other, v), function(other, array)),
     ]:
-        same(got, want)
+        assert_same(got, want)
         assert isinstance(got, jax.Array)
 
 
 @pytest.mark.parametrize("name", BINARY)
 def test_two_variables_can_be_combined(name):
     function, v, w = getattr(operator, name), vector(), vector((3.0, 1.0, 2.0))
-    same(function(v, w), function(v.value, w.value))
+    assert_same(function(v, w), function(v.value, w.value))
 
 
 def test_matmul_from_both_sides():
     matrix: Any = sb.Variable(jnp.arange(6.0).reshape(2, 3))
-    same(matrix @ jnp.ones(3), matrix.value @ jnp.ones(3))
-    same(jnp.ones(2) @ matrix, jnp.ones(2) @ matrix.value)
-    same(np.ones(2, np.float32) @ matrix, jnp.ones(2) @ matrix.value)
+    assert_same(matrix @ jnp.ones(3), matrix.value @ jnp.ones(3))
+    assert_same(jnp.ones(2) @ matrix, jnp.ones(2) @ matrix.value)
+    assert_same(np.ones(2, np.float32) @ matrix, jnp.ones(2) @ matrix.value)
 
 
 def test_numpy_scalars_and_arrays_combine_with_a_variable_under_a_transform():
@@ -262,10 +263,10 @@ def test_numpy_scalars_and_arrays_combine_with_a_variable_under_a_transform():
 
 def test_unary_operators_indexing_and_length():
     v = vector((-1.0, 2.0, -3.0))
-    same(-v, jnp.array([1.0, -2.0, 3.0]))
-    same(abs(v), jnp.array([1.0, 2.0, 3.0]))
-    same(v[1], jnp.float32(2.0))
-    same(v[::2], jnp.array([-1.0, -3.0]))
+    assert_same(-v, jnp.array([1.0, -2.0, 3.0]))
+    assert_same(abs(v), jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v[1], jnp.float32(2.0))
+    assert_same(v[::2], jnp.array([-1.0, -3.0]))
     assert len(v) == 3
 
 
@@ -275,8 +276,8 @@ def test_iteration_ends_with_the_array():
 
 def test_numpy_and_python_read_the_value():
     v = vector()
-    same(np.asarray(v), np.array([1.0, 2.0, 3.0], np.float32))
-    same(jnp.asarray(v), v.value)
+    assert_same(np.asarray(v), np.array([1.0, 2.0, 3.0], np.float32))
+    assert_same(jnp.asarray(v), v.value)
     assert float(sb.Variable(jnp.float32(2.5))) == 2.5
     assert int(sb.Variable(jnp.int32(2))) == 2
 
@@ -310,7 +311,7 @@ def test_an_array_of_numpy_is_a_copy_that_can_be_written():
     v = vector()
     mine = np.array(v)
     mine += 1
-    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v.value, jnp.array([1.0, 2.0, 3.0]))
     assert np.asarray(v, dtype=np.float64).dtype == np.float64
 
 
@@ -345,7 +346,7 @@ def test_a_shared_variable_is_assigned_by_all_of_its_names_or_by_the_first():
     variables = sb.VarCollection({"b": v, "a": v})
     for names in (("b",), ("b", "a")):
         variables.assign(dict.fromkeys(names, jnp.full(3, float(len(names)))))
-        same(v.value, jnp.full(3, float(len(names))))
+        assert_same(v.value, jnp.full(3, float(len(names))))
     with pytest.raises(KeyError, match="the names don't match: missing: b"):
         variables.assign({"a": jnp.zeros(3)})
 
@@ -361,11 +362,11 @@ def test_copies_are_independent_and_equal(copied, read_first):
     w = copied(v)
     assert type(w) is sb.Variable
     assert w is not v
-    same(w.value, v.value)
+    assert_same(w.value, v.value)
     for name in ("kind", "collection", "path", "name", "trainable"):
         assert getattr(w, name) == getattr(v, name)
     w.assign([7.0, 8.0, 9.0])
-    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v.value, jnp.array([1.0, 2.0, 3.0]))
 
 
 def test_a_typed_prng_key_can_be_held_copied_and_replaced_by_a_key_only():
@@ -373,9 +374,9 @@ def test_a_typed_prng_key_can_be_held_copied_and_replaced_by_a_key_only():
     v = sb.Variable(key, kind="rng", name="stream")
     for made in (v, copy.deepcopy(v), pickle.loads(pickle.dumps(v))):
         assert made.dtype == key.dtype
-        same(jax.random.key_data(made.value), jax.random.key_data(key))
+        assert_same(jax.random.key_data(made.value), jax.random.key_data(key))
     v.assign(sb.Variable(jax.random.key(4), kind="rng"))
-    same(jax.random.key_data(v.value), jax.random.key_data(jax.random.key(4)))
+    assert_same(jax.random.key_data(v.value), jax.random.key_data(jax.random.key(4)))
     before = v.value
     for bad in (jax.random.PRNGKey(4), 4, jax.random.key(4, impl="rbg")):
         with pytest.raises(TypeError, match="stream"):
@@ -446,7 +447,7 @@ def test_a_nested_model_draws_what_it_would_draw_inside():
 
     alone, whole = make(), make().build((1, 3))
     alone[1].build((1, 3))
-    same(alone[1][0].kernel.value, whole[1][0].kernel.value)
+    assert_same(alone[1][0].kernel.value, whole[1][0].kernel.value)
 
 
 def test_a_table_of_a_model_says_what_is_not_built():
@@ -598,7 +599,7 @@ def test_assign_takes_a_mapping_a_collection_and_a_list(form):
     }[form]
     variables.assign(given)
     for name, array in new.items():
-        same(variables[name].value, jnp.asarray(array, jnp.float32))
+        assert_same(variables[name].value, jnp.asarray(array, jnp.float32))
 
 
 @pytest.mark.parametrize(
@@ -711,11 +712,11 @@ def test_tree_map_gives_a_collection_and_leaves_the_first_alone():
     doubled = jax.tree.map(lambda a: 2 * a, variables)
     assert isinstance(doubled, sb.VarCollection)
     assert list(doubled) == list(variables)
-    same(doubled["w"].value, jnp.array([2.0, 4.0, 6.0]))
-    same(variables["w"].value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(doubled["w"].value, jnp.array([2.0, 4.0, 6.0]))
+    assert_same(variables["w"].value, jnp.array([1.0, 2.0, 3.0]))
     assert doubled["mean"].kind == "state"
     variables.assign(jax.tree.map(lambda a, b: a + b, variables, doubled))
-    same(variables["w"].value, jnp.array([3.0, 6.0, 9.0]))
+    assert_same(variables["w"].value, jnp.array([3.0, 6.0, 9.0]))
 
 
 def test_paths_of_the_pytree_are_the_names():
@@ -734,11 +735,11 @@ def test_plain_jax_differentiates_jits_and_maps_a_function_of_a_collection():
 
     gradients = jax.grad(loss)(variables)
     assert isinstance(gradients, sb.VarCollection)
-    same(gradients["w"].value, 2 * variables["w"].value * 4.0)
-    same(gradients["b"].value, jnp.float32(14.0))
-    same(jax.jit(loss)(variables), jnp.float32(56.0))
+    assert_same(gradients["w"].value, 2 * variables["w"].value * 4.0)
+    assert_same(gradients["b"].value, jnp.float32(14.0))
+    assert_same(jax.jit(loss)(variables), jnp.float32(56.0))
     stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), variables)
-    same(jax.vmap(loss)(stacked), jnp.array([56.0, 448.0]))
+    assert_same(jax.vmap(loss)(stacked), jnp.array([56.0, 448.0]))
 
 
 def test_a_step_of_optax_on_a_collection():
@@ -747,8 +748,8 @@ def test_a_step_of_optax_on_a_collection():
     gradients = jax.tree.map(jnp.ones_like, variables)
     updates, _ = optimizer.update(gradients, optimizer.init(variables), variables)
     variables.assign(optax.apply_updates(variables, updates))
-    same(variables["w"].value, jnp.array([0.5, 1.5, 2.5]))
-    same(variables["b"].value, jnp.float32(3.5))
+    assert_same(variables["w"].value, jnp.array([0.5, 1.5, 2.5]))
+    assert_same(variables["b"].value, jnp.float32(3.5))
 
 
 def test_a_shared_variable_is_one_leaf():
@@ -759,11 +760,11 @@ def test_a_shared_variable_is_one_leaf():
     mapped = jax.tree.map(lambda a: a + 1, variables)
     assert mapped["a"] is mapped["b"]
     gradients = jax.grad(lambda c: (c["a"] * c["b"].value).sum())(variables)
-    same(gradients["b"].value, 2 * v.value)
+    assert_same(gradients["b"].value, 2 * v.value)
     variables.assign({"a": [7.0, 8.0, 9.0]})
-    same(v.value, jnp.array([7.0, 8.0, 9.0]))
+    assert_same(v.value, jnp.array([7.0, 8.0, 9.0]))
     variables.assign([[1.0, 2.0, 3.0]])
-    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v.value, jnp.array([1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize(
@@ -777,7 +778,7 @@ def test_a_copied_collection_keeps_order_and_sharing_and_is_independent(copied):
     assert made["a"] is made["b"]
     assert made["a"] is not v
     made["a"].assign([7.0, 8.0, 9.0])
-    same(v.value, jnp.array([1.0, 2.0, 3.0]))
+    assert_same(v.value, jnp.array([1.0, 2.0, 3.0]))
 
 
 def test_a_collection_of_a_model_survives_pickle():
@@ -785,7 +786,7 @@ def test_a_collection_of_a_model_survives_pickle():
     made = pickle.loads(pickle.dumps(model[:3].vars()))
     assert list(made) == list(model[:3].vars())
     for name, variable in made.items():
-        same(variable.value, model.vars()[name].value)
+        assert_same(variable.value, model.vars()[name].value)
 
 
 # The model's variables as plain dicts
@@ -823,11 +824,11 @@ def test_assign_takes_back_what_variables_gave():
         variable.assign(variable * 0 + 1)
     assert not np.allclose(model(X, training=False), y)
     model.assign(saved)
-    same(model(X, training=False), y)
+    assert_same(model(X, training=False), y)
     other = {"params": {name: array + 1 for name, array in saved["params"].items()}}
     model.assign(other)
-    same(model[0].kernel.value, saved["params"]["(Sequential)[0](Dense).kernel"] + 1)
-    same(model[1].mean.value, saved["state"]["(Sequential)[1](BatchNorm).mean"])
+    assert_same(model[0].kernel.value, saved["params"]["(Sequential)[0](Dense).kernel"] + 1)
+    assert_same(model[1].mean.value, saved["state"]["(Sequential)[1](BatchNorm).mean"])
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "dtype", "part"])
@@ -900,7 +901,7 @@ def test_apply_computes_what_a_call_computes_and_changes_nothing():
     model = mixed()
     variables = model.variables
     out, after = model.apply(variables, X, training=False)
-    same(out, model(X, training=False))
+    assert_same(out, model(X, training=False))
     same_trees(after, variables)
     out, after = model.apply(variables, X, training=True)
     same_trees(model.variables, variables)
@@ -908,7 +909,7 @@ def test_apply_computes_what_a_call_computes_and_changes_nothing():
     assert not np.array_equal(
         after["state"]["(Sequential)[1](BatchNorm).mean"], model[1].mean.value
     )
-    same(out, model(X, training=True))
+    assert_same(out, model(X, training=True))
     same_trees(model.variables, after)
 
 
@@ -919,7 +920,7 @@ def test_apply_needs_no_built_model():
     assert not model.built
     model.build(X)
     model.assign(variables)
-    same(out, model(X, training=False))
+    assert_same(out, model(X, training=False))
 
 
 def test_apply_with_plain_jax_and_optax():
@@ -940,7 +941,7 @@ def test_apply_with_plain_jax_and_optax():
     for name, old in variables["params"].items():
         np.testing.assert_allclose(params[name], old - 0.25 * gradients[name], rtol=1e-6)
     model.assign({"params": params, "state": state})
-    same(model[1].mean.value, state["(Sequential)[1](BatchNorm).mean"])
+    assert_same(model[1].mean.value, state["(Sequential)[1](BatchNorm).mean"])
     assert np.isfinite(value)
 
 
@@ -969,9 +970,9 @@ def test_a_shared_layer_stands_once_in_the_plain_dicts():
         "(Sequential)[0](Dense).bias",
         "(Sequential)[0](Dense).kernel",
     ]
-    same(model.apply(variables, X)[0], model(X))
+    assert_same(model.apply(variables, X)[0], model(X))
     model.assign({"params": {name: array * 0.5 for name, array in variables["params"].items()}})
-    same(model[2].kernel.value, variables["params"]["(Sequential)[0](Dense).kernel"] * 0.5)
+    assert_same(model[2].kernel.value, variables["params"]["(Sequential)[0](Dense).kernel"] * 0.5)
 
 
 # Native trees
@@ -982,15 +983,15 @@ def test_the_native_tree_of_a_linen_module_runs_in_linen():
     dense, norm, mlp = nn.Dense(3), nn.BatchNorm(), MLP()
     tree = model[0].native
     assert jax.tree.structure(tree) == jax.tree.structure(dense.init(jax.random.key(0), X))
-    same(dense.apply(tree, X), model[0](X))
+    assert_same(dense.apply(tree, X), model[0](X))
     tree = model[1].native
     assert set(tree) == {"params", "batch_stats"}
-    same(norm.apply(tree, X, use_running_average=True), model[1](X, training=False))
+    assert_same(norm.apply(tree, X, use_running_average=True), model[1](X, training=False))
     want, state = norm.apply(tree, X, use_running_average=False, mutable=["batch_stats"])
-    same(model[1](X, training=True), want)
+    assert_same(model[1](X, training=True), want)
     same_trees(model[1].native["batch_stats"], state["batch_stats"])
     assert set(model[4].native["params"]) == {"Dense_0", "Dense_1"}
-    same(mlp.apply(model[4].native, X), model[4](X))
+    assert_same(mlp.apply(model[4].native, X), model[4](X))
 
 
 def test_the_native_tree_of_a_haiku_transform_runs_in_haiku():
@@ -999,7 +1000,7 @@ def test_the_native_tree_of_a_haiku_transform_runs_in_haiku():
     params, state = model[0].native
     assert not state
     assert jax.tree.structure(params) == jax.tree.structure(entry.init(jax.random.key(0), X))
-    same(entry.apply(params, None, X), model(X))
+    assert_same(entry.apply(params, None, X), model(X))
 
 
 def test_the_native_tree_of_a_haiku_transform_with_state_runs_in_haiku():
@@ -1016,9 +1017,9 @@ def test_the_native_tree_of_a_haiku_transform_with_state_runs_in_haiku():
     assert jax.tree.structure((params, state)) == jax.tree.structure(
         entry.init(jax.random.key(0), X, is_training=True)
     )
-    same(entry.apply(params, state, None, X, is_training=False)[0], model(X, training=False))
+    assert_same(entry.apply(params, state, None, X, is_training=False)[0], model(X, training=False))
     want, after = entry.apply(params, state, None, X, is_training=True)
-    same(model(X, training=True), want)
+    assert_same(model(X, training=True), want)
     same_trees(model[0].native[1], after)
 
 
@@ -1027,7 +1028,7 @@ def test_the_native_tree_of_a_haiku_class_runs_in_haiku():
     params, state = model[2].native
     entry = hk.transform(lambda x: hk.Linear(4)(x))
     assert not state
-    same(entry.apply(params, None, X), model[2](X))
+    assert_same(entry.apply(params, None, X), model[2](X))
 
 
 def test_load_native_takes_what_the_library_itself_made():
@@ -1036,12 +1037,12 @@ def test_load_native_takes_what_the_library_itself_made():
     for i, module in ((0, nn.Dense(3)), (4, MLP())):
         tree = module.init(jax.random.key(7), y)
         model[i].load_native(tree)
-        same(model[i](y), module.apply(tree, y))
+        assert_same(model[i](y), module.apply(tree, y))
         same_trees(model[i].native, tree)
     entry = hk.transform(lambda x: hk.nets.MLP([5, 3])(x))
     params = entry.init(jax.random.key(7), jnp.ones((2, 4)))
     model[3].load_native(params)
-    same(model[3](jnp.ones((2, 4))), entry.apply(params, None, jnp.ones((2, 4))))
+    assert_same(model[3](jnp.ones((2, 4))), entry.apply(params, None, jnp.ones((2, 4))))
 
 
 def test_native_round_trips_between_models():
@@ -1051,7 +1052,7 @@ def test_native_round_trips_between_models():
     )
     for a, b in zip(source, target, strict=True):
         b.load_native(a.native)
-    same(target(X, training=False), source(X, training=False))
+    assert_same(target(X, training=False), source(X, training=False))
 
 
 def renamed(tree):
@@ -1138,7 +1139,7 @@ def test_the_names_of_haiku_modules_are_branches():
     assert model[3].mlp.linear_0.w is model.vars()["(Sequential)[3](Transformed).mlp.linear_0.w"]
     assert model[3]["mlp"]["linear_1"]["b"] is model[3].mlp.linear_1.b
     assert model[3].mlp.linear_0.w.path == ("mlp/~/linear_0", "w")
-    same(model[3].mlp.linear_0.w.value, model[3].native[0]["mlp/~/linear_0"]["w"])
+    assert_same(model[3].mlp.linear_0.w.value, model[3].native[0]["mlp/~/linear_0"]["w"])
 
 
 def test_items_take_the_names_of_haiku_itself():
@@ -1241,7 +1242,7 @@ def test_the_seeds_update_of_a_bias():
     model = mixed()
     before = model[0].bias.value
     model[0].bias.assign(model[0].bias.value + 1)
-    same(model[0].bias.value, before + 1)
+    assert_same(model[0].bias.value, before + 1)
     model[0].bias.assign(model[0].bias - 1)
     np.testing.assert_allclose(model[0].bias.value, before, rtol=1e-6)
 
@@ -1292,7 +1293,7 @@ def test_what_jax_makes_of_a_collection_inside_of_a_program_has_its_values():
         return {name: variable.value for name, variable in made.items()}
 
     for name, array in doubled(model, jnp.ones(())).items():
-        same(array, 2 * model.vars()[name].value)
+        assert_same(array, 2 * model.vars()[name].value)
 
 
 def test_keys_come_and_go_with_the_layers_that_draw():

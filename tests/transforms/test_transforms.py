@@ -21,16 +21,9 @@ from flax import nnx
 from jax.core import Tracer
 
 import seqbridge as sb
+from helpers import assert_close, equal
 
 X = jnp.array([[1.0, -2.0], [3.0, 4.0], [-5.0, 6.0]])
-
-
-def same(a: Any, b: Any) -> bool:
-    return bool(jnp.array_equal(a, b))
-
-
-def close(a: Any, b: Any) -> None:
-    chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def mixed(seed: int = 0) -> sb.Sequential:
@@ -55,9 +48,9 @@ def test_jit_does_what_the_function_does() -> None:
     eager, compiled = mixed(), mixed()
     step = sb.jit(loss)
     for _ in range(3):
-        close(step(compiled, X), loss(eager, X))
-        close(compiled.variables, eager.variables)
-        assert same(
+        assert_close(step(compiled, X), loss(eager, X))
+        assert_close(compiled.variables, eager.variables)
+        assert equal(
             jax.random.key_data(compiled.vars()["(Sequential).rng"].value),
             jax.random.key_data(eager.vars()["(Sequential).rng"].value),
         )
@@ -83,18 +76,18 @@ def test_stateful_arguments_anywhere(arguments: Any) -> None:
 
     args, keywords = arguments(model, sb.Optimizer(model, optax.sgd(0.1)))
     for _ in range(2):
-        close(call(*args, **keywords), twin(X, training=True))
-    close(model.variables, twin.variables)
+        assert_close(call(*args, **keywords), twin(X, training=True))
+    assert_close(model.variables, twin.variables)
 
 
 def test_a_model_a_method_and_a_partial_can_be_jitted() -> None:
     model = mixed()
     expected = model(X, training=False)
-    close(sb.jit(model)(X, training=False), expected)
-    close(sb.jit(model.__call__)(X, training=False), expected)
-    close(sb.jit(model[:1])(X), model[0](X))
-    close(sb.jit(lambda x: model(x, training=False), vars=model.vars())(X), expected)
-    close(sb.jit(lambda x: model(x, training=False), vars=[model])(X), expected)
+    assert_close(sb.jit(model)(X, training=False), expected)
+    assert_close(sb.jit(model.__call__)(X, training=False), expected)
+    assert_close(sb.jit(model[:1])(X), model[0](X))
+    assert_close(sb.jit(lambda x: model(x, training=False), vars=model.vars())(X), expected)
+    assert_close(sb.jit(lambda x: model(x, training=False), vars=[model])(X), expected)
 
     class Net(sb.Sequential):
         @sb.jit
@@ -102,7 +95,7 @@ def test_a_model_a_method_and_a_partial_can_be_jitted() -> None:
             return self(x, training=False)
 
     net = Net(list(model))
-    close(net.predict(X), expected)
+    assert_close(net.predict(X), expected)
     with pytest.raises(TypeError, match="vars="):
         sb.jit(lambda x: x, vars=3)
 
@@ -133,11 +126,11 @@ def test_an_edit_is_seen_and_slices_of_one_structure_share_a_program() -> None:
     model = sb.Sequential([nn.Dense(4), nn.Dense(3)]).build((3, 2))
     predict = sb.jit(lambda model, x: model(x))
     for _ in range(3):
-        close(predict(model[:-1], X), model[0](X))
+        assert_close(predict(model[:-1], X), model[0](X))
     with jax.no_tracing():
         predict(model[:-1], X)
     model[1] = nn.Dense(5)
-    close(predict(model, X), model(X))
+    assert_close(predict(model, X), model(X))
     assert predict(model, X).shape == (3, 5)
     model[0].kernel.trainable = False
     assert set(sb.jit(lambda m: sb.grad(lambda m: m(X).sum())(m))(model)) == {
@@ -152,7 +145,7 @@ def test_static_argnames_and_ints() -> None:
     traced: Any = chex.assert_max_traces(lambda x, n: x * n, n=1)
     times = sb.jit(traced)
     for n in range(3):
-        assert same(times(X, n), X * n)
+        assert equal(times(X, n), X * n)
     with pytest.raises(TypeError, match="'axis' is static"):
         sb.jit(lambda x, axis: x, static_argnames=["axis"])(X, axis=[1])
     with pytest.raises(TypeError, match="a function or a model"):
@@ -245,8 +238,8 @@ def test_donated_buffers_are_given_once() -> None:
     donating, plain = sb.jit(step, donate=True), sb.jit(step)
     old = model[0].kernel.value
     for _ in range(3):
-        close(donating(model, optimizer, X), plain(twin, other, X))
-        close(model.variables, twin.variables)
+        assert_close(donating(model, optimizer, X), plain(twin, other, X))
+        assert_close(model.variables, twin.variables)
     assert old.is_deleted()
     model[0].bias.assign(model[4].b.value[jnp.array([0, 0, 0, 0])])
     model[1].bias.assign(model[0].bias.value)  # one buffer in two variables
@@ -269,14 +262,13 @@ def test_donation_leaves_the_users_modules_alone() -> None:
     double(model)
     double(model)
     np.testing.assert_array_equal(module.kernel[...], before)
-    close(model[0].kernel.value, 4 * before)
+    assert_close(model[0].kernel.value, 4 * before)
 
 
 def test_donation_of_nothing_traces_once() -> None:
     model = mixed()
-    traced: Any = chex.assert_max_traces(
-        lambda model, x: model(x, training=False), n=2
-    )  # one of them to see what changes
+    # One of the two traces sees what changes.
+    traced: Any = chex.assert_max_traces(lambda model, x: model(x, training=False), n=2)
     step = sb.jit(traced, donate=True)
     for _ in range(3):
         step(model, X)
@@ -303,7 +295,7 @@ def test_a_new_optimizer_is_a_new_program() -> None:
         before = w.value
         step(sb.Optimizer(w, optax.sgd(rate)))
         gc.collect()
-        close(before - w.value, jnp.full(2, rate))
+        assert_close(before - w.value, jnp.full(2, rate))
 
 
 def test_programs_keep_no_model_alive() -> None:
@@ -322,8 +314,8 @@ def test_jit_lowers_and_nests() -> None:
     assert "stablehlo" in sb.jit(loss).lower(model, X).as_text()
     inner = sb.jit(loss)
     outer = sb.jit(lambda model, x: inner(model, x) + inner(model, x))
-    close(outer(model, X), loss(twin, X) + loss(twin, X))
-    close(model.variables, twin.variables)
+    assert_close(outer(model, X), loss(twin, X) + loss(twin, X))
+    assert_close(model.variables, twin.variables)
 
 
 def test_two_threads_lose_nothing() -> None:
@@ -365,7 +357,7 @@ def test_gradients_by_name_aux_and_state() -> None:
     assert all(grads[name].shape == v.shape for name, v in model.vars().subset("params").items())
     assert model[1].mean.value is not before
     only, aux = sb.grad(lambda m: (loss(m, X), "seen"), has_aux=True)(mixed())
-    close(only, grads)
+    assert_close(only, grads)
     assert value > 0
 
 
@@ -385,7 +377,7 @@ def test_what_a_transform_does_not_know_of_can_be_read_and_not_assigned(transfor
         sb.Variable(jnp.float32(3), name="other"),
     )
     expected = transform(lambda known: known.value * 3, known)
-    close(transform(lambda known: known.value * other.value, known), expected)
+    assert_close(transform(lambda known: known.value * other.value, known), expected)
     with pytest.raises(
         RuntimeError, match="other is assigned inside a JAX transform that doesn't know of it"
     ):
@@ -400,7 +392,7 @@ def test_a_variable_that_is_made_inside_belongs_to_the_transform() -> None:
         total.assign(total.value + x)
         return total.value
 
-    assert same(double(X), 2 * X)
+    assert equal(double(X), 2 * X)
 
 
 def test_gradients_agree_with_the_pure_form() -> None:
@@ -411,7 +403,7 @@ def test_gradients_agree_with_the_pure_form() -> None:
         out, _ = model.apply({**variables, "params": params}, X, training=True, rng=key)
         return (out**2).sum()
 
-    close(sb.grad(loss)(model, X, rng=key), jax.grad(pure)(variables["params"]))
+    assert_close(sb.grad(loss)(model, X, rng=key), jax.grad(pure)(variables["params"]))
 
 
 @pytest.mark.parametrize(
@@ -455,7 +447,7 @@ def test_vmap_gives_each_example_its_own_draws() -> None:
     ones = jnp.ones((4, 1, 50))
     rows = sb.vmap(lambda model, x: model(x, training=True))(model, ones)
     assert len({row.tobytes() for row in np.asarray(rows)}) == 4
-    assert not same(rows, sb.vmap(lambda model, x: model(x, training=True))(model, ones))
+    assert not equal(rows, sb.vmap(lambda model, x: model(x, training=True))(model, ones))
 
 
 def test_vmap_refuses_a_state_of_each_example() -> None:
@@ -466,13 +458,12 @@ def test_vmap_refuses_a_state_of_each_example() -> None:
     model.append(nn.Dropout(0.5))
     with pytest.raises(ValueError, match="out_axes") as error:
         sb.vmap(lambda model, x: model(x[None], training=True))(model, X)
-    assert (
-        ".rng" not in error.value.__notes__[-1]
-    )  # each example has its own keys, which is no mistake
+    # Each example has its own keys, which is no mistake.
+    assert ".rng" not in error.value.__notes__[-1]
 
 
 def test_vmap_maps_arrays_by_position_and_by_name() -> None:
-    assert same(
+    assert equal(
         sb.vmap(lambda x, scale: x * scale)(X, scale=jnp.arange(3.0)), X * jnp.arange(3.0)[:, None]
     )
 
@@ -481,7 +472,7 @@ def test_vmap_hands_on_what_is_no_array() -> None:
     model = sb.Sequential([nn.Dense(2)]).build((1, 2))
     apply = sb.vmap(lambda x, models, pair, how: getattr(jnp, how)(models[0](x)) + pair[0])
     out = apply(X, [model], (X[0], ""), how="sin")
-    close(out, jnp.sin(model(X)) + X[:1])
+    assert_close(out, jnp.sin(model(X)) + X[:1])
     with pytest.raises(ValueError, match="no argument is an array"):
         sb.vmap(lambda how, models: how)("sin", [model])
 
@@ -495,7 +486,7 @@ def test_vmap_axes_and_an_ensemble_by_the_pure_form() -> None:
     stacked = jax.vmap(lambda key: model.init(key, X))(keys)
     outs, _ = jax.vmap(lambda variables: model.apply(variables, X))(stacked)
     assert outs.shape == (5, 3, 4)
-    assert not same(outs[0], outs[1])
+    assert not equal(outs[0], outs[1])
 
 
 def test_scan_carries_what_changes() -> None:
@@ -506,22 +497,22 @@ def test_scan_carries_what_changes() -> None:
     batches = jnp.stack([X, 2 * X, 3 * X])
     scale = model[0].scale.value
     carry, outs = sb.scan(lambda c, x: (c + 1, model(x, training=True)), 0, batches, vars=model)
-    close(outs, jnp.stack([twin(x, training=True) for x in batches]))
-    close(model.variables, twin.variables)
+    assert_close(outs, jnp.stack([twin(x, training=True) for x in batches]))
+    assert_close(model.variables, twin.variables)
     assert int(carry) == 3
     assert model[0].scale.value is scale
     jitted = sb.jit(
         lambda model: sb.scan(lambda c, x: (c, model(x, training=True)), 0, batches, vars=model)[1]
     )
-    close(jitted(model), jnp.stack([twin(x, training=True) for x in batches]))
+    assert_close(jitted(model), jnp.stack([twin(x, training=True) for x in batches]))
 
 
 def test_remat_computes_again_and_agrees() -> None:
     model, twin = mixed(), mixed()
     value, grads = sb.value_and_grad(lambda m: (sb.remat(m)(X, training=True) ** 2).sum())(model)
     expected, native = sb.value_and_grad(loss)(twin, X)
-    close((value, grads), (expected, native))
-    close(model.variables, twin.variables)
+    assert_close((value, grads), (expected, native))
+    assert_close(model.variables, twin.variables)
     assert "remat" in str(jax.make_jaxpr(lambda x: sb.remat(jnp.sin)(x))(1.0))
     assert sb.remat(loss).__name__ == "loss"
     assert repr(sb.remat(functools.partial(hk.Linear, 2))) == "haiku remat of Linear(2)"
@@ -533,7 +524,7 @@ def test_eval_shape_changes_nothing() -> None:
     shape = sb.eval_shape(loss, model, jax.ShapeDtypeStruct((7, 2), jnp.float32))
     assert shape == jax.ShapeDtypeStruct((), jnp.float32)
     assert sb.eval_shape(model, X, training=True).shape == (3, 2)
-    close(model.variables, before)
+    assert_close(model.variables, before)
 
 
 def test_transforms_compose() -> None:
@@ -545,7 +536,7 @@ def test_transforms_compose() -> None:
         )[1]
 
     xs = jnp.stack([X, 2 * X])
-    close(sb.jit(batches)(model, xs), jnp.stack([loss(twin, x) for x in xs]))
+    assert_close(sb.jit(batches)(model, xs), jnp.stack([loss(twin, x) for x in xs]))
 
 
 # The Optimizer
@@ -564,7 +555,7 @@ def test_the_optimizer_is_optax() -> None:
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         optimizer.update(grads)
-    close(model.variables["params"], params)
+    assert_close(model.variables["params"], params)
     assert len(optimizer.vars()) == 6
     assert all(v.kind == "state" for v in optimizer.vars().values())
 
@@ -580,9 +571,9 @@ def test_the_optimizer_follows_edits() -> None:
     assert optimizer.vars()["(Optimizer).0.trace.(Sequential)[2](Dense).kernel"] is kept
     assert kept.value is moments[kept]
     fresh = optimizer.vars()["(Optimizer).0.trace.(Sequential)[1](Dense).kernel"]
-    assert same(fresh.value, jnp.zeros((4, 4)))
+    assert equal(fresh.value, jnp.zeros((4, 4)))
     step(model, optimizer)
-    assert not same(fresh.value, jnp.zeros((4, 4)))
+    assert not equal(fresh.value, jnp.zeros((4, 4)))
 
 
 def test_the_optimizer_takes_some_variables_and_refuses_wrong_gradients() -> None:
@@ -590,7 +581,7 @@ def test_the_optimizer_takes_some_variables_and_refuses_wrong_gradients() -> Non
     before = model.variables["params"]
     optimizer = sb.Optimizer(model, optax.sgd(0.1), wrt=r"\[4\]")
     optimizer.update(sb.grad(loss, wrt=r"\[4\]")(model, X))
-    changed = [n for n, v in model.variables["params"].items() if not same(v, before[n])]
+    changed = [n for n, v in model.variables["params"].items() if not equal(v, before[n])]
     assert changed == ["(Sequential)[4](Linear).b", "(Sequential)[4](Linear).w"]
     with pytest.raises(KeyError, match="don't belong"):
         optimizer.update(sb.grad(loss)(model, X))
@@ -607,13 +598,13 @@ def test_model_and_optimizer_copy_together() -> None:
     twin, other = copy.deepcopy((model, optimizer))
     for m, o in ((model, optimizer), (twin, other)):
         o.update(sb.grad(loss)(m, X, rng=jax.random.key(0)))
-    close(twin.variables, model.variables)
+    assert_close(twin.variables, model.variables)
     assert not set(other.vars().values()) & set(optimizer.vars().values())
     for m, o in ((model, optimizer), (twin, other)):  # the copy follows edits of the copy
         m.append(nn.Dense(1))
         m[0].kernel.trainable = False
         o.update(sb.grad(lambda m: (m(X, training=False) ** 2).sum())(m))
-    close(twin.variables, model.variables)
+    assert_close(twin.variables, model.variables)
 
 
 def test_extra_arguments_reach_the_transformation() -> None:
@@ -628,8 +619,8 @@ def test_a_traced_pure_call_comes_first_and_leaves_nothing_behind() -> None:
     model = sb.Sequential([nn.Dropout(0.5)]).build((3, 2))
     jax.jit(lambda v: model.apply(v, X, training=False))(model.init(0, X))
     step = sb.jit(lambda model: model(jnp.ones((4, 50)), training=True))
-    assert not same(step(model), step(model))
-    assert not same(model(jnp.ones((4, 50)), training=True), step(model))
+    assert not equal(step(model), step(model))
+    assert not equal(model(jnp.ones((4, 50)), training=True), step(model))
     assert not isinstance(model.vars()["(Sequential).rng"].value, Tracer)
 
 
@@ -706,9 +697,8 @@ def test_gradients_have_the_names_of_the_collection_that_was_asked_for() -> None
     wrt = model[:1].vars().rename(str.upper)
     grads = sb.grad(loss, wrt=wrt)(model, X)
     assert list(grads) == list(wrt)
-    closed = sb.grad(
-        lambda x: (model[:1](x) ** 2).sum(), wrt=wrt
-    )  # which says what the function closes over, too
+    # `wrt` says what the function closes over, too.
+    closed = sb.grad(lambda x: (model[:1](x) ** 2).sum(), wrt=wrt)
     assert list(closed(X)) == list(wrt)
 
 
@@ -726,12 +716,12 @@ def test_scan_steps_over_rows() -> None:
 
     rows = jnp.arange(12.0).reshape(4, 3)
     _, sizes = sb.scan(step, 0.0, rows, vars=total)
-    assert same(total.value, rows.sum(0))
-    assert same(sizes, jnp.full(4, 3))
+    assert equal(total.value, rows.sum(0))
+    assert equal(sizes, jnp.full(4, 3))
 
 
 def test_vmap_takes_the_size_from_what_is_mapped_alone() -> None:
-    assert same(
+    assert equal(
         sb.vmap(lambda a, b: a[:1] + b, in_axes=(None, 0))(jnp.ones(5), X[:, :1]), 1 + X[:, :1]
     )
     with pytest.raises(ValueError, match="rank") as caught:
@@ -747,7 +737,7 @@ def test_vmap_leaves_the_stream_at_a_key_that_no_example_has_had() -> None:
     stream = model.vars()["(Sequential).rng"]
     after = jax.random.split(stream.value)[0]
     sb.vmap(lambda model, x: model(x, training=True))(model, jnp.ones((4, 3)))
-    assert same(jax.random.key_data(stream.value), jax.random.key_data(after))
+    assert equal(jax.random.key_data(stream.value), jax.random.key_data(after))
 
 
 def test_a_variable_that_is_frozen_is_so_in_programs_that_are_there() -> None:

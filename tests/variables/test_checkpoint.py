@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import seqbridge as sb
+from helpers import run_python
 
 X = jax.random.normal(jax.random.key(0), (8, 4))
 
@@ -177,7 +178,7 @@ def test_dtypes_and_damage_that_only_a_checksum_shows(
 
 
 def test_arrays_of_no_items_and_keys_come_back(tmp_path: Path) -> None:
-    """Of which Orbax takes none: it raises, and then never ends."""
+    """Orbax takes none: it raises, and then never ends."""
 
     def make(i: int) -> sb.VarCollection:
         return sb.VarCollection({
@@ -232,7 +233,7 @@ print("refused", refused)
 
 
 def test_files_that_are_damaged(tmp_path: Path) -> None:
-    """In a process of its own, since Orbax' threads live on after an error, and what they leave hits who comes next."""
+    """Run in a process of its own: Orbax' threads live on after an error and break later tests."""
     whole = tmp_path / "whole"
     with sb.Checkpoint(
         whole, here=sb.VarCollection({"v": sb.Variable(jnp.arange(1000.0))})
@@ -250,9 +251,7 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
             data = bytearray((folders[-1] / file).read_bytes())
             data[rng.integers(len(data))] ^= 1 << rng.integers(8)
             (folders[-1] / file).write_bytes(data)
-    run = subprocess.run(
-        [sys.executable, "-c", DAMAGED, *folders], capture_output=True, text=True, check=False
-    )
+    run = run_python(DAMAGED, *folders)
     assert run.stdout.startswith("refused "), run.stderr
     assert int(run.stdout.split()[1]) >= 4
 

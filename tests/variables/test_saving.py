@@ -31,6 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import seqbridge as sb
+from helpers import as_numpy, assert_same, run_python
 from seqbridge._files.safetensors import write_safetensors
 
 X = jnp.ones((4, 3))
@@ -51,18 +52,7 @@ def mixed(seed: int = 0) -> sb.Sequential:
 
 
 def values(holder: Any) -> dict[str, np.ndarray]:
-    def array(value: Any) -> np.ndarray:
-        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        return np.array(jax.random.key_data(value) if is_key else value)
-
-    return {name: array(v.value) for name, v in holder.vars().items()}
-
-
-def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        np.testing.assert_array_equal(a[name], b[name])
+    return {name: as_numpy(v.value) for name, v in holder.vars().items()}
 
 
 def test_a_model_of_several_libraries_comes_back_bit_by_bit_with_its_keys(tmp_path: Path) -> None:
@@ -72,10 +62,9 @@ def test_a_model_of_several_libraries_comes_back_bit_by_bit_with_its_keys(tmp_pa
     report = other.load(tmp_path / "m.safetensors")
     assert report.whole
     assert set(report.loaded) == set(model.vars())
-    assert_equal(values(model), values(other))
-    np.testing.assert_array_equal(
-        model(X, training=True), other(X, training=True)
-    )  # the same masks, too
+    assert_same(values(model), values(other))
+    # The same masks, too.
+    np.testing.assert_array_equal(model(X, training=True), other(X, training=True))
 
 
 def test_training_goes_on_exactly_from_one_file(tmp_path: Path) -> None:
@@ -226,10 +215,10 @@ def test_layers_and_slices_and_nested_models_have_files_of_their_own(tmp_path: P
         v.assign(v.value + 1)
     model[0].load(tmp_path / "layer")
     model[1].load(tmp_path / "inner")
-    assert_equal(values(model), before)
+    assert_same(values(model), before)
     model[0].bias.assign(jnp.ones(3))
     assert model.load(tmp_path / "slice", strict=False).missing
-    assert_equal(values(model), before)
+    assert_same(values(model), before)
 
 
 class _Block(sb.Sequential):
@@ -322,7 +311,7 @@ def test_everything_that_is_wrong_stands_in_one_report_and_nothing_changes(tmp_p
         "wrong dtype: (Sequential).a(Dense).kernel is bfloat16, and the file has float32 "
         "(cast=True takes it)" in said
     )
-    assert_equal(values(target), before)
+    assert_same(values(target), before)
     report = target.load(tmp_path / "f", strict=False, cast=True)
     assert report.loaded == ("(Sequential).a(Dense).bias", "(Sequential).a(Dense).kernel")
     assert set(report.wrong) == {"(Sequential).b(Dense).bias", "(Sequential).b(Dense).kernel"}
@@ -407,7 +396,7 @@ def small(tmp_path: Path) -> tuple[sb.Sequential, Path, bytes]:
 
 
 def assert_never_wrong(model: sb.Sequential, path: Path) -> bool:
-    """A damaged file is refused, or gives the very values that were saved. Whether it was refused."""
+    """Check that a file is refused or gives what was saved; return whether it was refused."""
     right = values(model)
     for v in model.vars().subset("params").values():
         v.assign(v.value + 1)
@@ -415,10 +404,10 @@ def assert_never_wrong(model: sb.Sequential, path: Path) -> bool:
     try:
         model.load(path)
     except sb.WeightsError:
-        assert_equal(values(model), before)
+        assert_same(values(model), before)
         refused = True
     else:
-        assert_equal(values(model), right)
+        assert_same(values(model), right)
         refused = False
     model.assign({"params": {n: right[n] for n in model.vars().subset("params")}})
     return refused
@@ -552,7 +541,10 @@ def test_a_file_of_a_later_version_is_refused(small: Any, monkeypatch: pytest.Mo
 
 KILLED = """
 import sys, numpy as np, seqbridge as sb
-v = sb.VarCollection({"v": sb.Variable(np.zeros((2000, 2000), np.float32)), "w": sb.Variable(np.zeros(1000))})
+v = sb.VarCollection({
+    "v": sb.Variable(np.zeros((2000, 2000), np.float32)),
+    "w": sb.Variable(np.zeros(1000)),
+})
 v.save(sys.argv[1])
 print("saved", flush=True)
 for i in range(1, 10_000):
@@ -597,9 +589,8 @@ except OSError as error:
 
 def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    run = subprocess.run(
-        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True
-    )
+    run = run_python(FULL, path)
+    assert run.returncode == 0, run.stderr
     assert run.stdout == "OSError\n"
     assert os.listdir(tmp_path) == ["f"]
     assert load_file(path)["v"].all()

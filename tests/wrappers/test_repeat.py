@@ -1,4 +1,4 @@
-"""`sb.Repeat` does what a list of so many layers does, in a program whose size doesn't depend on how many."""
+"""`sb.Repeat` does what a list of so many layers does, in a program of constant size."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import optax
 import pytest
 from flax import nnx
 
+import helpers
 import seqbridge as sb
 from cases import CASES, Case
 
@@ -28,10 +29,8 @@ N = 3
 X = jax.random.normal(jax.random.key(2), (4, 8))
 
 
-def same(a: Any, b: Any, **tolerance: Any) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, **{"rtol": 2e-5, "atol": 1e-5, **tolerance})
+def assert_close(a: Any, b: Any, *, rtol: float = 2e-5, atol: float = 1e-5) -> None:
+    helpers.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def block() -> sb.Sequential:
@@ -64,7 +63,7 @@ def test_it_is_a_list_of_so_many_layers(make: Callable[[], Any]) -> None:
     def compare() -> None:
         for i, one in enumerate(listed[0]):
             if isinstance(one, sb.Layer):
-                same(repeated[0][i].native, one.native)
+                assert_close(repeated[0][i].native, one.native)
 
     compare()  # initial values
     step = sb.jit(
@@ -73,24 +72,21 @@ def test_it_is_a_list_of_so_many_layers(make: Callable[[], Any]) -> None:
         )(model)
     )
     for _ in range(2):
-        same(
+        assert_close(
             repeated(X, training=True), listed(X, training=True)
         )  # random numbers and states as well
         compare()
         if repeated.vars().subset("params"):
-            same(step(repeated, X)[0], step(listed, X)[0])
+            assert_close(step(repeated, X)[0], step(listed, X)[0])
     before = repeated.variables
-    same(repeated(X, training=False), listed(X, training=False))
-    same(repeated.variables, before)
-    same(sb.freeze(repeated)(X), listed(X, training=False))
+    assert_close(repeated(X, training=False), listed(X, training=False))
+    assert_close(repeated.variables, before)
+    assert_close(sb.freeze(repeated)(X), listed(X, training=False))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_adapters_entries_can_be_repeated(case: Case) -> None:
-    with contextlib.ExitStack() as stack:
-        if not case.strict:
-            stack.enter_context(jax.numpy_dtype_promotion("standard"))
-            stack.enter_context(jax.numpy_rank_promotion("allow"))
+    with contextlib.nullcontext() if case.strict else helpers.usual_promotion():
         key = jax.random.key(5)
         own = jax.random.fold_in(key, 0)
         single = sb.Sequential([case.make()]).build(*case.inputs, **case.keywords)
@@ -109,13 +105,15 @@ def test_every_adapters_entries_can_be_repeated(case: Case) -> None:
             for i, tree in enumerate(trees):  # each by its own library
                 expected, new = case.native(tree, jax.random.fold_in(own, i), (expected,), training)
                 after.append(new)
-            same(model(*case.arrays(), training=training, rng=key, **case.keywords), expected)
+            assert_close(
+                model(*case.arrays(), training=training, rng=key, **case.keywords), expected
+            )
             for i in range(2):
                 arrays = [
                     [a for a in jax.tree.leaves(t) if hasattr(a, "dtype")]
                     for t in (model[0][i].native, after[i])
                 ]
-                same(*arrays)
+                assert_close(*arrays)
 
 
 def test_an_entry_that_has_values_gives_them_to_each_copy() -> None:
@@ -123,10 +121,10 @@ def test_an_entry_that_has_values_gives_them_to_each_copy() -> None:
     built = sb.Sequential([nn.Dense(8), nn.relu]).build((None, 8))
     for entry, expected in ((module, module), (built, built), (built[0], built[0])):
         model = sb.Sequential([sb.Repeat(entry, 2)])
-        same(model(X), expected(expected(X)))
+        assert_close(model(X), expected(expected(X)))
         variable = next(iter(model.vars().values()))
         variable.assign(variable * 0)
-        same(built(X), sb.Sequential(list(built))(X))
+        assert_close(built(X), sb.Sequential(list(built))(X))
     assert float(jnp.abs(module.kernel[...]).sum()) > 0
 
 
@@ -142,18 +140,18 @@ def test_a_copy_is_read_written_loaded_and_called() -> None:
     others = deep["Dense_0.kernel"].value[jnp.array([0, 2, 3])]
     kernel.assign(kernel + 1)
     kernel.value = kernel * 2
-    same(deep[1]["Dense_0"].kernel.value, deep.Dense_0.kernel.value[1])
-    same(deep.Dense_0.kernel.value[jnp.array([0, 2, 3])], others)
+    assert_close(deep[1]["Dense_0"].kernel.value, deep.Dense_0.kernel.value[1])
+    assert_close(deep.Dense_0.kernel.value[jnp.array([0, 2, 3])], others)
     deep[3].load_native(deep[1].native)
-    same(deep[-1].native, deep[1].native)
+    assert_close(deep[-1].native, deep[1].native)
     hidden = model[0](X)
     for copy_ in deep:
         hidden = copy_(hidden, training=False)
-    same(hidden, model(X, training=False))
+    assert_close(hidden, model(X, training=False))
     mean = deep[2].BatchNorm_1.mean.value
     deep[2](X, training=True)
     assert not np.allclose(deep[2].BatchNorm_1.mean.value, mean)
-    same(deep[0].BatchNorm_1.mean.value, jnp.zeros(8))
+    assert_close(deep[0].BatchNorm_1.mean.value, jnp.zeros(8))
     with pytest.raises(ValueError, match=r"kernel\[1\] has shape \(8, 8\)"):
         kernel.assign(jnp.ones(3))
     with pytest.raises(AttributeError, match=r"\.assign"):
@@ -177,8 +175,8 @@ def test_copies_inside_transforms() -> None:
         return model[0][1].kernel.value
 
     before = model[0].kernel.value
-    same(halve(model), before[1] / 2)
-    same(model[0].kernel.value, before.at[1].divide(2))
+    assert_close(halve(model), before[1] / 2)
+    assert_close(model[0].kernel.value, before.at[1].divide(2))
     grads = sb.grad(lambda model: (model[0][1].kernel.value ** 2).sum())(model)
     assert [float(abs(g).sum()) > 0 for g in grads["(Sequential)[0](Repeat).kernel"]] == [
         False,
@@ -191,9 +189,9 @@ def test_keywords_are_broadcast_or_per_copy() -> None:
     scale = lambda x, rate, shift=0.0: x * rate + shift  # noqa: E731
     rates = jnp.array([1.0, 2.0, 3.0])
     model = sb.Sequential([sb.Repeat(scale, 3, per_copy="rate")])
-    same(model(X, rate=rates), X * 6)
-    same(sb.jit(model)(X, rate=rates, shift=1.0), ((X + 1) * 2 + 1) * 3 + 1)
-    same(sb.Sequential([sb.Repeat(scale, 3)])(X, rate=2.0), X * 8)
+    assert_close(model(X, rate=rates), X * 6)
+    assert_close(sb.jit(model)(X, rate=rates, shift=1.0), ((X + 1) * 2 + 1) * 3 + 1)
+    assert_close(sb.Sequential([sb.Repeat(scale, 3)])(X, rate=2.0), X * 8)
     for wrong in (jnp.ones(2), [1.0, 2.0, 3.0]):
         with pytest.raises(
             ValueError, match="'rate' holds a value for each of the 3 copies: give an array"
@@ -204,7 +202,7 @@ def test_keywords_are_broadcast_or_per_copy() -> None:
     blocks = sb.Sequential([sb.Repeat([nn.Dense(8), scale], 3, per_copy=("rate",))]).build(
         (2, 8), rate=rates
     )
-    same(blocks(X * 0, rate=rates), X * 0)
+    assert_close(blocks(X * 0, rate=rates), X * 0)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -234,10 +232,10 @@ def test_blocks_of_blocks() -> None:
         lambda: sb.Repeat(sb.Repeat(inner(), 2), 2),
     ):
         model = sb.Sequential([nested()]).build((None, 8))
-        same(model(X), sb.jit(model)(X))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert_close(model(X), sb.jit(model)(X))
+    with helpers.usual_promotion():
         model = sb.Sequential([sb.Repeat([keras.layers.Dense(8), jnp.tanh], 2)]).build((None, 8))
-        same(model(X), model[0][1](model[0][0](X)))
+        assert_close(model(X), model[0][1](model[0][0](X)))
 
 
 @pytest.mark.parametrize("wrap", [lambda x: sb.Repeat(x, 2), sb.remat])
@@ -255,10 +253,10 @@ def test_what_is_frozen_inside_stays_frozen(wrap: Any) -> None:
 def test_a_copy_is_known_to_the_transforms() -> None:
     model = sb.Sequential([sb.Repeat([nn.Dense(8), nn.relu], 3)]).build((None, 8))
     expected = model[0][1](X)
-    same(sb.jit(model[0][1])(X), expected)
-    same(sb.jit(lambda one, x: one(x))(model[0][1], X), expected)
-    same(sb.jit(lambda one, x: one(x))(model[0][2], X), model[0][2](X))
-    same(sb.remat(model[0][1])(X), expected)
+    assert_close(sb.jit(model[0][1])(X), expected)
+    assert_close(sb.jit(lambda one, x: one(x))(model[0][1], X), expected)
+    assert_close(sb.jit(lambda one, x: one(x))(model[0][2], X), model[0][2](X))
+    assert_close(sb.remat(model[0][1])(X), expected)
     with pytest.raises(TypeError, match="not a Copy"):
         sb.Sequential([model[0][1]])
     with pytest.raises(AttributeError, match="copies are trained together"):
@@ -268,7 +266,7 @@ def test_a_copy_is_known_to_the_transforms() -> None:
 def test_several_inputs_are_carried() -> None:
     model = sb.Sequential([lambda x: (x, x), sb.Repeat(lambda x, y: (x + y, y), 3)])
     out = model(X)
-    same(out, (4 * X, X))
+    assert_close(out, (4 * X, X))
 
 
 def test_it_is_copied_pickled_saved_and_edited(tmp_path: Path) -> None:
@@ -278,39 +276,34 @@ def test_it_is_copied_pickled_saved_and_edited(tmp_path: Path) -> None:
     expected = model(X, training=False)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert isinstance(twin[1], sb.Repeat)
-        same(twin(X, training=False), expected)
+        assert_close(twin(X, training=False), expected)
         twin[1][0].Dense_0.kernel.assign(jnp.zeros((8, 8)))
-        same(model(X, training=False), expected)
+        assert_close(model(X, training=False), expected)
     other = sb.Sequential(
         [nn.Dense(8), sb.Repeat(sb.Sequential([nn.Dense(8), nn.BatchNorm()]), 3)], seed=4
     )
     other.build((None, 8)).load(
         model.save(tmp_path / "deep.safetensors") or tmp_path / "deep.safetensors"
     )
-    same(other(X, training=False), expected)
+    assert_close(other(X, training=False), expected)
     model[1] = sb.Repeat(nn.Dense(8), 2)
     assert model[1].kernel.shape == (2, 8, 8)
     module = sb.to_linen(other)
     variables = module.init(jax.random.key(0), X)
-    same(module.apply(variables, X, training=False), expected)
+    assert_close(module.apply(variables, X, training=False), expected)
 
 
 def test_training_packed_donated_and_by_the_pure_form() -> None:
-    def train(model: Any, optimizer: Any, x: Any) -> Any:
-        loss, grads = sb.value_and_grad(lambda model: (model(x, training=True) ** 2).mean())(model)
-        optimizer.update(grads)
-        return loss
-
     losses = []
     for fast in (False, True):
         model = sb.Sequential([sb.Repeat(block(), 3)]).build((None, 8))
         optimizer = sb.Optimizer(model, optax.sgd(0.01))
-        step = sb.jit(train, pack=fast, donate=fast)
+        step = sb.jit(helpers.train_step, pack=fast, donate=fast)
         losses.append([float(step(model, optimizer, X)) for _ in range(3)])
-    same(*losses)
+    assert_close(*losses)
     assert losses[0][-1] < losses[0][0]
     model = sb.Sequential([sb.Repeat(nn.Dense(8), 3)]).build((None, 8))
-    same(model.apply(model.variables, X)[0], model(X))
+    assert_close(model.apply(model.variables, X)[0], model(X))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +329,7 @@ def test_remat_of_what_is_repeated() -> None:
     plain = sb.Sequential([sb.Repeat(block(), 3)]).build((None, 8))
     saving = sb.Sequential([sb.Repeat(sb.remat(block(), prevent_cse=False), 3)]).build((None, 8))
     loss = lambda model, x: (model(x, training=True) ** 2).mean()  # noqa: E731
-    same(sb.grad(loss)(saving, X), sb.grad(loss)(plain, X))
+    assert_close(sb.grad(loss)(saving, X), sb.grad(loss)(plain, X))
     assert "remat" in str(
         jax.make_jaxpr(lambda x: saving.apply(saving.variables, x, training=False)[0])(X)
     )
@@ -353,19 +346,20 @@ def test_remat_of_what_is_repeated() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        nn.Dense(8), functools.partial(hk.Linear, 8), eqx.nn.Linear(8, 8, key=jax.random.key(0)), nn.Dropout(0.5),
-        sb.Layer(nn.Dense(8), name="one"), sb.Sequential([nn.Dense(8), nn.relu]), functools.partial(nnx.BatchNorm, 8),
+        nn.Dense(8), functools.partial(hk.Linear, 8), eqx.nn.Linear(8, 8, key=jax.random.key(0)),
+        nn.Dropout(0.5), sb.Layer(nn.Dense(8), name="one"), sb.Sequential([nn.Dense(8), nn.relu]),
+        functools.partial(nnx.BatchNorm, 8),
     ],
 )  # fmt: skip
 def test_remat_makes_a_layer_of_an_entry(entry: Any) -> None:
     plain, saving = sb.Sequential([entry]), sb.Sequential([sb.remat(entry)])
     saving.build((None, 8))
     plain.build((None, 8))
-    same(jax.tree.leaves(saving.variables), jax.tree.leaves(plain.variables))
+    assert_close(jax.tree.leaves(saving.variables), jax.tree.leaves(plain.variables))
     key = jax.random.key(1)
     loss = lambda model: (model(X, training=True, rng=key) ** 2).sum()  # noqa: E731
     if saving.vars().subset("params"):
-        same(*(list(sb.jit(sb.grad(loss))(model).values()) for model in (saving, plain)))
-    same(saving(X, training=True, rng=key), plain(X, training=True, rng=key))
-    same(copy.deepcopy(saving)(X, training=False), saving(X, training=False))
+        assert_close(*(list(sb.jit(sb.grad(loss))(model).values()) for model in (saving, plain)))
+    assert_close(saving(X, training=True, rng=key), plain(X, training=True, rng=key))
+    assert_close(copy.deepcopy(saving)(X, training=False), saving(X, training=False))
     assert "remat" in repr(saving)
