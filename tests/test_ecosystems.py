@@ -82,7 +82,9 @@ def test_one_list_of_everything() -> None:
 
 def test_one_mode_one_stream_of_keys_and_state_in_training_only() -> None:
     model = everything().build(X.shape)
-    with pytest.raises(TypeError, match=r"pass training=True or training=False: .*linen.*nnx.*equinox.*keras"):
+    with pytest.raises(
+        TypeError, match=r"pass training=True or training=False: .*linen.*nnx.*equinox.*keras"
+    ):
         model(X)
     before = model.variables
     first, second = model(X, training=False), model(X, training=False)
