@@ -271,7 +271,7 @@ def _() -> None:  # gates, heads, flattened images and the like: test_port.py
 @fault(
     "weights that don't fit",
     sb.WeightsError,
-    "port: nothing was carried, since the results would differ",
+    "port: nothing was written, since the results would differ",
     r"\(3, 4\)",
 )
 def _(model: sb.Sequential) -> None:

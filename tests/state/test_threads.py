@@ -241,8 +241,8 @@ WAYS = {
         lambda model, _: sb.scan(lambda c, x: (c, train(model, x)), None, X[None], vars=model), one_more
     ),
     "mapped": Way(lambda model, _: sb.vmap(lambda m, x: m(x[None], training=False), in_axes=(None, 0))(model, X)),
-    "saved": Way(saved, stop=(_saving, "_stored", True)),
-    "loaded": Way(lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "fit", False)),
+    "saved": Way(saved, stop=(_saving, "_on_host", True)),
+    "loaded": Way(lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "match_stored", False)),
     "assigned": Way(assigned, lambda n: 100.0, (_collection, "cast", False)),
     "assigned, pure": Way(lambda model, _: model.assign(PURE), lambda n: 30.0),
     "copied": Way(lambda model, _: counts(copy.deepcopy(model)), stop=(jnp, "copy", False)),
@@ -530,7 +530,7 @@ def test_a_checkpoint_is_restored_at_one_moment(tmp_path: Path) -> None:
         checkpoint.save(1)
         train(model, X)
         locked(model, lock)
-        with GATE.at(_checkpoint, "fit"):
+        with GATE.at(_checkpoint, "match_stored"):
             assert together(checkpoint.restore, lambda: train(model, X), lock=lock)
     assert counts(model) == [1.0, 1.0]
 
