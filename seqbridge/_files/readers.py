@@ -194,11 +194,11 @@ class _TreeCopy:
         if isinstance(node, Mapping):
             for name in node:
                 _check_name(name)
-            return {
-                name: self.of(value, (*place, name))
-                for name, value in node.items()
-                if value is not None
-            }
+            copied: dict[str | int, Any] = {}
+            for name, value in node.items():
+                if value is not None:
+                    copied[name] = self.of(value, (*place, name))
+            return copied
         if isinstance(node, list | tuple):
             values = [self.of(value, (*place, i)) for i, value in enumerate(node)]
             return values if isinstance(node, list) else tuple(values)

@@ -143,7 +143,7 @@ def write_safetensors(
             raise OSError(f"{path} can't be written: {error}") from error
 
 
-def _raw_bytes(array: np.ndarray) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _raw_bytes(array: np.ndarray) -> Any:
     return array.reshape(-1).view(np.uint8)
 
 

@@ -129,10 +129,19 @@ def port(
         if problem is not None:
             made.problems.append(problem)
 
+    open_problems: list[str] = []
+    accepted_problems: list[str] = []
+    for problem in made.problems:
+        if problem.about in accepted:
+            accepted_problems.append(problem.text)
+        elif problem.about is None:
+            open_problems.append(problem.text)
+        else:
+            open_problems.append(f"{problem.text} [accept={problem.about!r}]")
     plan = Plan(
         made.rows,
-        problems=[_problem_text(p) for p in made.problems if p.about not in accepted],
-        accepted=[p.text for p in made.problems if p.about in accepted],
+        problems=open_problems,
+        accepted=accepted_problems,
         notes=list(_paired_by_order(matches.pairs)),
         new=made.new,
         target=target,
@@ -154,12 +163,6 @@ def _check_accepted(accepted: Collection[str], target: ModelWeights) -> None:
             raise WeightsError(
                 f"port: accept={name!r} names no option of these layers{nearest(name, options)}"
             )
-
-
-def _problem_text(problem: Problem) -> str:
-    if problem.about is None:
-        return problem.text
-    return f"{problem.text} [accept={problem.about!r}]"
 
 
 def _port_single_arrays(

@@ -159,9 +159,8 @@ class Checkpoint:
             )
             try:
                 self._manager.save(step, args=args)
-            except (
-                BaseException
-            ):  # Ctrl-C, after which Orbax may believe it has saved what it hasn't
+            except BaseException:
+                # After Ctrl-C, Orbax may believe that it has saved what it hasn't.
                 with contextlib.suppress(Exception):
                     self._manager.close()
                 self._manager = self._make_manager()
@@ -351,7 +350,7 @@ class Checkpoint:
         self.close()
 
     def __repr__(self) -> str:
-        steps = ", ".join(map(str, self.steps)) or "none"
+        steps = ", ".join(str(step) for step in self.steps) or "none"
         return f"Checkpoint({self._folder!r}, {', '.join(self._parts)}; steps: {steps})"
 
 

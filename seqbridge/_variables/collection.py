@@ -335,12 +335,10 @@ class _Static(NamedTuple):
     """
 
     names: tuple[tuple[str, int], ...]
-    attributes: tuple[tuple[Kind, str, Path, bool], ...]
+    attributes: tuple[tuple[str, str, Path, bool], ...]
 
 
-def _flatten(
-    collection: VarCollection,
-) -> tuple[list[tuple[jax.tree_util.DictKey, Any]], _Static]:
+def _flatten(collection: VarCollection) -> tuple[list[tuple[Any, Any]], _Static]:
     first = collection.distinct_by_name()
     leaves = [(jax.tree_util.DictKey(name), v.value) for name, v in first.items()]
     position = {variable: i for i, variable in enumerate(first.values())}

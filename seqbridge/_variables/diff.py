@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -161,10 +160,11 @@ def diff(
 
 
 def _by_plain_name(names: Iterable[str]) -> dict[str, str]:
-    """Return names by what they are without those of classes, where that means one of them only."""
-    names = list(names)
-    often = Counter(plain(name) for name in names)
-    return {plain(name): name for name in names if often[plain(name)] == 1}
+    """Return names by their plain names, where these mean one of them only."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(plain(name), []).append(name)
+    return {short: same[0] for short, same in found.items() if len(same) == 1}
 
 
 def _arrays_of(given: Any, allow_pickle: bool) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _arrays_of_holder(holder: Stateful) -> dict[str, Any]:
 def _arrays_of_tree(tree: Any) -> dict[str, Any]:
     if isinstance(tree, Mapping) and tree and tree.keys() <= {"params", "state"}:
         # The pure form of a model, whose names don't begin with the collection.
-        tree = {name: array for part in tree.values() for name, array in part.items()}
+        tree = {**tree.get("params", {}), **tree.get("state", {})}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if tree is None or any(not path or isinstance(leaf, Stateful) for path, leaf in leaves):
         got = "a tree with a model in it" if leaves and leaves[0][0] else type(tree).__name__

@@ -157,7 +157,7 @@ def is_key(array: Any) -> bool:
 
 
 class _MismatchError(Exception):
-    """An array that a variable can't take; the text says why."""
+    """Array that a variable can't take; the text says why."""
 
 
 def match_stored(
