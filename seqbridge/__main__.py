@@ -1,4 +1,4 @@
-"""`python -m seqbridge`: what is in a file of weights, and simple conversions."""
+"""`python -m seqbridge`: the arrays of a file of weights, and simple conversions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from seqbridge._port import port
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, or 1 if it can't be done, and why stands on stderr."""
+    """Run a command. Return 0, or 1 if it can't be done and stderr says why."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except (WeightsError, OSError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m seqbridge", description=__doc__)
     commands = parser.add_subparsers(required=True)
     inspect = commands.add_parser("inspect", help="list the arrays of a file of weights")
@@ -27,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect.add_argument("file", help="a file, or a folder of Orbax")
     move = commands.add_parser(
         "port",
-        help="carry weights into a model of another library, or into another file",
-        description="With --into, carries the weights into that model and saves it. Without, stores the arrays of the "
-        "file under their own names as safetensors.",
+        help="port weights to a model of another library, or to another file",
+        description="With --into, ports the weights to that model and saves it. Without, stores "
+        "the arrays of the file under their own names as safetensors.",
     )
     move.set_defaults(run=_port)
     move.add_argument(
@@ -44,62 +54,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="A=B",
         action="append",
         default=[],
-        help="carry layer A of the source into B",
+        help="port layer A of the source to layer B",
     )
     move.add_argument(
         "--flatten", metavar="A=C,H,W", action="append", default=[], help="see seqbridge.port"
     )
     move.add_argument(
-        "--accept", metavar="NAME", action="append", default=[], help="a difference that may be"
+        "--accept", metavar="NAME", action="append", default=[], help="a difference to accept"
     )
     move.add_argument(
-        "--partial", action="store_true", help="carry what matches, and leave the rest"
+        "--partial", action="store_true", help="port what matches, and leave the rest"
     )
     move.add_argument("--dry-run", action="store_true", help="show the plan only")
     for command in (inspect, move):
         command.add_argument(
             "--allow-pickle", action="store_true", help="take arrays and containers out of a pickle"
         )
-    given = parser.parse_args(arguments)
-    try:
-        given.run(given)
-    except (WeightsError, OSError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        print(f"{error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
 
 
 def _inspect(given: argparse.Namespace) -> None:
     path = os.path.expanduser(given.file)
-    kind = format_of(path)
+    file_format = format_of(path)
     arrays = dict(_leaves(read(path, allow_pickle=given.allow_pickle)))
-    about = read_safetensors(path)[1] if kind == "safetensors" else {}
+    about: dict[str, Any] = {}
+    if file_format == "safetensors":
+        _, about = read_safetensors(path)
     kinds = {name: note["kind"] for name, note in about.get("variables", {}).items()}
-    rows = [
-        (name, str(a.dtype), str(a.shape), str(a.size), kinds.get(name, ""))
-        for name, a in arrays.items()
-    ]
+    rows: list[tuple[str, ...]] = []
+    numbers = total = 0
+    for name, array in arrays.items():
+        kind = kinds.get(name, "")
+        rows.append((name, str(array.dtype), str(array.shape), str(array.size), kind))
+        numbers += array.size
+        total += array.nbytes
     print(table(("name", "dtype", "shape", "size", "kind"), rows))
-    total = sum(a.nbytes for a in arrays.values())
-    print(
-        f"{kind}: {len(arrays)} arrays, {sum(a.size for a in arrays.values())} numbers, {total} "
-        f"bytes"
-    )
+    print(f"{file_format}: {len(arrays)} arrays, {numbers} numbers, {total} bytes")
     if "versions" in about:
+        versions = about["versions"]
         print(
-            f"saved by seqbridge {about['versions']['seqbridge']}, jax {about['versions']['jax']}; "
-            f"checksums are right"
+            f"saved by seqbridge {versions['seqbridge']}, jax {versions['jax']}; "
+            "checksums are right"
         )
     elif about.get("metadata"):
         print(f"metadata: {json.dumps(about['metadata'])}")
 
 
 def _port(given: argparse.Namespace) -> None:
-    source = (
-        _named(given.source)
-        if _is_name(given.source)
-        else read(given.source, allow_pickle=given.allow_pickle)
-    )
+    if _is_name(given.source):
+        source = _named(given.source)
+    else:
+        source = read(given.source, allow_pickle=given.allow_pickle)
     if given.into is None:
         if isinstance(source, LayerList):
             source.save(given.out)
@@ -107,14 +112,19 @@ def _port(given: argparse.Namespace) -> None:
             write_safetensors(given.out, dict(_leaves(source)), {})
         return
     target = _named(given.into)
+    mapping: dict[str, str | None] = {}
+    for pair in given.map:
+        old, _, new = pair.partition("=")
+        mapping[old] = new or None
+    flatten: dict[str, list[int]] = {}
+    for pair in given.flatten:
+        name, _, sizes = pair.partition("=")
+        flatten[name] = [int(size) for size in sizes.split(",")]
     plan = port(
         source,
         target,
-        mapping={old: new or None for old, _, new in (pair.partition("=") for pair in given.map)},
-        flatten={
-            name: [int(n) for n in sizes.split(",")]
-            for name, _, sizes in (f.partition("=") for f in given.flatten)
-        },
+        mapping=mapping,
+        flatten=flatten,
         accept=given.accept,
         strict=not given.partial,
         dry_run=given.dry_run,
@@ -130,7 +140,7 @@ def _is_name(text: str) -> bool:
 
 
 def _named(text: str) -> Any:
-    """The model that `module:name` means; a function is called."""
+    """Return the model that `module:name` means; a function is called."""
     module, colon, name = text.partition(":")
     if not colon:
         raise TypeError(f"{text!r} isn't module:name, such as mymodels:make_model")
@@ -140,6 +150,7 @@ def _named(text: str) -> Any:
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays of a tree, each with its name."""
     if isinstance(tree, Mapping):
         for name, inner in tree.items():
             yield from _leaves(inner, (*path, str(name)))

@@ -1,6 +1,6 @@
 """Formats of weight files: safetensors, npz, and the readers of other libraries' files.
 
-It knows bytes, names and arrays, and neither models nor variables.
+This folder knows bytes, names and arrays, but neither models nor variables.
 """
 
 from seqbridge._files.readers import format_of as format_of

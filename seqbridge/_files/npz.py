@@ -1,10 +1,11 @@
-"""Archives of NumPy arrays, of which nothing is trusted, and what may be unpacked at all."""
+"""Archives of NumPy arrays, of which nothing is trusted; limits on what is unpacked at all."""
 
 from __future__ import annotations
 
 import math
 import os
 import zipfile
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ import numpy as np
 from seqbridge._files.safetensors import WeightsError
 
 _TO_SAFETENSORS = 'store it as safetensors there, "model.safetensors", and give that file'
-# A file may hold this much more than it weighs: weights are next to random, but a model may be new
+
+# A file may hold this many times its own size: weights are next to random, but a model may be new
 # and all zeros.
 _FLOOR, _EXPANSION = 64 * 2**20, 100
 
+# The record at the end of a zip archive: its size, and where it counts the members.
+_END_RECORD = 22
+_END_COUNT = slice(10, 12)
+
 
 def check_size(path: str, size: int, total: int) -> None:
-    """Raises a `WeightsError` if `size` bytes would be too many, `total`, in memory."""
+    """Raise a `WeightsError` if `size` bytes would be too many, `total`, in memory."""
     if total > _FLOOR + _EXPANSION * size:
         raise WeightsError(
             f"{path} is a bomb: {size} bytes that would be {total} when they are unpacked"
@@ -26,26 +32,31 @@ def check_size(path: str, size: int, total: int) -> None:
 
 
 def read_npz(path: str, **_: Any) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name.
+    """Return the arrays of an npz file by name.
 
     Raises:
         WeightsError: The file is damaged, or holds something else.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        names = [member.orig_filename for member in members]
-        _check_names(path, names)
-        with open(
-            path, "rb"
-        ) as file:  # the last record says how many there are, and nobody holds it against them
-            file.seek(-22 - len(archive.comment), os.SEEK_END)
-            counted = int.from_bytes(file.read()[10:12], "little")
+        _check_names(path, [member.orig_filename for member in members])
+        counted = _counted_members(path, archive)
         if counted != min(len(members), 0xFFFF):
             raise WeightsError(
                 f"{path} is damaged: it has {len(members)} arrays, and should have {counted}"
             )
         check_size(path, os.path.getsize(path), sum(member.file_size for member in members))
-        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+        return {
+            member.filename.removesuffix(".npy"): _read_member(archive, member)
+            for member in members
+        }
+
+
+def _counted_members(path: str, archive: zipfile.ZipFile) -> int:
+    """Return how many members the archive says it has, which `zipfile` doesn't check."""
+    with open(path, "rb") as file:
+        file.seek(-_END_RECORD - len(archive.comment), os.SEEK_END)
+        return int.from_bytes(file.read()[_END_COUNT], "little")
 
 
 def _check_names(path: str, names: list[str]) -> None:
@@ -55,14 +66,10 @@ def _check_names(path: str, names: list[str]) -> None:
         raise WeightsError(
             f"{path} is a whole model of another library: give a file of its save_weights(...)"
         )
-    twice = (
-        sorted({name for name in names if names.count(name) > 1})[:3]
-        if len(set(names)) < len(names)
-        else []
-    )
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise WeightsError(
-            f"{path} is damaged: there are two arrays of one name, {', '.join(twice)}"
+            f"{path} is damaged: there are two arrays of one name, {', '.join(twice[:3])}"
         )
     for name in names:
         if "\0" in name:
@@ -73,28 +80,27 @@ def _check_names(path: str, names: list[str]) -> None:
             )
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array of an npz file. Its checksum is checked, since the member is read to its end."""
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Return one array. Its checksum is verified, since the member is read to its end."""
     name = member.filename
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
             raise WeightsError(
                 f"{name} is in version {version} of its format, which arrays of numbers don't need"
             )
-        header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = header(file)
         if dtype.hasobject:
             raise WeightsError(f"{name} holds Python objects, in a pickle: store arrays of numbers")
-        stored, count = member.file_size - file.tell(), math.prod(shape)
-        if not dtype.itemsize or stored != count * dtype.itemsize or min(shape, default=0) < 0:
+        stored = member.file_size - file.tell()
+        expected = math.prod(shape) * dtype.itemsize
+        if not dtype.itemsize or stored != expected or min(shape, default=0) < 0:
             raise WeightsError(
                 f"{name} is damaged: it is no {dtype} array of shape {shape}, with its {stored} "
-                f"bytes"
+                "bytes"
             )
         data = file.read()
     flat = np.frombuffer(data, dtype) if stored else np.zeros(0, dtype)

@@ -1,4 +1,4 @@
-"""Which layer takes which keyword arguments, and in which mode it runs."""
+"""Keyword dispatch: which layer takes which keyword arguments, and in which mode it runs."""
 
 from __future__ import annotations
 
@@ -15,129 +15,165 @@ from seqbridge._interface.messages import nearest
 from seqbridge._interface.pure_layer import MODE_FLAGS, PureLayer
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_OF_THE_MODEL = {"rng", "per_layer"}  # the call's own, which no layer gets by name
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+# Keywords that belong to the call itself: no layer gets the first two by name, and the last two are
+# fields of `Call`.
+_OF_THE_MODEL = frozenset({"rng", "per_layer"})
+_OF_THE_CALL = frozenset({"training", "per_layer"})
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one call of a model gives beside its inputs."""
+    """Mode and keywords of one call of a model, that is, everything beside its inputs.
+
+    Attributes:
+        training: The mode; None: the caller hasn't said.
+        keywords: Keywords for whichever layers take them.
+        per_layer: Keywords for single layers, by name or position.
+        used: The keywords that some layer has taken so far.
+        said: Whether the caller chose the mode. A mode that nobody chose isn't handed to a layer
+            that takes `**kwargs`.
+    """
 
     training: bool | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
     per_layer: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)  # the keywords that a layer has got
-    said: bool = (
-        True  # whether the mode is the caller's; what nobody said isn't handed to `**kwargs`
-    )
+    used: set[str] = field(default_factory=set)
+    said: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.per_layer, Mapping):
             raise TypeError(
                 "per_layer= takes a dict from the names or positions of layers to dicts of "
-                "keywords, "
-                f"not {type(self.per_layer).__name__}"
+                f"keywords, not {type(self.per_layer).__name__}"
             )
 
     def of(self, own: Mapping[str, Any]) -> Call:
-        """The call as one layer sees it, that has keywords of its own."""
+        """Return the call as one layer sees it, given that layer's own keywords."""
         if not own:
-            return (
-                self
-                if not self.per_layer
-                else Call(self.training, self.keywords, {}, self.used, self.said)
-            )
-        inner = own.get("per_layer", {})
-        keywords = {k: v for k, v in own.items() if k not in ("training", "per_layer")}
+            if not self.per_layer:
+                return self
+            return Call(self.training, self.keywords, {}, self.used, self.said)
+        keywords = {**self.keywords, **_layer_keywords(own)}
         training = mode_of(own.get("training", self.training))
-        return Call(training, {**self.keywords, **keywords}, inner, self.used, self.said)
+        return Call(training, keywords, own.get("per_layer", {}), self.used, self.said)
 
     def map(self, function: Callable[[Any], Any], *, training: bool | None) -> Call:
-        """The call with `function` of each value that it gives."""
-        per_layer = {
-            which: {k: v if k in ("training", "per_layer") else function(v) for k, v in own.items()}
-            for which, own in self.per_layer.items()
-        }
-        said = self.training is not None
-        return Call(
-            training, {k: function(v) for k, v in self.keywords.items()}, per_layer, said=said
-        )
+        """Return the call in another mode, with `function` applied to each value that it gives."""
+        keywords = {name: function(value) for name, value in self.keywords.items()}
+        per_layer: dict[Any, dict[str, Any]] = {}
+        for which, own in self.per_layer.items():
+            mapped = dict(own)
+            for name, value in _layer_keywords(own).items():
+                mapped[name] = function(value)
+            per_layer[which] = mapped
+        return Call(training, keywords, per_layer, said=self.training is not None)
 
 
 def call_of(keywords: Mapping[str, Any]) -> Call:
-    """The call that these keywords of a model make."""
-    rest = {k: v for k, v in keywords.items() if k not in ("training", "per_layer")}
-    return Call(mode_of(keywords.get("training")), rest, keywords.get("per_layer") or {})
+    """Return the call that the keywords of a model's `__call__` stand for."""
+    training = mode_of(keywords.get("training"))
+    return Call(training, _layer_keywords(keywords), keywords.get("per_layer") or {})
+
+
+def _layer_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in keywords.items() if name not in _OF_THE_CALL}
 
 
 def mode_of(training: Any) -> bool | None:
-    """`training`, if it is a mode.
+    """Return `training` as a bool, or None where nothing is said.
 
     Raises:
-        TypeError: It is no bool; a traced one, for instance.
+        TypeError: It isn't a bool; a traced one isn't, for instance.
     """
-    if training is None or isinstance(training, bool | np.bool_):
-        return None if training is None else bool(training)
-    cure = (
-        ". Inside jax.jit make it a static argument; sb.jit does so by itself"
-        if isinstance(training, jax.core.Tracer)
-        else ""
-    )
-    raise TypeError(f"training= is True, False or None, not {training!r:.60}{cure}")
+    if training is None:
+        return None
+    if isinstance(training, bool | np.bool_):
+        return bool(training)
+    message = f"training= is True, False or None, not {training!r:.60}"
+    if isinstance(training, jax.core.Tracer):
+        message += ". Inside jax.jit make it a static argument; sb.jit does so by itself"
+    raise TypeError(message)
 
 
 class Parameters:
-    """What a layer takes at a call. Read from its signature once, when the entry joins."""
+    """Parameters of a layer at a call, read from its signature once, when the entry joins a model.
+
+    Attributes:
+        positional: The names of those that inputs fill, in order.
+        names: The names of those that keywords may fill.
+        any: Whether there is a `**kwargs`.
+        required: The names of those without a default, apart from the key.
+        flags: The mode flags among them, as in `MODE_FLAGS`.
+        decided: The mode flags that the entry has set for itself.
+        key_name: The keyword by which the entry takes its key.
+    """
 
     def __init__(self, pure: PureLayer):
-        parameters = list(pure.signature.parameters.values()) if pure.signature is not None else []
-        self.positional = tuple(p.name for p in parameters if p.kind in _POSITIONAL)
-        self.any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.names = (
-            frozenset(p.name for p in parameters if p.kind in _BY_NAME)
-            - pure.decided
-            - _OF_THE_MODEL
-        )
-        self.required = tuple(
-            p.name
-            for p in parameters
-            if p.default is p.empty
-            and p.kind in (*_POSITIONAL, p.KEYWORD_ONLY)
-            and p.name != pure.key_name
-        )
-        self.flags = {n: MODE_FLAGS[n] for n in MODE_FLAGS if n in self.names}
-        self._defaults = {p.name: p.default for p in parameters if isinstance(p.default, bool)}
+        parameters: list[inspect.Parameter] = []
+        if pure.signature is not None:
+            parameters = list(pure.signature.parameters.values())
+        positional: list[str] = []
+        by_name: set[str] = set()
+        required: list[str] = []
+        self.any = False
+        self._defaults: dict[str, bool] = {}
+        for parameter in parameters:
+            name, kind = parameter.name, parameter.kind
+            if kind in _POSITIONAL:
+                positional.append(name)
+            if kind in _BY_NAME:
+                by_name.add(name)
+            if kind is parameter.VAR_KEYWORD:
+                self.any = True
+            if isinstance(parameter.default, bool):
+                self._defaults[name] = parameter.default
+            named = kind in _POSITIONAL or kind in _BY_NAME
+            if named and parameter.default is parameter.empty and name != pure.key_name:
+                required.append(name)
+        self.positional = tuple(positional)
+        self.names = frozenset(by_name) - pure.decided - _OF_THE_MODEL
+        self.required = tuple(required)
+        self.flags = {name: MODE_FLAGS[name] for name in MODE_FLAGS if name in self.names}
         self.decided = pure.decided
         self.key_name = pure.key_name
 
     @property
     def default_mode(self) -> bool | None:
-        """The mode of a call that says none: True in training. None: the layer wants to know."""
-        modes = {self._defaults.get(flag) is polarity for flag, polarity in self.flags.items()}
-        return (
-            modes.pop() if len(modes) == 1 and self.flags.keys() <= self._defaults.keys() else None
-        )
+        """The mode of a call that says none: True in training; None if the layer must be told."""
+        modes: set[bool] = set()
+        for flag, polarity in self.flags.items():
+            if flag not in self._defaults:
+                return None
+            modes.add(self._defaults[flag] is polarity)
+        return modes.pop() if len(modes) == 1 else None
 
     def takes(self, name: str, inputs: int) -> bool:
-        """Whether a keyword reaches the layer when `inputs` inputs do."""
+        """Return whether a keyword reaches the layer beside so many inputs."""
         if name in self.decided or name in self.positional[:inputs]:
             return False
         return name in self.names or self.any
 
     def route(self, call: Call, inputs: int) -> tuple[dict[str, Any], bool | None]:
-        """The layer's keywords, and its mode: True in training, False in evaluation, None if nothing says.
+        """Return the layer's keywords, and its mode.
+
+        The mode is True in training, False in evaluation, None if nothing says.
 
         Raises:
             LookupError: With the name of a mode flag that nothing decides.
         """
-        filled = self.positional[:inputs]
-        routed = {k: v for k, v in call.keywords.items() if self.takes(k, inputs)}
+        routed: dict[str, Any] = {}
+        for name, value in call.keywords.items():
+            if self.takes(name, inputs):
+                routed[name] = value
         call.used.update(routed)
         if not self.flags:
             if self.any and call.said and call.training is not None and not self.decided:
                 routed["training"] = call.training
             return routed, call.training
-        modes = []
+        filled = self.positional[:inputs]
+        modes: list[bool | None] = []
         for flag, polarity in self.flags.items():
             if flag in filled:
                 continue
@@ -149,22 +185,24 @@ class Parameters:
                 value = self._defaults[flag]
             else:
                 raise LookupError(flag)
-            modes.append(
-                bool(value) is polarity if isinstance(value, bool | int | np.bool_) else None
-            )
-        return routed, None if None in modes or not modes else any(modes)
+            known = isinstance(value, bool | int | np.bool_)
+            modes.append(bool(value) is polarity if known else None)
+        if not modes or None in modes:
+            return routed, None
+        return routed, any(modes)
 
     def in_training(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords with every mode flag turned to training."""
-        return {k: self.flags.get(k, v) for k, v in keywords.items()}
+        """Return the keywords with every mode flag turned to training."""
+        return {name: self.flags.get(name, value) for name, value in keywords.items()}
 
     def undecided(self, call: Call) -> bool:
-        """Whether the call leaves the layer's mode open."""
-        return call.training is None and any(
-            f not in call.keywords and f not in self._defaults for f in self.flags
-        )
+        """Return whether the call leaves the layer's mode open."""
+        if call.training is not None:
+            return False
+        return any(f not in call.keywords and f not in self._defaults for f in self.flags)
 
     def missing(self, routed: Mapping[str, Any], inputs: int) -> tuple[str, ...]:
+        """Return the required parameters that neither inputs nor keywords fill."""
         filled = self.positional[:inputs]
         return tuple(n for n in self.required if n not in filled and n not in routed)
 
@@ -176,12 +214,12 @@ def check_taken(
     *,
     only: bool = False,
 ) -> None:
-    """Raises if there is a keyword that no layer takes.
+    """Raise an error for the first keyword that no layer takes.
 
     Args:
         keywords: The names that the call gave.
-        layers: What each layer takes, by how an error calls it.
-        inputs: How many inputs reach each layer, one where nothing is said.
+        layers: The parameters of each layer, by the layer's name in messages.
+        inputs: How many inputs reach each layer; one where nothing is said.
         only: Whether the keywords were given for the one layer in `layers`.
 
     Raises:
@@ -191,19 +229,36 @@ def check_taken(
     for name in keywords:
         if any(p.takes(name, inputs.get(label, 1)) for label, p in layers.items()):
             continue
-        takers: dict[str, list[str]] = {}
-        for label, p in layers.items():
-            for taken in sorted(p.names - set(p.positional[: inputs.get(label, 1)])):
-                takers.setdefault(taken, []).append(label)
-        listed = "; ".join(
-            f"{n} ({', '.join(by[:4])}{', ...' if len(by) > 4 else ''})" for n, by in takers.items()
-        )
-        guess = nearest(name, [*takers, "training", "rng", "per_layer"])
-        if name in ("key", "rngs", *(p.key_name for p in layers.values())):
-            guess = "; did you mean 'rng', the key of a call?"
-        if name == "rng":
-            guess = "; a call takes it, model(x, rng=key), and build takes key=."
+        takers = _takers(layers, inputs)
         who = f"layer {next(iter(layers))} doesn't take" if only else "no layer takes"
+        guess = _guess(name, layers.values(), takers) or "."
         raise TypeError(
-            f"{who} the keyword {name!r}{guess or '.'} Keywords that are taken: {listed or 'none'}"
+            f"{who} the keyword {name!r}{guess} Keywords that are taken: {_takers_text(takers)}"
         )
+
+
+def _takers(layers: Mapping[str, Parameters], inputs: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the keywords that are taken, each with the layers that take it."""
+    takers: dict[str, list[str]] = {}
+    for label, parameters in layers.items():
+        filled = parameters.positional[: inputs.get(label, 1)]
+        for name in sorted(parameters.names.difference(filled)):
+            takers.setdefault(name, []).append(label)
+    return takers
+
+
+def _takers_text(takers: Mapping[str, list[str]]) -> str:
+    texts: list[str] = []
+    for name, labels in takers.items():
+        shown = [*labels[:4], "..."] if len(labels) > 4 else labels
+        texts.append(f"{name} ({', '.join(shown)})")
+    return "; ".join(texts) or "none"
+
+
+def _guess(name: str, layers: Iterable[Parameters], taken: Iterable[str]) -> str:
+    """Return the keyword that was meant, as the end of a sentence, or nothing."""
+    if name == "rng":
+        return "; a call takes it, model(x, rng=key), and build takes key=."
+    if name in ("key", "rngs") or any(name == parameters.key_name for parameters in layers):
+        return "; did you mean 'rng', the key of a call?"
+    return nearest(name, [*taken, "training", "rng", "per_layer"])

@@ -9,7 +9,7 @@ Path: TypeAlias = tuple[str, ...]
 
 
 def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by their paths, as `Variables` have them.
+    """Return nested dicts made from leaves by their paths, as `Variables` have them.
 
     Examples:
         >>> nest({("params", "dense", "kernel"): 1, ("params", "dense", "bias"): 2})
@@ -25,7 +25,7 @@ def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def unnest(tree: Mapping[str, Any]) -> dict[Path, Any]:
-    """The leaves of nested dicts by their paths; the inverse of `nest`.
+    """Return the leaves of nested dicts by their paths; the inverse of `nest`.
 
     Examples:
         >>> unnest({"params": {"dense": {"kernel": 1}, "scale": 2}})
@@ -33,19 +33,28 @@ def unnest(tree: Mapping[str, Any]) -> dict[Path, Any]:
     """
     leaves: dict[Path, Any] = {}
     for part, node in tree.items():
-        below = unnest(node) if isinstance(node, Mapping) else {(): node}
-        leaves |= {(part, *path): leaf for path, leaf in below.items()}
+        if not isinstance(node, Mapping):
+            leaves[(part,)] = node
+            continue
+        for path, leaf in unnest(node).items():
+            leaves[(part, *path)] = leaf
     return leaves
 
 
 def path_text(keys: Sequence[Any]) -> Path:
-    """The parts of a path of `jax.tree_util`, as names.
+    """Return the parts of a path of `jax.tree_util`, as strings.
 
     Examples:
         >>> import jax
-        >>> [path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path({"w": 1, "rest": [2, 3]})]
+        >>> leaves = jax.tree_util.tree_leaves_with_path({"w": 1, "rest": [2, 3]})
+        >>> [path_text(path) for path, _ in leaves]
         [('rest', '0'), ('rest', '1'), ('w',)]
     """
-    return tuple(
-        str(next(getattr(k, n) for n in ("key", "idx", "name") if hasattr(k, n))) for k in keys
-    )
+    return tuple(_key_text(key) for key in keys)
+
+
+def _key_text(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"{key!r} is no key of a path in a pytree")

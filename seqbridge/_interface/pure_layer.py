@@ -1,4 +1,4 @@
-"""The neutral form: all that seqbridge knows of an entry."""
+"""`PureLayer`, the neutral form: all that seqbridge knows of an entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from seqbridge._interface.weight_spec import Part
 Kind: TypeAlias = Literal["params", "state", "rng"]
 
 Variables: TypeAlias = dict[str, Any]
-"""Plain arrays in plain nested dicts, at the top one dict a collection: `{"params": {"kernel": ..., "bias": ...}}`."""
+"""Plain arrays in plain nested dicts, with one dict a collection at the top.
+
+For example `{"params": {"kernel": ..., "bias": ...}}`.
+"""
 
 MODE_FLAGS: Mapping[str, bool] = {
     "training": True,
@@ -26,15 +29,15 @@ MODE_FLAGS: Mapping[str, bool] = {
     "use_running_average": False,
     "inference": False,
 }
-"""The keywords that tell training from evaluation. True: follows `training`; False: its opposite."""
+"""Keywords that tell training from evaluation. True: follows `training`; False: its opposite."""
 
 
-def _same(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 
 class Origin(NamedTuple):
-    """The module that an array came from, and where it stands there, of a function that holds the module."""
+    """Module that an array of a function came from, and the place of the array in it."""
 
     owner: Any
     place: Path
@@ -43,7 +46,7 @@ class Origin(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """An array and what its own library says of it, such as the names of its axes, or that it is frozen.
+    """Array with a note of its own library: the names of its axes, say, or that it is frozen.
 
     An adapter's `init` may return it in place of an array. seqbridge keeps the note as
     `Variable.metadata` and puts it back when the adapter's `to_native` asks for the native tree.
@@ -63,23 +66,21 @@ class Annotated:
 
 
 def training_of(keywords: Mapping[str, Any]) -> bool | None:
-    """What the mode flags among the keywords of a call say; None if there are none.
+    """Return the mode that the flags among the keywords of a call say; None if there are none.
 
     Examples:
         >>> training_of({"deterministic": True}), training_of({"scale": 2.0})
         (False, None)
     """
-    flags = (
-        bool(value) is MODE_FLAGS[n]
-        for n, value in keywords.items()
-        if n in MODE_FLAGS and value is not None
-    )
-    return next(flags, None)
+    for name, value in keywords.items():
+        if name in MODE_FLAGS and value is not None:
+            return bool(value) is MODE_FLAGS[name]
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PureLayer:
-    """A pair of pure functions, and what the core must know to call them.
+    """Pair of pure functions, and all that the core must know to call them.
 
     An adapter makes one from an entry of its ecosystem. Variables are plain arrays in plain nested
     dicts, at the top one dict a collection: `{"params": {"kernel": ..., "bias": ...},
@@ -102,7 +103,7 @@ class PureLayer:
         takes_key: Whether the entry can draw random numbers at all.
         per_example: Whether the entry takes one example at a time and has to be mapped over the
             batch.
-        axis_name: What the entry calls the axis that it is mapped over, if it computes anything
+        axis_name: The name of the axis that the entry is mapped over, if it computes anything
             across the batch.
         traceable: Whether `init` may be traced. False: it is called outside of every trace, on
             `jax.ShapeDtypeStruct`s.
@@ -124,17 +125,17 @@ class PureLayer:
             pickle the entry.
         inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as
             they are known.
-        seed: On the way out, what initial values start from where nobody says.
+        seed: On the way out, the seed of initial values where nobody gives one.
         frozen: On the way out, the parameters that get no gradients, by collection and path, once
             `init` was called.
-        inside: Where the layer runs a model, that model and how many copies of it, for whoever
-            wants to look inside.
-        parts: `parts(run)` tells what the weights inside are, each `Part` once, in the order in
+        inside: Where the layer runs a model, that model and the number of its copies, for code that
+            looks inside.
+        parts: `parts(run)` says what the weights inside are, each `Part` once, in the order in
             which they are used as far as that can be known. `run()` calls the layer on shapes, for
-            whoever has to look on.
+            an adapter that has to watch a call.
         read: `read(path, native)`, from a file in which the entry's own library has stored its
             values to the native tree, where the file can't be read without the tree as it is now.
-            By default what `read` of seqbridge makes of the file.
+            By default, seqbridge's own `read` does it.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -164,9 +165,9 @@ class PureLayer:
     axis_name: Hashable = None
     traceable: bool = True
     kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"params": "params"})
-    shorten: Callable[[Path], Path] = _same
-    to_native: Callable[[Variables], Any] = _same
-    from_native: Callable[[Any], Variables] = _same
+    shorten: Callable[[Path], Path] = _identity
+    to_native: Callable[[Variables], Any] = _identity
+    from_native: Callable[[Any], Variables] = _identity
     method: Callable[[Any], PureLayer] | None = None
     ready: Variables | None = None
     sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
@@ -181,34 +182,38 @@ class PureLayer:
     read: Callable[[str, Any], Any] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PureLayer:
-        return self  # it can't be changed, and a copy of a module that holds it must be the same kind of tree
+        # It is immutable, and the copy of a module that holds it must be the same kind of tree.
+        return self
 
     def __repr__(self) -> str:
         return f"PureLayer({self.ecosystem} {self.text or self.label})"
 
 
 def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:
-    """A call as it was written, on one line and without memory addresses.
+    """Return a call as it was written, on one line and without memory addresses.
 
     Examples:
         >>> call_text("Conv", (20,), {"kernel_size": (5, 5)})
         'Conv(20, kernel_size=(5, 5))'
     """
-    parts = [_value_text(a) for a in args] + [f"{k}={_value_text(v)}" for k, v in keywords.items()]
+    parts = [_argument_text(value) for value in args]
+    parts += [f"{keyword}={_argument_text(value)}" for keyword, value in keywords.items()]
     return f"{name}({', '.join(parts)})"
 
 
-def _value_text(value: Any) -> str:
+def _argument_text(value: Any) -> str:
     if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
         return value.__name__
     if isinstance(value, jax.Array):
         return f"{value.dtype}{list(value.shape)}"
     text = " ".join(repr(value).split())
-    return f"{type(value).__name__}(...)" if " at 0x" in text or len(text) > 60 else text
+    if " at 0x" in text or len(text) > 60:
+        return f"{type(value).__name__}(...)"
+    return text
 
 
 def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> PureLayer:
-    """The layer with its first inputs and some of its keywords given, as `functools.partial` does it."""
+    """Return the layer with some arguments given, as `functools.partial` does it."""
 
     def init(key: Any, /, *more: Any, **others: Any) -> Variables:
         assert pure.init is not None
@@ -221,19 +226,19 @@ def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) ->
 
     return dataclasses.replace(
         pure,
-        init=pure.init and init,
+        init=None if pure.init is None else init,
         apply=apply,
-        signature=bound_signature(pure.signature, args, keywords),
+        signature=_bound_signature(pure.signature, args, keywords),
         decided=pure.decided | (keywords.keys() & MODE_FLAGS.keys()),
         text=call_text(f"partial of {pure.text or pure.label}", args, keywords),
         method=None,
     )
 
 
-def bound_signature(
+def _bound_signature(
     signature: inspect.Signature | None, args: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> inspect.Signature | None:
-    """`signature` after its first inputs and some keywords are given."""
+    """Return the signature that is left when its first inputs and some keywords are given."""
     if signature is None:
         return None
 
@@ -241,7 +246,6 @@ def bound_signature(
 
     function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        keywords = {
-            k: v for k, v in keywords.items() if k in signature.parameters
-        }  # others are the adapter's
+        # Other keywords are the adapter's own.
+        keywords = {name: v for name, v in keywords.items() if name in signature.parameters}
     return inspect.signature(functools.partial(function, *args, **keywords))

@@ -1,4 +1,7 @@
-"""The adapters: installed by entry points or registered by hand, found by the modules of an entry's class."""
+"""Registry of adapters: installed by entry points, or registered by hand.
+
+An adapter is found by the module of an entry's class.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ _exports: dict[str, Export] = {}
 
 
 def register(name: str | type, adapt: Adapter) -> None:
-    """Makes an adapter known for this process; an installed package does it by an entry point instead.
+    """Register an adapter for this process; an installed package declares an entry point instead.
 
     Args:
         name: The module whose classes the adapter takes, such as `"mylibrary.layers"`; or one
             class.
-        adapt: From an entry to its `PureLayer`; None: not mine; a `TypeError`: mine, but no entry,
-            and what to write instead. It is asked for instances, for classes and for
-            `partial(Class, ...)`.
+        adapt: From an entry to its `PureLayer`. It returns None for what isn't its own, and raises
+            a `TypeError` for what is its own but no entry, which says what to write instead. It is
+            called for instances, for classes and for `partial(Class, ...)`.
 
     Raises:
-        TypeError: Something else.
+        TypeError: An argument is something else.
 
     Examples:
         >>> import fractions
@@ -66,9 +69,9 @@ def _installed() -> dict[str, EntryPoint]:
     for point in entry_points(group=GROUP):
         other = found.setdefault(point.name, point)
         if _owner(other) != _owner(point):
-            owners = " and ".join(_owner(p) for p in (other, point))
             raise RuntimeError(
-                f"two adapters claim {point.name!r}: {owners}. Uninstall one of them."
+                f"two adapters claim {point.name!r}: {_owner(other)} and {_owner(point)}. "
+                "Uninstall one of them."
             )
     return found
 
@@ -78,10 +81,11 @@ def _owner(point: EntryPoint) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(cls: type) -> tuple[str, ...]:
-    """What an adapter of `cls` may be called: the classes it derives from, their modules, and the parents of these.
+def _adapter_names(cls: type) -> tuple[str, ...]:
+    """Return the names that an adapter of `cls` may be registered under.
 
-    The nearest class comes first, and of each the longest name.
+    These are the classes that it derives from, their modules, and the packages of these. The
+    nearest class comes first, and of each the longest name.
     """
     names: dict[str, None] = {}
     for base in cls.__mro__:
@@ -94,25 +98,31 @@ def _names(cls: type) -> tuple[str, ...]:
 
 @functools.cache
 def _adapter(name: str) -> Adapter | None:
-    # Only names are compared, so that no library is imported that the entry's own class didn't
+    # Names alone are compared, so that no library is imported that the entry's own class didn't
     # import.
     if name in _registered:
         return _registered[name]
-    return _installed()[name].load() if name in _installed() else None
+    if name in _installed():
+        return _installed()[name].load()
+    return None
 
 
 def ask(entry: Any, cls: type) -> PureLayer | None:
-    """What the adapters of the ecosystem of `cls` make of `entry`."""
-    for name in _names(cls):
+    """Return the neutral form that the adapters for `cls` make of `entry`, or None."""
+    for name in _adapter_names(cls):
         adapt = _adapter(name)
-        pure = adapt and adapt(entry)
+        if adapt is None:
+            continue
+        pure = adapt(entry)
         if pure is not None:
             return pure
     return None
 
 
 def register_export(name: str, export: Export) -> None:
-    """Makes a way out known for this process, `to_<name>`; an installed package does it by an entry point instead.
+    """Register a way out, `to_<name>`, for this process.
+
+    An installed package declares an entry point instead.
 
     Args:
         name: The name of the library, as in `to_<name>`.
@@ -120,11 +130,13 @@ def register_export(name: str, export: Export) -> None:
             `to_<name>`.
 
     Raises:
-        TypeError: Something else.
+        TypeError: An argument is something else.
 
     Examples:
         >>> import seqbridge as sb
-        >>> sb.register_export("call", lambda layer: lambda *x, **kw: layer.apply(layer.ready, None, *x, **kw)[0])
+        >>> def export(layer):
+        ...     return lambda *x, **keywords: layer.apply(layer.ready, None, *x, **keywords)[0]
+        >>> sb.register_export("call", export)
         >>> sb.to_call(lambda x, factor=2.0: x * factor, ())(3.0, factor=3.0)
         9.0
     """
@@ -137,15 +149,15 @@ def register_export(name: str, export: Export) -> None:
 
 
 def exports() -> list[str]:
-    """The names of all ways out."""
+    """Return the names of all ways out."""
     return sorted({*entry_points(group=EXPORTS).names, *_exports})
 
 
 def exporter(name: str) -> Export:
-    """The way out of an adapter: the function that makes an object of its library of a `PureLayer`.
+    """Return the way out of this name: a function from a `PureLayer` to an object of its library.
 
     Raises:
-        AttributeError: There is none of this name.
+        AttributeError: There is none.
         ImportError: Its library isn't installed.
     """
     if name in _exports:
@@ -165,12 +177,15 @@ def exporter(name: str) -> Export:
 
 
 def known() -> list[str]:
-    """What all adapters take, or, of those that aren't asked by a library's name, what they are called."""
-    packages = {
-        name: point.value.partition(":")[0].removeprefix("seqbridge_")
-        for name, point in _installed().items()
-    }
-    names = {*packages, *_registered}
-    return sorted(
-        packages.get(name, name) if name.startswith("builtins.") else name for name in names
-    )
+    """Return what all adapters take, by module or class.
+
+    Adapters of plain Python objects are called by their own library instead.
+    """
+    names: list[str] = []
+    installed = _installed()
+    for name in {*installed, *_registered}:
+        if name.startswith("builtins.") and name in installed:
+            names.append(installed[name].value.partition(":")[0].removeprefix("seqbridge_"))
+        else:
+            names.append(name)
+    return sorted(names)

@@ -1,4 +1,4 @@
-"""Tables: as plain text, in a terminal, and in a notebook."""
+"""Tables as plain text, in a terminal, and in a notebook."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 class Column(NamedTuple):
-    """A column of a table.
+    """Column of a table.
 
     Attributes:
         title: Its heading.
-        least: How wide it is at least where the terminal is narrow, and it is broken into lines; 0:
-            it isn't.
-        right: Whether it holds numbers.
-        coloured: Whether it holds the names of libraries.
+        least: How wide it is at least where the terminal is narrow and its cells are broken into
+            lines; 0: they aren't broken.
+        right: Whether it holds numbers, which are aligned to the right.
+        coloured: Whether it holds the names of libraries, each in its colour.
         optional: Whether it may be left out where the terminal is still too narrow.
     """
 
@@ -30,48 +34,65 @@ class Column(NamedTuple):
     coloured: bool = False
     optional: bool = False
 
+    @property
+    def justify(self) -> Literal["left", "right"]:
+        """The side that its cells are aligned to."""
+        return "right" if self.right else "left"
+
 
 def colour(library: str, lightness: float = 0.34) -> str:
-    """The colour of a library, `"#rrggbb"`, the same wherever it is shown; functions are grey."""
-    # Of the words tried, these keep the libraries that are known furthest from each other.
+    """Return the colour of a library, `"#rrggbb"`, which never changes; functions are grey."""
+    # Of the words tried, these keep the known libraries furthest from each other.
     hue = zlib.crc32(f"hue of {library}".encode()) % 360 / 360
     saturation = 0.0 if library in ("", "function") else 0.65
-    return "#" + "".join(
-        f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation)
-    )
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def filled(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], always: int
 ) -> tuple[list[Column], list[list[str]]]:
-    """The table without the columns that have nothing in them, after the first `always`."""
-    kept = [i for i in range(len(columns)) if i < always or any(row[i] for row in rows)]
+    """Return the table without its empty columns; the first `always` stay in any case."""
+    kept = list(range(min(always, len(columns))))
+    for i in range(always, len(columns)):
+        if any(row[i] for row in rows):
+            kept.append(i)
+    return _selected(columns, rows, kept)
+
+
+def _selected(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], kept: Sequence[int]
+) -> tuple[list[Column], list[list[str]]]:
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> str:
-    """Rows under their headings, as wide as they need be."""
-    columns = [Column(c) if isinstance(c, str) else c for c in columns]
+    """Return rows under their headings as plain text, as wide as they need be."""
+    columns = [Column(column) if isinstance(column, str) else column for column in columns]
     out = io.StringIO()
-    _console(file=out, width=10_000, color_system=None).print(_rich(columns, rows))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+    _console(file=out, width=10_000, color_system=None).print(_rich_table(columns, rows))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join(line for line in lines if line)
 
 
 def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequence[str]) -> str:
-    """The table for whatever stands at the end of stdout: in colours and as wide as it is, or as plain text."""
+    """Return the table as stdout shows it best.
+
+    In a terminal, it has colours and is as wide as there is room for; elsewhere, it is plain text.
+    """
     if not sys.stdout.isatty():
         return "\n".join([table(columns, rows), *footer])
     console = _console(width=shutil.get_terminal_size().columns)
     kept = _fitting(columns, rows, console.width)
-    if kept is None:  # a number that is cut off would be another number
+    if kept is None:  # plain text, then: a number that is cut off would be another number
         return "\n".join([table(columns, rows), *footer])
-    if left := [column.title for i, column in enumerate(columns) if i not in kept]:
-        footer = [
-            *footer,
-            f"{', '.join(left)}: left out, as the terminal is narrow; .text() has all",
-        ]
+    left_out = [column.title for i, column in enumerate(columns) if i not in kept]
+    if left_out:
+        titles = ", ".join(left_out)
+        note = f"{titles}: left out, as the terminal is narrow; .text() has all"
+        footer = [*footer, note]
     with console.capture() as captured:
-        console.print(_rich([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+        console.print(_rich_table(*_selected(columns, rows, kept)))
         for line in footer:
             console.print(line, highlight=False, markup=False)
     return captured.get().rstrip("\n")
@@ -80,11 +101,12 @@ def shown(columns: Sequence[Column], rows: Sequence[Sequence[str]], footer: Sequ
 def _fitting(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
 ) -> list[int] | None:
-    """The columns that there is room for; None: even what may not be left out is too wide."""
-    needed = []
+    """Return the columns that there is room for, or None if those that must stay are too wide."""
+    needed: list[int] = []
     for i, column in enumerate(columns):
-        own = max(len(text) for text in (column.title, *(row[i] for row in rows)))
-        needed.append(min(own, column.least or own) + 2)
+        widest = max([len(column.title), *(len(row[i]) for row in rows)])
+        narrowest = min(widest, column.least) if column.least else widest
+        needed.append(narrowest + 2)
     kept = list(range(len(columns)))
     for i in reversed(range(len(columns))):
         if columns[i].optional and sum(needed[k] for k in kept) > width:
@@ -92,14 +114,14 @@ def _fitting(
     return kept if sum(needed[k] for k in kept) <= width + 2 else None
 
 
-def _console(**options: Any) -> Any:
-    from rich.console import Console  # late: nobody needs it but who looks
+def _console(**options: Any) -> Console:
+    from rich.console import Console  # late: only who prints a table needs it
 
-    # In a notebook rich would show the table by itself, wherever it was to go.
+    # In a notebook, rich would show the table by itself, wherever it was meant to go.
     return Console(force_jupyter=False, **options)
 
 
-def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
+def _rich_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Table:
     from rich.box import Box
     from rich.table import Table
     from rich.text import Text
@@ -111,35 +133,41 @@ def _rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Any:
         padding=(0, 1, 0, 0),
     )
     for column in columns:
-        justify = "right" if column.right else "left"
-        made.add_column(column.title, no_wrap=not column.least, justify=justify, overflow="fold")
-    for row in rows:
-        cells = zip(row, columns, strict=True)
-        made.add_row(
-            *(
-                Text(cell, f"bold {colour(cell, 0.6)}" if col.coloured else "")
-                for cell, col in cells
-            )
+        made.add_column(
+            column.title, no_wrap=not column.least, justify=column.justify, overflow="fold"
         )
+    for row in rows:
+        cells: list[Text] = []
+        for text, column in zip(row, columns, strict=True):
+            style = f"bold {colour(text, 0.6)}" if column.coloured else ""
+            cells.append(Text(text, style))
+        made.add_row(*cells)
     return made
 
 
+_CELL_STYLE = "padding: 2px 8px"
+_BADGE_STYLE = "color: white; border-radius: 4px; padding: 0 6px"
+
+
 def to_html(columns: Sequence[Column], rows: Iterable[Sequence[str]], footer: Sequence[str]) -> str:
-    """The table for a notebook; it has no scripts, so that it is seen wherever the notebook is."""
-    cell = "padding: 2px 8px"
-
-    def data(text: str, column: Column) -> str:
-        align = "right" if column.right else "left"
-        shown = html.escape(text)
-        if column.coloured and text:
-            look = f"background: {colour(text)}; color: white; border-radius: 4px; padding: 0 6px"
-            shown = f'<span style="{look}">{shown}</span>'
-        space = "normal" if column.least else "pre"
-        return f'<td style="{cell}; text-align: {align}; white-space: {space}">{shown}</td>'
-
+    """Return the table for a notebook, without scripts, so that it shows wherever it is read."""
     head = "".join(
-        f'<th style="{cell}; text-align: left">{html.escape(c.title)}</th>' for c in columns
+        f'<th style="{_CELL_STYLE}; text-align: left">{html.escape(column.title)}</th>'
+        for column in columns
     )
-    body = "".join(f"<tr>{''.join(map(data, row, columns))}</tr>" for row in rows)
+    body = ""
+    for row in rows:
+        cells = [_html_cell(text, column) for text, column in zip(row, columns, strict=False)]
+        body += f"<tr>{''.join(cells)}</tr>"
     below = "".join(f"<div>{html.escape(line)}</div>" for line in footer)
     return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
+
+
+def _html_cell(text: str, column: Column) -> str:
+    content = html.escape(text)
+    if column.coloured and text:
+        style = f"background: {colour(text)}; {_BADGE_STYLE}"
+        content = f'<span style="{style}">{content}</span>'
+    space = "normal" if column.least else "pre"
+    style = f"{_CELL_STYLE}; text-align: {column.justify}; white-space: {space}"
+    return f'<td style="{style}">{content}</td>'

@@ -1,4 +1,8 @@
-"""What the weights inside a layer are: the kind of layer that they belong to, and their one canonical layout."""
+"""Meaning of the weights inside a layer.
+
+A `Part` says which kind of layer weights belong to, and each `Weight` how its arrays become the one
+canonical layout and how they come back.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ import numpy as np
 from seqbridge._interface.paths import Path
 
 
-def _same(array: np.ndarray) -> np.ndarray:
+def _read_unchanged(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _back(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _write_unchanged(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
@@ -24,11 +28,11 @@ class Weight:
     """One weight in the canonical layout, and the arrays of a library that it is made of.
 
     Args:
-        paths: Where these arrays stand: `(("params", "kernel"),)`.
+        paths: The paths of these arrays: `(("params", "kernel"),)`.
         read: From the arrays, as NumPy has them, to the canonical one.
         write: `write(canonical, *shapes)` returns the arrays again, as a tuple if there are
             several. The shapes are those that the arrays must have.
-        text: What is done to get the one from the others, as it stands in a plan. Empty: nothing.
+        text: The transformation that `read` does, as it stands in a plan. Empty: none.
 
     Examples:
         >>> import numpy as np
@@ -40,40 +44,58 @@ class Weight:
     """
 
     paths: tuple[Path, ...]
-    read: Callable[..., np.ndarray] = _same
-    write: Callable[..., Any] = _back
+    read: Callable[..., np.ndarray] = _read_unchanged
+    write: Callable[..., Any] = _write_unchanged
     text: str = ""
 
     @classmethod
     def at(cls, *path: str) -> Weight:
-        """The array as it is."""
+        """Return a weight that is an array as it is."""
         return cls((path,))
 
     @classmethod
     def transposed(cls, path: Path, axes: Sequence[int]) -> Weight:
-        """The array with its axes in another order."""
-        back = np.argsort(axes)
-        text = f"transposed ({', '.join(map(str, axes))})"
-        return cls((path,), lambda a: a.transpose(axes), lambda c, shape: c.transpose(back), text)
+        """Return a weight that is an array with its axes in another order."""
+        inverse = np.argsort(axes)
+
+        def read(array: np.ndarray) -> np.ndarray:
+            return array.transpose(axes)
+
+        def write(canonical: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+            return canonical.transpose(inverse)
+
+        return cls((path,), read, write, f"transposed ({', '.join(str(axis) for axis in axes)})")
 
     @classmethod
     def flipped(cls, path: Path, space: int) -> Weight:
-        """The kernel of a transposed convolution that its library keeps as that of the convolution itself.
+        """Return the kernel of a transposed convolution, kept as that of the convolution itself.
 
         Args:
-            path: Where it stands.
-            space: How many axes of space it has, before the last two.
+            path: The path of the array.
+            space: The number of spatial axes, which stand before the last two.
         """
 
-        def flip(a: np.ndarray, *_: Any) -> np.ndarray:
-            return np.flip(a, tuple(range(-2 - space, -2))).swapaxes(-1, -2)
+        def flip(array: np.ndarray, *_: Any) -> np.ndarray:
+            return np.flip(array, tuple(range(-2 - space, -2))).swapaxes(-1, -2)
 
         return cls((path,), flip, flip, "flipped, last axes swapped")
 
     @classmethod
     def reshaped(cls, path: Path, shape: tuple[int, ...]) -> Weight:
-        """The array with its axes split or merged: `shape` is the canonical one, where -1 is what is left."""
-        return cls((path,), lambda a: a.reshape(shape), lambda c, own: c.reshape(own), "reshaped")
+        """Return a weight that is an array with its axes split or merged.
+
+        Args:
+            path: The path of the array.
+            shape: The canonical shape, in which one axis may be -1.
+        """
+
+        def read(array: np.ndarray) -> np.ndarray:
+            return array.reshape(shape)
+
+        def write(canonical: np.ndarray, own: tuple[int, ...]) -> np.ndarray:
+            return canonical.reshape(own)
+
+        return cls((path,), read, write, "reshaped")
 
 
 @dataclass(frozen=True)
@@ -84,15 +106,16 @@ class Part:
 
     Args:
         kind: `"linear"`, `"conv"`, `"batch_norm"`, ...
-        weights: By canonical name: `"kernel"`, `"bias"`, ... What a layer does without is left out.
-        options: What changes the results beside the weights, such as `epsilon`. What isn't known is
-            left out.
-        channels_first: Whether the features of what the layer takes come before its axes of space.
-        assumed: Whether the options are only what its library takes if nobody says.
-        refused: Why these weights can't be carried into another layer.
+        weights: By canonical name: `"kernel"`, `"bias"`, ... Those that a layer lacks are left out.
+        options: Settings beside the weights that change the results, such as `epsilon`. Those that
+            aren't known are left out.
+        channels_first: Whether the channels of an input come before its spatial axes.
+        assumed: Whether the options are merely the defaults of the library.
+        refused: Why these weights can't be converted for another layer. Empty: they can.
 
     Examples:
-        >>> Part("rms_norm", {"scale": Weight.at("params", "scale")}, {"epsilon": 1e-6}).weights["scale"].paths
+        >>> part = Part("rms_norm", {"scale": Weight.at("params", "scale")}, {"epsilon": 1e-6})
+        >>> part.weights["scale"].paths
         (('params', 'scale'),)
     """
 
@@ -105,13 +128,13 @@ class Part:
 
 
 class Untyped(NamedTuple):
-    """The weights of one layer of a file that names arrays and doesn't say what they belong to.
+    """Weights of one layer of a file that names arrays and doesn't say what they belong to.
 
     Attributes:
         name: The name of the layer.
-        paths: All of its arrays.
-        as_kind: `as_kind(kind, options)` is the part that they are if the layer is of that kind and
-            has the options of the layer that wants them; None: they can't be.
+        paths: The paths of all of its arrays.
+        as_kind: `as_kind(kind, options)` returns the part that they are if the layer is of that
+            kind and has the options of the layer that wants them; None: they can't be.
     """
 
     name: str
@@ -127,22 +150,24 @@ def explicit(
     *,
     transposed: bool = False,
 ) -> Any:
-    """The padding of a convolution as pairs of numbers, so that two libraries' words for one thing are equal.
+    """Return the padding of a convolution as pairs of numbers, which libraries can be compared by.
 
     Args:
         padding: `"VALID"`, `"SAME"`, `"SAME_LOWER"`, `"CAUSAL"`, a number, a number for each axis,
             or pairs of numbers.
         window: The sizes of the kernel.
         strides: The strides. With others than 1, `"SAME"` depends on the size of the input and
-            stays a word.
+            stays a string.
         dilation: The dilation of the kernel.
-        transposed: Whether it is that of a transposed convolution, where the words mean what they
-            mean to `jax.lax.conv_transpose` and the numbers are those that
+        transposed: Whether the convolution is transposed. Then strings mean what they mean to
+            `jax.lax.conv_transpose`, and the numbers are those that
             `jax.lax.conv_general_dilated` takes.
 
     Examples:
-        >>> explicit("valid", (3, 3), (2, 2)), explicit("SAME", (3, 4), (1, 1)), explicit(1, (3,), (1,))
-        (((0, 0), (0, 0)), ((1, 1), (1, 2)), ((1, 1),))
+        >>> explicit("valid", (3, 3), (2, 2)), explicit(1, (3,), (1,))
+        (((0, 0), (0, 0)), ((1, 1),))
+        >>> explicit("SAME", (3, 4), (1, 1))
+        ((1, 1), (1, 2))
         >>> explicit("same", (3, 3), (2, 2))
         'SAME'
         >>> explicit("SAME", (3,), (2,), transposed=True)
@@ -150,27 +175,45 @@ def explicit(
     """
     dilation = dilation or [1] * len(window)
     if isinstance(padding, str):
-        padding = padding.upper()
-        if transposed and padding in ("SAME", "VALID"):
-            sizes = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
-            return tuple(_words(padding, k, s) for k, s in zip(sizes, strides, strict=True))
-        if padding == "VALID":
-            return tuple((0, 0) for _ in window)
-        total = [d * (k - 1) for k, d in zip(window, dilation, strict=True)]
-        if padding == "CAUSAL" and len(window) == 1:
-            return ((total[0], 0),)
-        if padding in ("SAME", "SAME_LOWER") and all(stride == 1 for stride in strides):
-            pairs = [(n // 2, n - n // 2) for n in total]
-            return tuple(pair if padding == "SAME" else pair[::-1] for pair in pairs)
-        return padding
+        # The window as it lies on the input, with the gaps of its dilation.
+        sizes = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
+        return _explicit_word(padding.upper(), sizes, strides, transposed=transposed)
     if isinstance(padding, int):
         padding = [padding] * len(window)
-    return tuple(
-        (int(p), int(p)) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding
-    )
+    pairs: list[tuple[int, int]] = []
+    for one in padding:
+        low, high = (one, one) if isinstance(one, int) else (one[0], one[1])
+        pairs.append((int(low), int(high)))
+    return tuple(pairs)
 
 
-def _words(padding: str, size: int, stride: int) -> tuple[int, int]:
-    total = size + stride - 2 + (max(size - stride, 0) if padding == "VALID" else 0)
-    first = size - 1 if padding == "VALID" or stride > size - 1 else -(-total // 2)
+def _explicit_word(
+    word: str, sizes: Sequence[int], strides: Sequence[int], *, transposed: bool
+) -> Any:
+    """Return the pairs of numbers that a word stands for, or the word if the input decides."""
+    if transposed and word in ("SAME", "VALID"):
+        pairs = zip(sizes, strides, strict=True)
+        return tuple(_transposed_pair(word, size, stride) for size, stride in pairs)
+    if word == "VALID":
+        return tuple((0, 0) for _ in sizes)
+    totals = [size - 1 for size in sizes]
+    if word == "CAUSAL" and len(totals) == 1:
+        return ((totals[0], 0),)
+    if any(stride != 1 for stride in strides):
+        return word
+    if word == "SAME":
+        return tuple((total // 2, total - total // 2) for total in totals)
+    if word == "SAME_LOWER":
+        return tuple((total - total // 2, total // 2) for total in totals)
+    return word
+
+
+def _transposed_pair(word: str, size: int, stride: int) -> tuple[int, int]:
+    """Return the padding of one axis of a transposed convolution."""
+    if word == "VALID":
+        total = size + stride - 2 + max(size - stride, 0)
+        first = size - 1
+    else:
+        total = size + stride - 2
+        first = size - 1 if stride > size - 1 else -(-total // 2)
     return first, total - first

@@ -9,7 +9,7 @@ from seqbridge._passes.build import FirstRun as FirstRun
 from seqbridge._passes.build import install as install
 from seqbridge._passes.call import apply as apply
 from seqbridge._passes.call import key_for as key_for
-from seqbridge._passes.call import trace as trace
+from seqbridge._passes.call import traced as traced
 from seqbridge._passes.forward import Run as Run
 from seqbridge._passes.forward import check_keywords as check_keywords
 from seqbridge._passes.forward import run_through as run_through

@@ -1,32 +1,37 @@
-"""What it takes to carry one part into another: the new arrays, and whatever would make a difference."""
+"""Conversion of one layer's weights, and whatever would make its results differ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._interface import Part, Weight
-from seqbridge._port.match import DEFAULTS
-from seqbridge._port.sides import Piece
+from seqbridge._port.match import DEFAULTS, Pair
+from seqbridge._port.weights import LayerWeights
 from seqbridge._state import Variable, category
 
 # Options that no weights can make up for.
 _REFUSED = {
-    "reset_after": "the reset gate of one is applied before the matrix product, that of the other after it",
+    "reset_after": (
+        "the reset gate of one is applied before the matrix product, that of the other after it"
+    ),
 }
+_RESHAPED = Weight.reshaped((), ()).text
 
 
-class Row(NamedTuple):
+class PlannedWeight(NamedTuple):
     """One line of a plan.
 
     Attributes:
-        source: What the arrays are called that are read.
-        target: What the variables are called that are written.
+        source: The names of the arrays that are read.
+        target: The names of the variables that are written.
         weight: What they are: `"conv kernel"`.
-        shape: In the canonical layout.
+        shape: The shape in the canonical layout.
         text: What is done on the way.
     """
 
@@ -41,7 +46,7 @@ class Problem(NamedTuple):
     """Something that would make the results differ.
 
     Attributes:
-        about: What a person may accept it by; None: nobody can.
+        about: The name that it may be accepted by; None: it can't be accepted.
         text: What it is.
     """
 
@@ -49,144 +54,170 @@ class Problem(NamedTuple):
     text: str
 
 
-def carry(
-    source: Piece, target: Piece, part: Part, flatten: Sequence[int] | None, *, from_first: bool
-) -> tuple[list[Row], dict[Variable, np.ndarray], list[Problem]]:
-    """Carries one piece.
+@dataclass
+class Conversion:
+    """Result of a conversion.
+
+    Attributes:
+        rows: The weights, as a plan shows them.
+        new: The new arrays of variables.
+        problems: What would make the results differ, or can't be done.
+    """
+
+    rows: list[PlannedWeight] = field(default_factory=list)
+    new: dict[Variable, np.ndarray] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, other: Conversion) -> None:
+        """Add another result to this one."""
+        self.rows += other.rows
+        self.new |= other.new
+        self.problems += other.problems
+
+
+def convert(pair: Pair, flatten: Sequence[int] | None, *, from_first: bool) -> Conversion:
+    """Convert the weights of one layer.
 
     Args:
-        source: The piece of the source.
-        target: That of the target.
-        part: What the source is.
-        flatten: The sizes `(channels, *space)` of what was flattened to be the input of a linear
-            layer, if the two sides have their channels at different ends.
+        pair: The layer of the source, and that of the target.
+        flatten: The sizes `(channels, *space)` of the image that was flattened to be the input of
+            the layer, if the two sides have their channels at different ends.
         from_first: Whether the source has its channels first.
     """
-    own = target.part
-    assert isinstance(own, Part)
-    for refused, piece in ((part.refused, source), (own.refused, target)):
+    source, target, part = pair
+    own = target.known_part
+    made = Conversion()
+    for refused, layer in ((part.refused, source), (own.refused, target)):
         if refused:
-            return [], {}, [Problem(None, f"{piece.name} can't be carried: {refused}")]
-    problems = list(_options(source, target, part, own))
+            made.problems.append(Problem(None, f"{layer.name} can't be converted: {refused}"))
+            return made
+    made.problems += _different_options(pair)
+
     given = source.canonical(part)
     if flatten is not None:
         for name, array in given.items():
-            if name != "bias" or own.kind != "linear":
+            if _is_reordered(name, own, flatten):
                 given[name] = _reordered(array, flatten, from_first=from_first)
     now = target.canonical(own)
-    rows: list[Row] = []
-    new: dict[Variable, np.ndarray] = {}
     for name, array in given.items():
         if name not in now and (array != DEFAULTS[name]).any():
-            problems.append(
-                Problem(
-                    None,
-                    f"{target.name} has no {name}, and that of {source.name} isn't "
-                    f"{DEFAULTS[name]}",
-                )
-            )
+            text = f"{target.name} has no {name}, and that of {source.name} isn't {DEFAULTS[name]}"
+            made.problems.append(Problem(None, text))
     for name, weight in own.weights.items():
         array = given.get(name)
         if array is None:
             array = np.full(now[name].shape, DEFAULTS[name])
+        shapes = [target.arrays[path].shape for path in weight.paths]
         try:
-            out = weight.write(array, *(target.arrays[path].shape for path in weight.paths))
-        except ValueError as error:  # what the layer has no place for
-            problems.append(Problem(None, f"{target.name}: {error}"))
+            written = weight.write(array, *shapes)
+        except ValueError as error:  # the layer has no place for these values
+            made.problems.append(Problem(None, f"{target.name}: {error}"))
             continue
-        for path, value in zip(
-            weight.paths, out if isinstance(out, tuple) else (out,), strict=True
-        ):
-            box = target.boxes[path]
-            problem = _dtype(target.names[path], value, box.value)
-            problems += [problem] if problem else []
-            new[box] = np.asarray(value).astype(box.value.dtype).reshape(box.value.shape)
-        rows.append(_row(name, array, source, target, part, own, flatten))
-    return rows, new, problems
+        values = written if isinstance(written, tuple) else (written,)
+        for path, value in zip(weight.paths, values, strict=True):
+            variable = target.variables[path]
+            like = variable.value
+            problem = _lossy_dtype(target.names[path], value, like)
+            if problem is not None:
+                made.problems.append(problem)
+            made.new[variable] = np.asarray(value).astype(like.dtype).reshape(like.shape)
+        made.rows.append(_row(name, array, pair, flatten))
+    return made
 
 
-def _row(
-    name: str,
-    array: np.ndarray,
-    source: Piece,
-    target: Piece,
-    part: Part,
-    own: Part,
-    flatten: Sequence[int] | None,
-) -> Row:
-    there = own.weights[name]
-    names = (
-        [source.names[path] for path in part.weights[name].paths] if name in part.weights else ["-"]
-    )
-    read = (
-        _text(part.weights[name], source, array)
-        if name in part.weights
-        else f"filled with {DEFAULTS[name]:g}"
-    )
-    write = _text(there, target, array)
-    turned = "reordered" if flatten is not None and (name != "bias" or own.kind != "linear") else ""
-    if read == write and not turned:
-        read = write = ""  # there and back again
-    text = "; ".join(filter(None, [read, turned, write and f"inverse of: {write}"])) or "as it is"
-    kind = f"{own.kind} {name}".replace("_", " ")
-    return Row(
-        _names(names),
-        _names([target.names[path] for path in there.paths]),
-        kind,
-        str(array.shape),
-        text,
+def _row(name: str, array: np.ndarray, pair: Pair, flatten: Sequence[int] | None) -> PlannedWeight:
+    source, target, part = pair
+    own = target.known_part
+    weight = own.weights[name]
+    if name in part.weights:
+        read_names = _abridged([source.names[path] for path in part.weights[name].paths])
+        read = _transformation(part.weights[name], source, array)
+    else:
+        read_names = "-"
+        read = f"filled with {DEFAULTS[name]:g}"
+    write = _transformation(weight, target, array)
+    steps = [read, f"inverse of: {write}" if write else ""]
+    if _is_reordered(name, own, flatten):
+        steps.insert(1, "reordered")
+    elif read == write:
+        steps = []  # there and back again
+    return PlannedWeight(
+        source=read_names,
+        target=_abridged([target.names[path] for path in weight.paths]),
+        weight=f"{own.kind} {name}".replace("_", " "),
+        shape=str(array.shape),
+        text="; ".join(step for step in steps if step) or "as it is",
     )
 
 
-def _text(weight: Weight, piece: Piece, array: np.ndarray) -> str:
-    same = len(weight.paths) == 1 and piece.arrays[weight.paths[0]].shape == array.shape
-    return "" if same and weight.text == Weight.reshaped((), ()).text else weight.text
+def _transformation(weight: Weight, layer: LayerWeights, array: np.ndarray) -> str:
+    """Return what is done to the arrays of a layer to get the canonical one; empty: nothing."""
+    same_shape = len(weight.paths) == 1 and layer.arrays[weight.paths[0]].shape == array.shape
+    if same_shape and weight.text == _RESHAPED:
+        return ""
+    return weight.text
 
 
-def _names(names: Sequence[str]) -> str:
+def _abridged(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _options(source: Piece, target: Piece, part: Part, own: Part) -> Iterator[Problem]:
-    """The options in which the two differ, as far as both are known."""
+def _different_options(pair: Pair) -> Iterator[Problem]:
+    """Yield the options in which two layers differ, as far as both are known."""
+    part, own = pair.part, pair.target.known_part
+    where = f"{pair.source.name} and {pair.target.name}"
     for name in sorted(part.options.keys() & own.options.keys()):
-        ours, theirs = part.options[name], own.options[name]
-        if ours == theirs or (
-            isinstance(ours, float) and isinstance(theirs, float) and _near(ours, theirs)
-        ):
+        theirs, ours = part.options[name], own.options[name]
+        if _equal_options(theirs, ours):
             continue
-        where = f"{source.name} and {target.name}"
         if name in _REFUSED:
             yield Problem(None, f"{where}: {_REFUSED[name]}")
             continue
         by_default = " (what it takes if nobody says; the file doesn't)" if part.assumed else ""
-        yield Problem(
-            name, f"{where}: {name} is {ours}{by_default} in the source and {theirs} in the target"
-        )
+        text = f"{where}: {name} is {theirs}{by_default} in the source and {ours} in the target"
+        yield Problem(name, text)
 
 
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-6 * max(abs(a), abs(b))  # one of them may have been through float32
+def _equal_options(a: Any, b: Any) -> bool:
+    if a == b:
+        return True
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= 1e-6 * max(abs(a), abs(b))  # one may have been stored as float32
+    return False
 
 
-def _dtype(name: str, value: np.ndarray, like: Any) -> Problem | None:
-    """What is lost if an array becomes one of the dtype that the variable has."""
+def _lossy_dtype(name: str, value: np.ndarray, like: jax.Array) -> Problem | None:
+    """Return what is lost if an array takes the dtype of a variable's."""
     if value.dtype == like.dtype:
         return None
     text = f"{name} is {like.dtype}, and would take {value.dtype}"
     if category(value.dtype) > category(like.dtype):
         return Problem(None, text)
     back = value.astype(like.dtype).astype(value.dtype)
-    same = np.array_equal(back, value, equal_nan=jnp.issubdtype(value.dtype, jnp.inexact))
-    return None if same else Problem("dtype", f"{text}, which loses precision")
+    if np.array_equal(back, value, equal_nan=jnp.issubdtype(value.dtype, jnp.inexact)):
+        return None
+    return Problem("dtype", f"{text}, which loses precision")
+
+
+def _is_reordered(name: str, part: Part, flatten: Sequence[int] | None) -> bool:
+    """Return whether a weight has an entry for each element of the flattened input."""
+    if flatten is None:
+        return False
+    return name != "bias" or part.kind != "linear"
 
 
 def _reordered(array: np.ndarray, sizes: Sequence[int], *, from_first: bool) -> np.ndarray:
-    """A weight with an entry for each element of a flattened array, for the channels at the other end of that."""
+    """Return a weight for a flattened input whose channels stand at the other end.
+
+    Args:
+        array: The weight, with an entry for each element of the input on its first axis.
+        sizes: The sizes of the input: `(channels, *space)`.
+        from_first: Whether the channels came first.
+    """
     channels, *space = sizes
     rest = array.shape[1:]
     if from_first:
-        return np.moveaxis(array.reshape(channels, *space, *rest), 0, len(space)).reshape(
-            array.shape
-        )
-    return np.moveaxis(array.reshape(*space, channels, *rest), len(space), 0).reshape(array.shape)
+        image = array.reshape(channels, *space, *rest)
+        return np.moveaxis(image, 0, len(space)).reshape(array.shape)
+    image = array.reshape(*space, channels, *rest)
+    return np.moveaxis(image, len(space), 0).reshape(array.shape)

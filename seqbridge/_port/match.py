@@ -1,76 +1,89 @@
-"""Which part of one side is which part of the other: by what they are, by their shapes, their order and their names."""
+"""Matching of the layers of two sides: by kind, shapes, names and order."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from seqbridge._files import WeightsError
 from seqbridge._interface import Part, Untyped, nearest, plain
-from seqbridge._port.sides import Piece
+from seqbridge._port.weights import LayerWeights
 
-# What a weight is where a layer hasn't got it; without the others there is no layer.
+# Values of weights that a layer may lack. Without any other weight, it isn't the same layer.
 DEFAULTS: Mapping[str, float] = {
-    **dict.fromkeys(("bias", "mean"), 0.0),
-    **dict.fromkeys(("scale", "var"), 1.0),
-    **{f"{name}_bias": 0.0 for name in ("query", "key", "value", "out")},
+    "bias": 0.0,
+    "mean": 0.0,
+    "scale": 1.0,
+    "var": 1.0,
+    "query_bias": 0.0,
+    "key_bias": 0.0,
+    "value_bias": 0.0,
+    "out_bias": 0.0,
 }
 
 
-class Matches(NamedTuple):
-    """What was found.
+class Pair(NamedTuple):
+    """Two layers that belong together.
 
     Attributes:
-        pairs: A piece of the source, one of the target, and what the first is in terms of the
-            second.
-        ambiguous: Pieces of the target for which there are several, with these.
-        missing: Pieces of the target for which there is none.
-        unused: Pieces of the source that nothing takes.
+        source: The layer of the source.
+        target: The layer of the target.
+        part: What the source is, in terms of the target.
     """
 
-    pairs: list[tuple[Piece, Piece, Part]]
-    ambiguous: list[tuple[Piece, list[Piece]]]
-    missing: list[Piece]
-    unused: list[Piece]
+    source: LayerWeights
+    target: LayerWeights
+    part: Part
 
 
-def as_part(source: Piece, target: Piece) -> Part | None:
-    """What a piece of the source is, if it may be that of the target."""
-    assert isinstance(target.part, Part)
-    ours = source.seen_as(target.part.kind, target.part.options)
-    theirs = target.seen_as(target.part.kind, target.part.options)
-    if ours is None or theirs is None:
-        return None
-    part, shapes = ours
-    if part.refused or target.part.refused:
-        return part
-    both = shapes.keys() & theirs[1].keys()
-    only_one = shapes.keys() ^ theirs[1].keys()
-    fit = (
-        both
-        and all(shapes[name] == theirs[1][name] for name in both)
-        and all(name in DEFAULTS for name in only_one)
-    )
-    return part if fit else None
+class Matches(NamedTuple):
+    """Result of a matching.
+
+    Attributes:
+        pairs: The layers that belong together, in the order of the target.
+        ambiguous: Layers of the target for which there are several of the source, with these.
+        missing: Layers of the target for which there is none.
+        unused: Layers of the source that nothing takes.
+    """
+
+    pairs: list[Pair]
+    ambiguous: list[tuple[LayerWeights, list[LayerWeights]]]
+    missing: list[LayerWeights]
+    unused: list[LayerWeights]
+
+
+# By source and target, where these fit each other: what the source is then.
+_Fits: TypeAlias = dict[tuple[LayerWeights, LayerWeights], Part]
+# By target, sources.
+_Settled: TypeAlias = dict[LayerWeights, LayerWeights]
+
+
+class _Group(NamedTuple):
+    """As many layers of both sides, of which each could be any of the others."""
+
+    sources: list[LayerWeights]
+    targets: list[LayerWeights]
 
 
 def match(
-    sources: Sequence[Piece], targets: Sequence[Piece], mapping: Mapping[str, str | None] = {}
+    sources: Sequence[LayerWeights],
+    targets: Sequence[LayerWeights],
+    mapping: Mapping[str, str | None] = {},
 ) -> Matches:
-    """Finds the pairs.
+    """Find out which layers belong together.
 
     Args:
-        sources: The pieces of the source.
-        targets: The pieces of the target.
-        mapping: What a person says: from names of the source to names of the target; None: this
-            isn't carried.
+        sources: The layers of the source.
+        targets: The layers of the target.
+        mapping: What the user says: names of the target by names of the source; None: this layer
+            is left out.
 
     Raises:
-        WeightsError: A name in `mapping` is of nothing, or what it names can't be paired.
+        WeightsError: A name in `mapping` means no layer, or two layers that can't be a pair.
     """
-    pairs: dict[int, tuple[Piece, Piece, Part]] = {}
+    pairs: dict[LayerWeights, Pair] = {}
     left, right = list(sources), list(targets)
     for old, new in mapping.items():
         source = find(old, left, "the source")
@@ -81,135 +94,217 @@ def match(
         part = as_part(source, target)
         if part is None:
             raise WeightsError(
-                f"port: {source.name} can't be {target.name}: {difference(source, target)}"
+                f"port: {source.name} can't be {target.name}: {_why_different(source, target)}"
             )
         right.remove(target)
-        pairs[id(target)] = source, target, part
-    fits = {
-        (id(s), id(t)): part for s in left for t in right if (part := as_part(s, t)) is not None
-    }
-    for source, target in _settled(left, right, fits):
-        pairs[id(target)] = source, target, fits[id(source), id(target)]
+        pairs[target] = Pair(source, target, part)
+
+    fits = _all_fits(left, right)
+    for target, source in _settle(left, right, fits).items():
+        pairs[target] = Pair(source, target, fits[source, target])
     while True:
-        taken = {id(source) for source, _, _ in pairs.values()}
-        open_ = [s for s in left if id(s) not in taken]
-        waiting = [t for t in right if id(t) not in pairs]
-        choices = {id(t): [s for s in open_ if (id(s), id(t)) in fits] for t in waiting}
-        wanted = Counter(id(s) for some in choices.values() for s in some)
-        sure = [
-            (c[0], t) for t in waiting if len(c := choices[id(t)]) == 1 and wanted[id(c[0])] == 1
-        ]
-        if not sure:
+        taken = {pair.source for pair in pairs.values()}
+        free = [source for source in left if source not in taken]
+        choices: dict[LayerWeights, list[LayerWeights]] = {}
+        for target in right:
+            if target not in pairs:
+                choices[target] = [source for source in free if (source, target) in fits]
+        settled = _without_choice(choices)
+        if not settled:
             break
-        for source, target in sure:
-            pairs[id(target)] = source, target, fits[id(source), id(target)]
+        for target, source in settled.items():
+            pairs[target] = Pair(source, target, fits[source, target])
+
+    wanted: set[LayerWeights] = set().union(*choices.values())
     return Matches(
-        [pairs[id(t)] for t in targets if id(t) in pairs],
-        [(t, choices[id(t)]) for t in waiting if choices[id(t)]],
-        [t for t in waiting if not choices[id(t)]],
-        [s for s in open_ if not wanted[id(s)]],
+        pairs=[pairs[target] for target in targets if target in pairs],
+        ambiguous=[(target, some) for target, some in choices.items() if some],
+        missing=[target for target, some in choices.items() if not some],
+        unused=[source for source in free if source not in wanted],
     )
 
 
-def _settled(
-    left: Sequence[Piece], right: Sequence[Piece], fits: Mapping[tuple[int, int], Part]
-) -> Iterator[tuple[Piece, Piece]]:
-    """The pairs that names or the order settle.
+def as_part(source: LayerWeights, target: LayerWeights) -> Part | None:
+    """Return what a layer of the source is, if it may be that of the target."""
+    wanted = target.known_part
+    seen_source = source.seen_as(wanted.kind, wanted.options)
+    seen_target = target.seen_as(wanted.kind, wanted.options)
+    if seen_source is None or seen_target is None:
+        return None
+    part, shapes = seen_source
+    _, target_shapes = seen_target
+    if part.refused or wanted.refused:
+        return part
+    common = shapes.keys() & target_shapes.keys()
+    if not common or any(shapes[name] != target_shapes[name] for name in common):
+        return None
+    if any(name not in DEFAULTS for name in shapes.keys() ^ target_shapes.keys()):
+        return None
+    return part
 
-    Pieces that are alike are paired by their names if those are the same on both sides, or else in
-    order if all of their kinds come in the same order on both sides. A file says no order but by
-    numbers in its names.
+
+def _all_fits(left: Sequence[LayerWeights], right: Sequence[LayerWeights]) -> _Fits:
+    fits: _Fits = {}
+    for source in left:
+        for target in right:
+            part = as_part(source, target)
+            if part is not None:
+                fits[source, target] = part
+    return fits
+
+
+def _without_choice(choices: Mapping[LayerWeights, list[LayerWeights]]) -> _Settled:
+    """Return the targets with one possible source that no other target could take."""
+    wanted: Counter[LayerWeights] = Counter()
+    for candidates in choices.values():
+        wanted.update(candidates)
+    settled: _Settled = {}
+    for target, candidates in choices.items():
+        if len(candidates) == 1 and wanted[candidates[0]] == 1:
+            settled[target] = candidates[0]
+    return settled
+
+
+def _settle(left: Sequence[LayerWeights], right: Sequence[LayerWeights], fits: _Fits) -> _Settled:
+    """Return the pairs that names or the order settle.
+
+    Layers that are alike are paired by their names if those are the same on both sides, or else in
+    order if all of their kinds come in the same order on both sides. A file may have its layers in
+    any order, so that only numbers in their names say it.
     """
-    of_file = any(
-        isinstance(source.part, Untyped) for source in left
-    )  # which may have them in any order
-    in_order: list[tuple[Piece, Piece]] = []
-    if not of_file and len(left) == len(right):
-        both = list(zip(left, right, strict=True))
-        in_order = both if all((id(s), id(t)) in fits for s, t in both) else []
-    groups = list(_alike(left, right, fits))
-    number = {id(piece): i for i, group in enumerate(groups) for side in group for piece in side}
-    orders = [
-        [number[id(piece)] for piece in side if id(piece) in number] for side in (left, right)
-    ]
-    by_name: set[int] = set()
-    for sources, targets in groups:
-        ours, theirs = (
-            {within(piece.name): piece for piece in side} for side in (sources, targets)
-        )
-        if ours.keys() == theirs.keys() and len(ours) == len(sources):
-            by_name.update(map(id, targets))
-            yield from ((ours[name], theirs[name]) for name in theirs)
-        elif (
-            of_file and len({re.sub(r"\d+", "", name) for name in ours}) == 1
-        ):  # the numbers in them say the order
-            yield from zip(sorted(sources, key=_numbers), targets, strict=True)
-        elif not of_file and not in_order and orders[0] == orders[1]:
-            yield from zip(sources, targets, strict=True)
-    yield from ((s, t) for s, t in in_order if id(t) not in by_name)
+    of_file = any(isinstance(source.part, Untyped) for source in left)
+    in_order = {} if of_file else _all_in_order(left, right, fits)
+    groups = _groups_of_alike(left, right, fits)
+    same_order = _have_same_order(left, right, groups)
+    settled: _Settled = {}
+    for group in groups:
+        pairs = _by_name(group)
+        if pairs is None:
+            if of_file:
+                pairs = _by_number(group)
+            elif same_order and not in_order:
+                pairs = dict(zip(group.targets, group.sources, strict=True))
+        settled |= pairs or {}
+    return in_order | settled
 
 
-def _alike(
-    left: Sequence[Piece], right: Sequence[Piece], fits: Mapping[tuple[int, int], Part]
-) -> Iterator[tuple[list[Piece], list[Piece]]]:
-    """As many pieces of both sides as could each be any of the others, and nothing else."""
-    seen: set[int] = set()
+def _all_in_order(
+    left: Sequence[LayerWeights], right: Sequence[LayerWeights], fits: _Fits
+) -> _Settled:
+    """Return all layers in pairs, one after the other, if they all fit; otherwise none."""
+    if len(left) != len(right):
+        return {}
+    pairs = list(zip(left, right, strict=True))
+    if any(pair not in fits for pair in pairs):
+        return {}
+    return {target: source for source, target in pairs}
+
+
+def _groups_of_alike(
+    left: Sequence[LayerWeights], right: Sequence[LayerWeights], fits: _Fits
+) -> list[_Group]:
+    """Return the groups of layers that could each be any of the others, and nothing else."""
+    groups: list[_Group] = []
+    seen: set[LayerWeights] = set()
     for target in right:
-        if id(target) in seen:
+        if target in seen:
             continue
-        sources = [s for s in left if (id(s), id(target)) in fits]
-        targets = [t for t in right if sources and (id(sources[0]), id(t)) in fits]
-        seen.update(map(id, targets))
-        closed = all(
-            ((id(s), id(t)) in fits) == (s in sources) for s in left for t in targets
-        ) and all(((id(s), id(t)) in fits) == (t in targets) for s in sources for t in right)
-        if sources and len(sources) == len(targets) and closed:
-            yield sources, targets
+        sources = [source for source in left if (source, target) in fits]
+        if not sources:
+            continue
+        targets = [other for other in right if (sources[0], other) in fits]
+        seen.update(targets)
+        group = _Group(sources, targets)
+        if len(sources) == len(targets) and _is_closed(group, left, right, fits):
+            groups.append(group)
+    return groups
 
 
-def _numbers(piece: Piece) -> list[int]:
-    return [int(digits) for digits in re.findall(r"\d+", piece.name)]
+def _is_closed(
+    group: _Group, left: Sequence[LayerWeights], right: Sequence[LayerWeights], fits: _Fits
+) -> bool:
+    """Return whether the layers of a group fit each other, and no layer outside of it."""
+    sources, targets = set(group.sources), set(group.targets)
+    for source in left:
+        for target in targets:
+            if ((source, target) in fits) != (source in sources):
+                return False
+    for source in sources:
+        for target in right:
+            if ((source, target) in fits) != (target in targets):
+                return False
+    return True
 
 
-def within(name: str) -> str:
-    """The name without those of classes, and without the model's own place for it."""
+def _have_same_order(
+    left: Sequence[LayerWeights], right: Sequence[LayerWeights], groups: Sequence[_Group]
+) -> bool:
+    """Return whether the layers of all groups come in the same order on both sides."""
+    group_of: dict[LayerWeights, int] = {}
+    for i, group in enumerate(groups):
+        for layer in (*group.sources, *group.targets):
+            group_of[layer] = i
+    left_order = [group_of[layer] for layer in left if layer in group_of]
+    right_order = [group_of[layer] for layer in right if layer in group_of]
+    return left_order == right_order
+
+
+def _by_name(group: _Group) -> _Settled | None:
+    """Return the group in pairs if both sides have the same names."""
+    sources = {name_inside(source.name): source for source in group.sources}
+    targets = {name_inside(target.name): target for target in group.targets}
+    if sources.keys() != targets.keys() or len(sources) != len(group.sources):
+        return None
+    return {target: sources[name] for name, target in targets.items()}
+
+
+def _by_number(group: _Group) -> _Settled | None:
+    """Return the group in pairs if the names of the sources differ in numbers alone."""
+    stems = {re.sub(r"\d+", "", name_inside(source.name)) for source in group.sources}
+    if len(stems) != 1:
+        return None
+    in_order = sorted(group.sources, key=_numbers_in_name)
+    return dict(zip(group.targets, in_order, strict=True))
+
+
+def _numbers_in_name(layer: LayerWeights) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", layer.name)]
+
+
+def name_inside(name: str) -> str:
+    """Return a name without those of classes, and without the position in the model itself."""
     return re.sub(r"^(\[\d+\])+\.?", "", plain(name))
 
 
-def find(name: str, pieces: Sequence[Piece], where: str) -> Piece:
-    """The piece that a person means: by its name, by that without the names of classes, or by the end of it."""
-    short = {id(piece): plain(piece.name) for piece in pieces}
-    for same in (
-        [p for p in pieces if p.name == name],
-        [p for p in pieces if short[id(p)] == plain(name)],
-        [p for p in pieces if f".{short[id(p)]}".endswith(f".{name}")],
-    ):
-        if len(same) == 1:
-            return same[0]
-        if len(same) > 1:
-            raise WeightsError(
-                f"port: mapping: {name!r} may be any of {', '.join(p.name for p in same)} of "
-                f"{where}"
-            )
-    raise WeightsError(
-        f"port: mapping: {where} has no "
-        f"{name!r}{nearest(name, [*(p.name for p in pieces), *short.values()])}; it has "
-        f"{', '.join(p.name for p in pieces[:12]) or 'nothing left'}"
-    )
+def find(name: str, layers: Sequence[LayerWeights], where: str) -> LayerWeights:
+    """Return the layer that is meant by its name, its name without classes, or the end of that."""
+    exact = [layer for layer in layers if layer.name == name]
+    without_classes = [layer for layer in layers if plain(layer.name) == plain(name)]
+    by_end = [layer for layer in layers if f".{plain(layer.name)}".endswith(f".{name}")]
+    for found in (exact, without_classes, by_end):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(layer.name for layer in found)
+            raise WeightsError(f"port: mapping: {name!r} may be any of {names} of {where}")
+    names = [layer.name for layer in layers]
+    guess = nearest(name, [*names, *(plain(known) for known in names)])
+    there = ", ".join(names[:12]) or "nothing left"
+    raise WeightsError(f"port: mapping: {where} has no {name!r}{guess}; it has {there}")
 
 
-def difference(source: Piece, target: Piece) -> str:
-    """Why two pieces can't be a pair."""
-    assert isinstance(target.part, Part)
-    of_source = source.part.kind if isinstance(source.part, Part) else "of no kind that is known"
-    shapes = [
-        f"{name} {piece.arrays[path].shape}"
-        for piece in (source, target)
-        for path, name in piece.names.items()
-    ]
-    kinds = (
-        ""
-        if of_source == target.part.kind
-        else f"one is {of_source}, the other {target.part.kind}; "
-    )
-    return f"{kinds}{', '.join(shapes)}"
+def _why_different(source: LayerWeights, target: LayerWeights) -> str:
+    """Return why two layers can't be a pair."""
+    texts: list[str] = []
+    source_kind = "of no kind that is known"
+    if isinstance(source.part, Part):
+        source_kind = source.part.kind
+    if source_kind != target.known_part.kind:
+        texts.append(f"one is {source_kind}, the other {target.known_part.kind}")
+    shapes = [*shapes_by_name(source), *shapes_by_name(target)]
+    return "; ".join([*texts, ", ".join(shapes)])
+
+
+def shapes_by_name(layer: LayerWeights) -> list[str]:
+    """Return the arrays of a layer as messages show them: `"kernel (3, 4)"`."""
+    return [f"{name} {layer.arrays[path].shape}" for path, name in layer.names.items()]

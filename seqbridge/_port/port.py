@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from seqbridge._files import WeightsError
 from seqbridge._interface import Part, check_flags, nearest
 from seqbridge._layers import Layer, LayerList
-from seqbridge._port.convert import Problem, Row, carry
-from seqbridge._port.match import find, match, within
+from seqbridge._port.convert import Conversion, PlannedWeight, Problem, convert
+from seqbridge._port.match import Matches, Pair, find, match, name_inside, shapes_by_name
 from seqbridge._port.plan import Plan, activations, difference
-from seqbridge._port.sides import Piece, Side, side_of
-from seqbridge._state import Variable, refuse_in_trace
+from seqbridge._port.weights import LayerWeights, ModelWeights, weights_of
+from seqbridge._state import refuse_in_trace
+
+# By name of a layer of the target: `(channels, *space)`, or None.
+_Sizes: TypeAlias = Mapping[str, Sequence[int] | None]
 
 _SPATIAL = frozenset({"conv", "conv_transpose", "batch_norm", "group_norm"})
 _NORMS = frozenset({"batch_norm", "layer_norm", "rms_norm"})
@@ -33,38 +36,38 @@ def port(
     expected: Any = None,
     dry_run: bool = False,
 ) -> Plan:
-    """Carries the weights of one library's layers into another library's layers.
+    """Port the weights of one library's layers to another library's layers.
 
-    Layers are matched by what they are and by their shapes, those that are alike by their names or
-    their order. Each weight is laid out as the target has it. All weights are written at once, or
-    none is.
+    Layers are matched by their kinds and shapes; those that are alike, by their names or their
+    order. Each weight is laid out as the target has it. All weights are written at once, or none
+    is.
 
     Args:
         source: A `Sequential`, a `Layer`, or an entry that has its values; or a flat dict of arrays
             by the names of an adapter that knows what they mean (a `state_dict`), or the path of a
             file of them.
         target: A `Sequential` or a `Layer`, built.
-        mapping: From names of the source's layers to names of the target's, where it can't be seen
-            what belongs together; the names are those in the plan, or their ends. None as a value:
-            this isn't carried. Names of variables carry single arrays that belong to no known kind
-            of layer, as they are.
+        mapping: From names of the source's layers to names of the target's, where nothing else
+            tells what belongs together; the names are those in the plan, or their ends. None as a
+            value leaves a layer out. Names of variables port single arrays that belong to no known
+            kind of layer, as they are.
         flatten: For a linear layer, or a norm, of the target that takes a flattened image, where
             one side has its channels first and the other last: `(channels, height, width)`. None:
             the order is right already.
-        accept: Differences that may be: `"epsilon"`, `"momentum"`, `"padding"`, ..., by the names
-            in the plan.
-        strict: Whether everything of both sides must be carried. False: what matches is.
+        accept: Differences to accept: `"epsilon"`, `"momentum"`, `"padding"`, ..., by the names in
+            the plan.
+        strict: Whether everything of both sides must be ported. False: whatever matches is.
         check: An input on which both sides are run afterwards, in evaluation mode; the largest
             difference of their outputs is printed. A tuple: several inputs.
-        expected: What the source makes of `check`, for a source that can't be run; it isn't, then.
+        expected: The outputs of the source for `check`, where it can't be run; it isn't, then.
         dry_run: Whether to make the plan only; `plan.apply()` carries it out.
 
     Returns:
         The plan.
 
     Raises:
-        WeightsError: Something can't be carried so that the results are the same; the message says
-            all of it.
+        WeightsError: Something can't be ported so that the results are the same; the message is the
+            plan.
         RuntimeError: A side isn't built.
         TypeError: The target is no model.
 
@@ -81,11 +84,18 @@ def port(
         ...         return x @ kernel + variables["params"]["bias"][None], {}
         ...     part = Part("linear", {"kernel": weight, "bias": Weight.at("params", "bias")})
         ...     return PureLayer(
-        ...         init=make, apply=apply, signature=signature_of(lambda x: x), label="Linear", ecosystem="mine",
-        ...         takes_key=False, parts=lambda run: [part],
+        ...         init=make,
+        ...         apply=apply,
+        ...         signature=signature_of(lambda x: x),
+        ...         label="Linear",
+        ...         ecosystem="mine",
+        ...         takes_key=False,
+        ...         parts=lambda run: [part],
         ...     )
-        >>> ours = Sequential([linear("kernel", Weight.at("params", "kernel"))]).build((1, 2))
-        >>> theirs = Sequential([linear("weight", Weight.transposed(("params", "weight"), (1, 0)))]).build((1, 2))
+        >>> kernel = Weight.at("params", "kernel")
+        >>> transposed = Weight.transposed(("params", "weight"), (1, 0))
+        >>> ours = Sequential([linear("kernel", kernel)]).build((1, 2))
+        >>> theirs = Sequential([linear("weight", transposed)]).build((1, 2))
         >>> ours[0].kernel.assign([[1.0, 2.0], [3.0, 4.0]])
         >>> for row in port(ours, theirs, check=jnp.ones((1, 2))).rows:
         ...     print(row.weight, row.shape, row.text)
@@ -97,200 +107,208 @@ def port(
     check_flags(strict=strict, dry_run=dry_run)
     if not isinstance(target, LayerList | Layer):
         raise TypeError(
-            f"port carries weights into a Sequential or a Layer, not into a "
-            f"{type(target).__name__}: put the entry "
-            "into a Sequential, and build it"
+            "port writes weights into a Sequential or a Layer, not into a "
+            f"{type(target).__name__}: put the entry into a Sequential, and build it"
         )
     if (dry_run and check is not None) or (expected is not None and check is None):
         raise TypeError(
             "port: check= runs both sides once the weights are there: give it without dry_run="
         )
-    left, runs = side_of(source)
-    right, model = side_of(target)
-    assert model is not None
+    left, source_model = weights_of(source)
+    right, target_model = weights_of(target)
+    assert target_model is not None
+    accepted = {accept} if isinstance(accept, str) else set(accept)
+    _check_accepted(accepted, right)
     mapping = dict(mapping or {})
-    accept = {accept} if isinstance(accept, str) else set(accept)
-    options = {"activation", "dtype"}.union(*(_part(piece).options for piece in right.pieces))
-    for name in accept - options:
-        raise WeightsError(
-            f"port: accept={name!r} names no option of these layers{nearest(name, options)}"
-        )
-    rows, new, problems = _arrays(left, right, mapping, strict=strict)
-    found = match(left.pieces, right.pieces, mapping)
-    sizes = _sizes(flatten or {}, right.pieces)
-    turned, from_first = _channels_first(found.pairs)
-    channels = 0  # of the image that comes out of the layer before; 0: it is none
-    for ours, theirs, part in found.pairs:
-        flat = turned and theirs.name not in sizes and _is_flattened(theirs, channels)
-        if flat:
-            problems.append(_question(theirs, channels))
-        if part.kind in _SPATIAL and not flat:
-            channels = _features(theirs)
-        elif part.kind not in _NORMS:  # what comes out of it is no image
-            channels = 0
-        own_rows, own_new, own_problems = carry(
-            ours, theirs, part, sizes.get(theirs.name), from_first=from_first
-        )
-        rows, problems = [*rows, *own_rows], [*problems, *own_problems]
-        new |= own_new
-    problems += _unmatched(found.ambiguous, found.missing, found.unused, strict=strict)
-    if runs is not None and strict and (text := activations(runs, model)):
-        problems.append(text)
+    made = _port_single_arrays(left, right, mapping, strict=strict)
+    matches = match(left.layers, right.layers, mapping)
+    made.add(_convert_all(matches.pairs, _checked_sizes(flatten or {}, right.layers)))
+    made.problems += _unmatched(matches, strict=strict)
+    if source_model is not None and strict:
+        problem = activations(source_model, target_model)
+        if problem is not None:
+            made.problems.append(problem)
+
+    open_problems: list[str] = []
+    accepted_problems: list[str] = []
+    for problem in made.problems:
+        if problem.about in accepted:
+            accepted_problems.append(problem.text)
+        elif problem.about is None:
+            open_problems.append(problem.text)
+        else:
+            open_problems.append(f"{problem.text} [accept={problem.about!r}]")
     plan = Plan(
-        rows,
-        [
-            p.text + (f" [accept={p.about!r}]" if p.about else "")
-            for p in problems
-            if p.about not in accept
-        ],
-        [p.text for p in problems if p.about in accept],
-        list(_by_order(found.pairs)),
-        new,
-        target,
+        made.rows,
+        problems=open_problems,
+        accepted=accepted_problems,
+        notes=list(_paired_by_order(matches.pairs)),
+        new=made.new,
+        target=target,
     )
     if not dry_run:
         plan.apply()
         if check is not None:
-            plan.difference = difference(runs, target, check, expected)
+            plan.difference = difference(source_model, target, check, expected)
             print(f"largest difference of the outputs: {plan.difference:.3g}")
     return plan
 
 
-def _arrays(
-    left: Side, right: Side, mapping: dict[str, str | None], *, strict: bool
-) -> tuple[list[Row], dict[Variable, Any], list[Problem]]:
-    """Single arrays, which only a person can say where to carry; takes what it uses out of `mapping`."""
-    rows: list[Row] = []
-    new: dict[Variable, Any] = {}
-    problems: list[Problem] = []
-    ours, theirs = dict(left.rest), dict(right.rest)
-    for old, other in list(mapping.items()):
+def _check_accepted(accepted: Collection[str], target: ModelWeights) -> None:
+    options = {"activation", "dtype"}
+    for layer in target.layers:
+        options.update(layer.known_part.options)
+    for name in accepted:
+        if name not in options:
+            raise WeightsError(
+                f"port: accept={name!r} names no option of these layers{nearest(name, options)}"
+            )
+
+
+def _port_single_arrays(
+    source: ModelWeights, target: ModelWeights, mapping: dict[str, str | None], *, strict: bool
+) -> Conversion:
+    """Port single arrays, by `mapping` alone, and take what is used out of it."""
+    made = Conversion()
+    ours, theirs = dict(source.single_arrays), dict(target.single_arrays)
+    for old, new in list(mapping.items()):
         if old not in ours:
             continue
         array = ours.pop(old)
         del mapping[old]
-        if other is None:
+        if new is None:
             continue
-        if other not in theirs:
-            raise WeightsError(f"port: mapping: {other!r} is no single variable of the target")
-        own = theirs.pop(other)
+        if new not in theirs:
+            raise WeightsError(f"port: mapping: {new!r} is no single variable of the target")
+        own = theirs.pop(new)
         if own.shape != array.shape:
-            problems.append(
-                Problem(None, f"{old} has shape {array.shape}, and {other} {own.shape}")
-            )
+            text = f"{old} has shape {array.shape}, and {new} {own.shape}"
+            made.problems.append(Problem(None, text))
             continue
-        new[right.boxes[other]] = array
-        rows.append(Row(old, other, "array", str(array.shape), "as it is"))
+        made.new[target.single_variables[new]] = array
+        made.rows.append(PlannedWeight(old, new, "array", str(array.shape), "as it is"))
     if strict:
         for name in ours:
-            problems.append(
-                Problem(
-                    None,
-                    f"{name} isn't carried: nobody says what it is. mapping={{{name!r}: ...}} does",
-                )
-            )
+            text = f"{name} isn't ported: nobody says what it is. mapping={{{name!r}: ...}} does"
+            made.problems.append(Problem(None, text))
         for name in theirs:
-            problems.append(
-                Problem(
-                    None,
-                    f"{name} gets nothing: nobody says what it is. mapping={{...: {name!r}}} or "
-                    f"strict=False",
-                )
+            text = (
+                f"{name} gets nothing: nobody says what it is. mapping={{...: {name!r}}} or "
+                "strict=False"
             )
-    return rows, new, problems
+            made.problems.append(Problem(None, text))
+    return made
 
 
-def _by_order(pairs: Sequence[tuple[Piece, Piece, Part]]) -> Iterator[str]:
-    """Which layers could have been each other, and had no names to tell them apart."""
-    groups: dict[Any, list[tuple[Piece, Piece]]] = {}
-    for ours, theirs, part in pairs:
-        shapes = tuple(
-            sorted((name, a.shape) for name, a in theirs.canonical(_part(theirs)).items())
-        )
-        groups.setdefault((part.kind, shapes), []).append((ours, theirs))
+def _convert_all(pairs: Sequence[Pair], sizes: _Sizes) -> Conversion:
+    """Convert all layers, and look for those that may take a flattened image."""
+    made = Conversion()
+    layouts_differ, from_first = _channels_first(pairs)
+    channels = 0  # of the image that comes out of the layer before; 0: it is none
+    for pair in pairs:
+        target = pair.target
+        ask = layouts_differ and target.name not in sizes and _may_be_flattened(target, channels)
+        if ask:
+            made.problems.append(_flatten_question(target, channels))
+        if pair.part.kind in _SPATIAL and not ask:
+            channels = _features(target)
+        elif pair.part.kind not in _NORMS:  # what comes out of it is no image
+            channels = 0
+        made.add(convert(pair, sizes.get(target.name), from_first=from_first))
+    return made
+
+
+def _paired_by_order(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a note on all layers that are alike and that nothing but their order tells apart."""
+    groups: dict[Any, list[Pair]] = {}
+    for pair in pairs:
+        weights = pair.target.canonical(pair.target.known_part)
+        shapes = tuple(sorted((name, array.shape) for name, array in weights.items()))
+        groups.setdefault((pair.part.kind, shapes), []).append(pair)
     for (kind, _), group in groups.items():
-        if len(group) > 1 and any(
-            within(ours.name) != within(theirs.name) for ours, theirs in group
-        ):
-            some = ", ".join(f"{ours.name} to {theirs.name}" for ours, theirs in group[:3])
-            more = f" and {len(group) - 3} more" if len(group) > 3 else ""
-            what = kind.replace("_", " ")
-            yield f"{len(group)} {what} layers are alike, and only their order tells which is which: {some}{more}"
-
-
-def _unmatched(
-    ambiguous: list[tuple[Piece, list[Piece]]],
-    missing: list[Piece],
-    unused: list[Piece],
-    *,
-    strict: bool,
-) -> list[Problem]:
-    problems = [
-        Problem(
-            None,
-            f"{piece.name} may be any of {', '.join(s.name for s in some)}: say which by mapping=",
+        if len(group) == 1 or all(_same_name(pair) for pair in group):
+            continue
+        some = ", ".join(f"{pair.source.name} to {pair.target.name}" for pair in group[:3])
+        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        yield (
+            f"{len(group)} {kind.replace('_', ' ')} layers are alike, and only their order tells "
+            f"which is which: {some}{more}"
         )
-        for piece, some in ambiguous
-    ]
+
+
+def _same_name(pair: Pair) -> bool:
+    return name_inside(pair.source.name) == name_inside(pair.target.name)
+
+
+def _unmatched(matches: Matches, *, strict: bool) -> list[Problem]:
+    problems: list[Problem] = []
+    for layer, candidates in matches.ambiguous:
+        names = ", ".join(candidate.name for candidate in candidates)
+        text = f"{layer.name} may be any of {names}: say which by mapping="
+        problems.append(Problem(None, text))
     if strict:
-        problems += [Problem(None, f"nothing fits {_shown(piece)}") for piece in missing]
-        problems += [Problem(None, f"nothing takes {_shown(piece)}") for piece in unused]
+        for layer in matches.missing:
+            problems.append(Problem(None, f"nothing fits {_layer_text(layer)}"))
+        for layer in matches.unused:
+            problems.append(Problem(None, f"nothing takes {_layer_text(layer)}"))
     return problems
 
 
-def _shown(piece: Piece) -> str:
-    kind = f", {piece.part.kind.replace('_', ' ')}" if isinstance(piece.part, Part) else ""
-    return f"{piece.name}{kind} ({', '.join(f'{piece.names[p]} {a.shape}' for p, a in piece.arrays.items())})"
+def _layer_text(layer: LayerWeights) -> str:
+    text = layer.name
+    if isinstance(layer.part, Part):
+        text += f", {layer.part.kind.replace('_', ' ')}"
+    return f"{text} ({', '.join(shapes_by_name(layer))})"
 
 
-def _sizes(
-    flatten: Mapping[str, Sequence[int] | None], pieces: Sequence[Piece]
-) -> dict[str, Sequence[int] | None]:
-    found = {}
+def _checked_sizes(flatten: _Sizes, layers: Sequence[LayerWeights]) -> _Sizes:
+    """Return what `flatten=` says by the full names of layers."""
+    found: dict[str, Sequence[int] | None] = {}
     for name, sizes in flatten.items():
-        piece = find(name, pieces, "the target")
-        if sizes is not None and int(np.prod(sizes)) != _features(piece):
+        layer = find(name, layers, "the target")
+        if sizes is not None and int(np.prod(sizes)) != _features(layer):
             raise WeightsError(
-                f"port: flatten={{{name!r}: {tuple(sizes)}}}: {piece.name} takes "
-                f"{_features(piece)} features"
+                f"port: flatten={{{name!r}: {tuple(sizes)}}}: {layer.name} takes "
+                f"{_features(layer)} features"
             )
-        found[piece.name] = sizes
+        found[layer.name] = sizes
     return found
 
 
-def _part(piece: Piece) -> Part:
-    assert isinstance(piece.part, Part)
-    return piece.part
-
-
-def _features(piece: Piece) -> int:
-    """How many features a linear layer or a norm takes, or come out of a layer that keeps the axes of space."""
-    weights = piece.canonical(_part(piece))
-    if _part(piece).kind == "linear":
+def _features(layer: LayerWeights) -> int:
+    """Return how many features a linear layer or a norm takes, or a spatial layer returns."""
+    weights = layer.canonical(layer.known_part)
+    if layer.known_part.kind == "linear":
         return weights["kernel"].shape[0]
-    return max((a.shape[-1] for a in weights.values() if a.ndim), default=0)
+    return max((array.shape[-1] for array in weights.values() if array.ndim), default=0)
 
 
-def _channels_first(pairs: Sequence[tuple[Piece, Piece, Part]]) -> tuple[bool, bool]:
-    """Whether one side has its channels first and the other last, and whether it is the source."""
-    spatial = [
-        (part.channels_first, _part(theirs).channels_first)
-        for _, theirs, part in pairs
-        if part.kind in _SPATIAL
-    ]
-    return any(ours != theirs for ours, theirs in spatial), any(ours for ours, _ in spatial)
+def _channels_first(pairs: Sequence[Pair]) -> tuple[bool, bool]:
+    """Return whether the sides have their channels at different ends, and the source's first."""
+    differ = from_first = False
+    for pair in pairs:
+        if pair.part.kind in _SPATIAL:
+            differ |= pair.part.channels_first != pair.target.known_part.channels_first
+            from_first |= pair.part.channels_first
+    return differ, from_first
 
 
-def _is_flattened(piece: Piece, channels: int) -> bool:
-    """Whether what a layer takes may be a flattened image, whose elements the other library has in another order."""
-    if _part(piece).kind not in _NORMS and _part(piece).kind != "linear":
+def _may_be_flattened(layer: LayerWeights, channels: int) -> bool:
+    """Return whether the input of a layer may be a flattened image of so many channels.
+
+    Its elements come in another order in the other library.
+    """
+    kind = layer.known_part.kind
+    if kind != "linear" and kind not in _NORMS:
         return False
-    n = _features(piece)
-    return 0 < channels < n and n % channels == 0
+    features = _features(layer)
+    return 0 < channels < features and features % channels == 0
 
 
-def _question(piece: Piece, channels: int) -> Problem:
-    n = _features(piece)
-    text = f"{piece.name} takes {n} features, which look like a flattened image of {channels} channels, and one side has "
-    cure = f"say flatten={{{piece.name!r}: ({channels}, height, width)}}, or None if it is none"
-    return Problem(None, f"{text}its channels first: {cure}")
+def _flatten_question(layer: LayerWeights, channels: int) -> Problem:
+    text = (
+        f"{layer.name} takes {_features(layer)} features, which look like a flattened image of "
+        f"{channels} channels, and one side has its channels first: "
+        f"say flatten={{{layer.name!r}: ({channels}, height, width)}}, or None if it is none"
+    )
+    return Problem(None, text)

@@ -197,7 +197,7 @@ class Optimizer(VariableHolder):
         return self._fitted
 
     def _fit(self, old: _Fitted, edit: int) -> _Fitted:
-        params, new = dict(self._source._first()), old
+        params, new = dict(self._source.distinct_by_name()), old
         if old.treedef is None or params != old.params:
             refuse_in_trace("fitting an optimizer to an edited model")
             fresh = self.transformation.init({name: box.value for name, box in params.items()})

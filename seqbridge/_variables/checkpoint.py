@@ -1,4 +1,7 @@
-"""Checkpoints of a training: models, optimizers and their keys, written in the background, laid out on any mesh."""
+"""Checkpoints of a training: models, optimizers and their keys.
+
+They are written in the background, and read onto any mesh.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +24,34 @@ import numpy as np
 from seqbridge._files import WeightsError
 from seqbridge._interface import nearest
 from seqbridge._state import Variable, commit, locked, refuse_in_trace
-from seqbridge._variables.matching import Rename, Report, fit
+from seqbridge._variables.matching import Rename, Report, match_stored
 from seqbridge._variables.saving import (
     FORMAT,
     VariableHolder,
-    bare,
     check_format,
     described,
     restored,
+    storable,
 )
 
 
 class Checkpoint:
-    """A folder of numbered checkpoints, by Orbax, of all that a training needs to go on as if it had not stopped.
+    """Folder of numbered checkpoints, by Orbax, from which a training goes on as if never stopped.
 
     Each variable lies in the checkpoint once, in parts where it is spread over devices, and comes
     back laid out as the variable is then: on other devices, on more or on fewer, in more processes
     or in one. Every array has a checksum that doesn't depend on that. Several processes all make
-    the same calls. Several of one folder in a process take turns, as where a cell of a notebook
-    runs again, or an evaluation reads what a training writes.
+    the same calls. Several `Checkpoint`s of one folder in a process take turns, as where a cell of
+    a notebook runs again, or an evaluation reads what a training writes.
 
     Args:
-        folder: Where the checkpoints are; made if it isn't there.
+        folder: The folder of the checkpoints; made if it isn't there.
         max_to_keep: How many of the latest are kept; None: all.
-        **parts: What is saved: models, layers, optimizers, collections, each with a name.
+        **parts: Models, layers, optimizers and collections to save, each with a name.
 
     Raises:
         NotADirectoryError: The folder is a file.
-        WeightsError: What says when a checkpoint that is there was made is damaged.
+        WeightsError: The date of a checkpoint that is there is damaged.
 
     Examples:
         >>> import tempfile, jax.numpy as jnp, optax
@@ -87,7 +90,7 @@ class Checkpoint:
             )
         if max_to_keep is not None and (not isinstance(max_to_keep, int) or max_to_keep < 1):
             raise ValueError(
-                f"max_to_keep= is how many are kept, 1 or more, or None for all; got "
+                "max_to_keep= is how many are kept, 1 or more, or None for all; got "
                 f"{max_to_keep!r:.60}"
             )
         folder = os.fspath(folder)
@@ -99,24 +102,26 @@ class Checkpoint:
         self._parts = parts
         self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
-        self._made = functools.partial(ocp.CheckpointManager, self._folder, options=options)
+        self._make_manager = functools.partial(ocp.CheckpointManager, self._folder, options=options)
         try:
-            self._manager = self._made()
+            self._manager = self._make_manager()
         except OSError:
             raise
-        except Exception as error:  # it looks into those that are there
+        except Exception as error:  # Orbax reads the dates of the checkpoints that are there
             raise WeightsError(f"a checkpoint in {self._folder} is damaged: {error}") from error
         self._closed = False
-        _open.add(self)
+        _open_checkpoints.add(self)
         self.reports: dict[str, Report] = {}
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The numbers of the checkpoints that are there."""
+        """The numbers of the checkpoints that are there, in order."""
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, /) -> None:
-        """Saves everything as it is now, under a number. Returns when it is copied; it is written in the background.
+        """Save everything as it is now, under a number.
+
+        Returns as soon as everything is copied; it is written in the background.
 
         Args:
             step: A whole number, higher than those that are there.
@@ -124,54 +129,59 @@ class Checkpoint:
         Raises:
             RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is
                 closed.
-            TypeError, ValueError: The number is none, or it isn't higher.
+            TypeError: The number isn't a whole one.
+            ValueError: The number is negative, or not higher than those that are there.
         """
         refuse_in_trace("saving")
-        step = _number(step)
+        step = _step_number(step)
         self._take_turn()
         if self.steps and step <= self.steps[-1]:
             raise ValueError(
                 f"step {step} can't be saved after step {self.steps[-1]}, which is in "
                 f"{self._folder}"
             )
-        state, about = {}, {}
-        with locked(
-            self._parts.values
-        ):  # until they are copied: another thread may donate the arrays to a program
-            tables = {name: part._table("save") for name, part in self._parts.items()}
-            seen: dict[Variable, tuple[str, str]] = {}
-            for part, table in tables.items():
-                state[part], about[part] = {}, {}
-                for name, variable in table.items():
-                    if variable in seen:
-                        where, first = seen[variable]
-                        about[where][first].setdefault("also", []).append([part, name])
-                    else:
-                        seen[variable] = part, name
-                        state[part][name], about[part][name] = (
-                            bare(variable.value),
-                            described(variable),
-                        )
+        # Locked until the arrays are copied: another thread may donate them to a program.
+        with locked(self._parts.values):
+            state, notes = self._collect()
             sums = digests(state)
-            for part, notes in about.items():
-                for name, note in notes.items():
+            for part, own in notes.items():
+                for name, note in own.items():
                     note["sum"] = sums[part][name]
-            said = {
+            about: dict[str, Any] = {
                 "format": FORMAT,
-                "versions": {n: version(n) for n in ("seqbridge", "jax")},
-                "variables": about,
+                "versions": {name: version(name) for name in ("seqbridge", "jax")},
+                "variables": notes,
             }
-            said["sum"] = _sum(said)
+            about["sum"] = _json_checksum(about)
             args = self._args.Composite(
-                state=self._args.StandardSave(_filled(state)), about=self._args.JsonSave(said)
+                state=self._args.StandardSave(_without_empty(state)),
+                about=self._args.JsonSave(about),
             )
             try:
                 self._manager.save(step, args=args)
-            except BaseException:  # Ctrl-C, after which Orbax may take for saved what isn't
+            except BaseException:
+                # After Ctrl-C, Orbax may believe that it has saved what it hasn't.
                 with contextlib.suppress(Exception):
                     self._manager.close()
-                self._manager = self._made()
+                self._manager = self._make_manager()
                 raise
+
+    def _collect(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Return the arrays to save and the notes on them, by part and name, each variable once."""
+        tables = {part: holder.built_variables("save") for part, holder in self._parts.items()}
+        state: dict[str, dict[str, Any]] = {part: {} for part in tables}
+        notes: dict[str, dict[str, Any]] = {part: {} for part in tables}
+        first: dict[Variable, tuple[str, str]] = {}
+        for part, table in tables.items():
+            for name, variable in table.items():
+                if variable in first:
+                    first_part, first_name = first[variable]
+                    notes[first_part][first_name].setdefault("also", []).append([part, name])
+                    continue
+                first[variable] = part, name
+                state[part][name] = storable(variable.value)
+                notes[part][name] = described(variable)
+        return state, notes
 
     def restore(
         self,
@@ -182,11 +192,11 @@ class Checkpoint:
         rename: Rename | None = None,
         cast: bool = False,
     ) -> int | None:
-        """Takes the values of a checkpoint, all of them, or raises and takes none.
+        """Load the values of a checkpoint, all of them, or raise and load none.
 
         Args:
-            step: Its number; None: the latest.
-            strict: As for `load`; `reports` has what was loaded then, for each part.
+            step: The number of the checkpoint; None: the latest.
+            strict: As for `load`; `reports` says for each part what was loaded.
             rename: As for `load`, for the names of all parts.
             cast: As for `load`.
 
@@ -195,12 +205,13 @@ class Checkpoint:
 
         Raises:
             WeightsError: The checkpoint is damaged, or doesn't fit; the message is the report.
-            FileNotFoundError: There is none of this number.
+            FileNotFoundError: There is no checkpoint of this number.
             RuntimeError: Something isn't built, or this is a JAX transform, or the `Checkpoint` is
                 closed.
         """
         refuse_in_trace("loading")
-        step = None if step is None else _number(step)
+        if step is not None:
+            step = _step_number(step)
         self._take_turn()
         self.wait()
         if step is None:
@@ -208,27 +219,30 @@ class Checkpoint:
             if step is None:
                 return None
         if step not in self.steps:
-            there = ", ".join(map(str, self.steps)) or "none"
+            there = ", ".join(str(number) for number in self.steps) or "none"
             raise FileNotFoundError(
                 f"there is no checkpoint {step} in {self._folder}: there are {there}"
             )
         where = f"checkpoint {step} in {self._folder}"
-        tables = {name: part._table("load") for name, part in self._parts.items()}
-        stored, also = self._read(step, where, tables)
-        reports, changes = {}, {}
+        tables = {part: holder.built_variables("load") for part, holder in self._parts.items()}
+        stored, aliases = self._read(step, where, tables)
+        reports: dict[str, Report] = {}
+        changes: dict[Variable, jax.Array] = {}
         with locked(self._parts.values):
-            for name, part in self._parts.items():
-                table = part._table("load")
-                if name not in stored:
+            for part, holder in self._parts.items():
+                table = holder.built_variables("load")
+                if part not in stored:
                     raise WeightsError(
-                        f"{where} has no {name}{nearest(name, stored)}; it has {', '.join(stored)}"
+                        f"{where} has no {part}{nearest(part, stored)}; it has {', '.join(stored)}"
                     )
-                new, report = fit(table, stored[name], rename=rename, also=also[name], loose=cast)
+                new, report = match_stored(
+                    table, stored[part], rename=rename, aliases=aliases[part], lossy=cast
+                )
                 if (strict and not report.whole) or (table and not new):
                     raise WeightsError(
-                        f"{where} doesn't fit {name}, and nothing was loaded\n{report.refused}"
+                        f"{where} doesn't fit {part}, and nothing was loaded\n{report.refused}"
                     )
-                reports[name] = report
+                reports[part] = report
                 changes |= new
             commit(changes)
             self.reports = reports
@@ -236,76 +250,90 @@ class Checkpoint:
 
     def _read(
         self, step: int, where: str, tables: Mapping[str, Mapping[str, Variable]]
-    ) -> tuple[Any, Any]:
-        """The arrays of each part by name, and the other names that they had."""
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, list[str]]]]:
+        """Return the arrays of each part by name, and their aliases.
+
+        Raises:
+            WeightsError: The checkpoint is damaged.
+        """
         try:
-            said = self._manager.restore(
-                step, args=self._args.Composite(about=self._args.JsonRestore())
-            )["about"]
-            check_format(where, said)
-            if said.pop("sum") != _sum(said):
-                raise WeightsError(
-                    f"{where} is damaged: what it says of its arrays has another checksum"
-                )
-            notes = said["variables"]
-            takers = {part: _takers(of, tables.get(part, {})) for part, of in notes.items()}
-            like = {
-                part: {n: _like(note, takers[part].get(n)) for n, note in of.items()}
-                for part, of in notes.items()
-            }
-            args = self._args.Composite(state=self._args.StandardRestore(_filled(like)))
-            state = self._manager.restore(step, args=args)["state"]
-            for part, of in like.items():
-                state[part] |= {
-                    n: jnp.zeros(a.shape, a.dtype, device=a.sharding)
-                    for n, a in of.items()
-                    if not a.size
-                }
+            notes = self._read_notes(step, where)
+            takers = {part: _takers(own, tables.get(part, {})) for part, own in notes.items()}
+            state = self._read_arrays(step, notes, takers)
         except WeightsError:
             raise
-        except Exception as error:  # a zoo, of which not all say what was read
+        except Exception as error:  # of any kind, and few of them say what was read
             raise WeightsError(
                 f"{where} is damaged, or was written by something else: {error}"
             ) from error
         sums = digests(state)
-        also: dict[str, dict[str, list[str]]] = {part: {} for part in notes}
-        for part, of in notes.items():
-            for name, note in of.items():
+        aliases: dict[str, dict[str, list[str]]] = {part: {} for part in notes}
+        for part, own in notes.items():
+            for name, note in own.items():
                 if sums[part][name] != note["sum"]:
                     raise WeightsError(
                         f"{where} is damaged: {part} {name} has another checksum than it was saved "
-                        f"with"
+                        "with"
                     )
                 array = state[part][name]
-                # Where no variable has said what it lies on, whoever takes it decides.
-                state[part][name] = restored(
-                    array if name in takers[part] else np.asarray(array), note
-                )
+                if name not in takers[part]:
+                    # No variable has said where it lies, so the one that takes it decides.
+                    array = np.asarray(array)
+                array = state[part][name] = restored(array, note)
                 for other, alias in note.get("also", ()):
                     if other == part:
-                        also[part].setdefault(name, []).append(alias)
-                    else:  # what two parts share is stored with the first
-                        state[other][alias] = state[part][name]
-        return state, also
+                        aliases[part].setdefault(name, []).append(alias)
+                    else:  # a variable that two parts share is stored with the first
+                        state[other][alias] = array
+        return state, aliases
+
+    def _read_notes(self, step: int, where: str) -> dict[str, dict[str, Any]]:
+        """Return the notes on the arrays, by part and name."""
+        args = self._args.Composite(about=self._args.JsonRestore())
+        about = self._manager.restore(step, args=args)["about"]
+        check_format(where, about)
+        if about.pop("sum") != _json_checksum(about):
+            raise WeightsError(
+                f"{where} is damaged: what it says of its arrays has another checksum"
+            )
+        return about["variables"]
+
+    def _read_arrays(
+        self,
+        step: int,
+        notes: Mapping[str, Mapping[str, Any]],
+        takers: Mapping[str, Mapping[str, Variable]],
+    ) -> dict[str, dict[str, Any]]:
+        """Return the stored arrays by part and name, laid out as the variables that take them."""
+        specs: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+        for part, own in notes.items():
+            specs[part] = {name: _spec(note, takers[part].get(name)) for name, note in own.items()}
+        args = self._args.Composite(state=self._args.StandardRestore(_without_empty(specs)))
+        state = self._manager.restore(step, args=args)["state"]
+        for part, own in specs.items():
+            for name, spec in own.items():
+                if not spec.size:
+                    state[part][name] = jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
+        return state
 
     def _take_turn(self) -> None:
-        """Waits for what others of this process write here, and looks at what is there then."""
+        """Wait for what other `Checkpoint`s of this process write here, and look at the result."""
         if self._closed:
             raise RuntimeError(f"this Checkpoint of {self._folder} is closed: make another one")
-        others = [
-            c for c in list(_open) if c is not self and c._folder == self._folder and not c._closed
-        ]
-        for other in others:
-            other.wait()
-        if others:
+        waited = False
+        for other in list(_open_checkpoints):
+            if other is not self and other._folder == self._folder and not other._closed:
+                other.wait()
+                waited = True
+        if waited:
             self._manager.reload()
 
     def wait(self) -> None:
-        """Waits until everything is written."""
+        """Wait until everything is written."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and gives back what writes in the background."""
+        """Wait until everything is written, and stop what writes in the background."""
         if not self._closed:
             self._closed = True
             self._manager.close()
@@ -322,76 +350,89 @@ class Checkpoint:
         self.close()
 
     def __repr__(self) -> str:
-        steps = ", ".join(map(str, self.steps)) or "none"
+        steps = ", ".join(str(step) for step in self.steps) or "none"
         return f"Checkpoint({self._folder!r}, {', '.join(self._parts)}; steps: {steps})"
 
 
-# Two that write into one folder at once would wait for each other for ever.
-_open: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
+# Two that write into one folder at once would wait for each other forever.
+_open_checkpoints: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
 
 
-def _number(step: Any) -> int:
-    """The number of a checkpoint. Of others, Orbax would write files that it doesn't find again."""
+def _step_number(step: Any) -> int:
+    """Return the number of a checkpoint.
+
+    Of other numbers, Orbax would write files that it doesn't find again.
+    """
+    message = f"the number of a checkpoint is 0, 1, 2, ..., not {step!r:.60}"
+    if isinstance(step, bool):
+        raise TypeError(message)
     try:
-        number = None if isinstance(step, bool) else operator.index(step)
+        number = operator.index(step)
     except TypeError:
-        number = None
-    if number is None or number < 0:
-        kind = TypeError if number is None else ValueError
-        raise kind(f"the number of a checkpoint is 0, 1, 2, ..., not {step!r:.60}")
+        raise TypeError(message) from None
+    if number < 0:
+        raise ValueError(message)
     return number
 
 
 def _takers(notes: Mapping[str, Any], table: Mapping[str, Variable]) -> dict[str, Variable]:
-    """The variables that stored arrays fit as they are, by name."""
-    return {
-        n: v for n, v in table.items() if n in notes and v.value.shape == tuple(notes[n]["shape"])
-    }
+    """Return the variables whose stored arrays have their name and shape."""
+    takers: dict[str, Variable] = {}
+    for name, variable in table.items():
+        if name in notes and variable.value.shape == tuple(notes[name]["shape"]):
+            takers[name] = variable
+    return takers
 
 
-def _like(note: Mapping[str, Any], taker: Variable | None) -> jax.ShapeDtypeStruct:
-    """What Orbax is to restore: the stored array, laid out as the variable is that will take it."""
+def _spec(note: Mapping[str, Any], taker: Variable | None) -> jax.ShapeDtypeStruct:
+    """Return what Orbax is to read: the stored array, laid out as the variable that takes it."""
     shape = tuple(note["shape"])
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    sharding = first if taker is None else taker.value.sharding
+    if taker is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    else:
+        sharding = taker.value.sharding
     if "key" in note:
-        numbers = bare(jax.random.key(0, impl=note["key"]))
-        return jax.ShapeDtypeStruct(shape + numbers.shape, numbers.dtype, sharding=sharding)
+        data = storable(jax.random.key(0, impl=note["key"]))
+        return jax.ShapeDtypeStruct(shape + data.shape, data.dtype, sharding=sharding)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(note["dtype"]), sharding=sharding)
 
 
-def _sum(said: Mapping[str, Any]) -> int:
-    """A checksum of what is said of the arrays."""
-    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
+def _json_checksum(about: Mapping[str, Any]) -> int:
+    """Return a checksum of the notes on the arrays."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
-def _filled(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The arrays that have items. Orbax takes no others, and what is said of those is all that there is of them."""
+def _without_empty(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the arrays that have items.
+
+    Orbax takes no others, and the notes on those say all that there is of them.
+    """
     return {
-        part: {name: array for name, array in of.items() if array.size}
-        for part, of in state.items()
+        part: {name: array for name, array in own.items() if array.size}
+        for part, own in state.items()
     }
 
 
 def digests(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """A checksum of each array, which is the same wherever its parts lie."""
-    sums = {
-        part: {name: _digest(array) for name, array in arrays.items()}
-        for part, arrays in state.items()
-    }
+    """Return a checksum of each array, which is the same wherever its parts lie."""
+    sums: dict[str, dict[str, jax.Array]] = {}
+    for part, arrays in state.items():
+        sums[part] = {name: _digest(array) for name, array in arrays.items()}
+    # All of them are computed before the first is waited for.
     return jax.tree.map(int, sums)
 
 
 @jax.jit
 def _digest(array: jax.Array) -> jax.Array:
-    """The sum of all words, each times an odd number of its own: one bit changes it, and so does a swap."""
+    """Return the sum of all words, each times an odd number of its own.
+
+    One changed bit changes it, and so do two words that are swapped.
+    """
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         array = jnp.stack([array.real, array.imag], axis=-1)
     if jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 8:
-        width = min(8 * array.dtype.itemsize, 32)
-        array = jax.lax.bitcast_convert_type(
-            array, jnp.dtype(f"uint{width}")
-        )  # of 64 bits: two words
+        width = min(8 * array.dtype.itemsize, 32)  # 64 bits become two words
+        array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))
     words = array.astype(jnp.uint32)
     index = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):

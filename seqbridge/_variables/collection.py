@@ -1,59 +1,80 @@
-"""`VarCollection`: variables under their names."""
+"""`VarCollection`: variables by name, live."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
 
-from seqbridge._interface import Kind, check_names, nearest, plain
+from seqbridge._interface import Kind, Path, check_names, nearest, plain
 from seqbridge._state import CacheKey, Stateful, Variable, cast, commit, distinct, locked, version
 from seqbridge._variables.saving import VariableHolder
 
 Table: TypeAlias = Mapping[str, Variable]
+Selection: TypeAlias = Callable[[Table], Table]
 Filter: TypeAlias = str | re.Pattern[str] | Callable[[Variable], bool] | Stateful
 
 
-def selector(which: Filter) -> Callable[[Table], Table]:
-    """What `subset` and `wrt=` take, as a function of variables by name.
+def selector(which: Filter) -> Selection:
+    """Return what `subset` and `wrt=` take as a function from variables by name to some of them.
 
     Raises:
-        TypeError, ValueError: It is nothing to choose by.
+        TypeError: It is nothing that variables can be chosen by.
+        ValueError: It is text, and neither a part of a name nor a regular expression.
     """
     if isinstance(which, Stateful):
         chosen = set(which.own_variables())
-        return lambda table: {n: v for n, v in table.items() if v in chosen}
+        return _selection(lambda name, variable: variable in chosen)
     if isinstance(which, str) and which in get_args(Kind):
-        return lambda table: {n: v for n, v in table.items() if v.kind == which}
-    if isinstance(which, str | re.Pattern):
+        return _selection(lambda name, variable: variable.kind == which)
+    if isinstance(which, re.Pattern):
+        return _selection(lambda name, variable: which.search(name) is not None)
+    if isinstance(which, str):
         return _by_text(which)
     if callable(which) and not isinstance(which, type):
-        return lambda table: {n: v for n, v in table.items() if which(v)}
+        return _selection(lambda name, variable: which(variable))
     raise TypeError(
         f"can't choose variables by {which!r}: give a kind, a regular expression, a function of a "
-        f"Variable"
+        "Variable"
     )
 
 
-def _by_text(which: str | re.Pattern[str]) -> Callable[[Table], Table]:
+def _selection(chosen: Callable[[str, Variable], bool]) -> Selection:
+    def select(table: Table) -> Table:
+        return {name: variable for name, variable in table.items() if chosen(name, variable)}
+
+    return select
+
+
+def _by_text(text: str) -> Selection:
+    """Return the selection by a part of a name as it is printed, or by a regular expression."""
     try:
-        pattern = re.compile(which)
+        pattern = re.compile(text)
     except re.error as error:
-        text = f"{which!r} is neither a part of a name, whose brackets are closed, nor a regular expression: {error}"
-        raise ValueError(text) from None
-    if isinstance(which, re.Pattern):
-        return lambda table: {n: v for n, v in table.items() if pattern.search(n)}
-    printed = re.compile(re.escape(which) + r"(?=$|[.\[(])")
+        raise ValueError(
+            f"{text!r} is neither a part of a name, whose brackets are closed, nor a regular "
+            f"expression: {error}"
+        ) from None
+    printed = re.compile(re.escape(text) + r"(?=$|[.\[(])")
+    has_brackets = "[" in text or "(" in text
 
-    def choose(table: Table) -> Table:
-        # Brackets of a printed name mean themselves: "[1]" is a layer, and no class of characters.
-        same = {n: v for n, v in table.items() if printed.search(n) or printed.search(plain(n))}
-        alone = same and set(which) & set("[(")
-        return same if alone else {n: v for n, v in table.items() if n in same or pattern.search(n)}
+    def is_part_of(name: str) -> bool:
+        return bool(printed.search(name) or printed.search(plain(name)))
 
-    return choose
+    def select(table: Table) -> Table:
+        parts = {name: variable for name, variable in table.items() if is_part_of(name)}
+        # Brackets of a printed name mean themselves: "[1]" is a layer, not a set of characters.
+        if parts and has_brackets:
+            return parts
+        return {
+            name: variable
+            for name, variable in table.items()
+            if name in parts or pattern.search(name)
+        }
+
+    return select
 
 
 class VarCollection(VariableHolder, Mapping[str, Variable]):
@@ -62,12 +83,13 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
     A mapping from name to `Variable`, where one variable may stand under several names. A
     collection that comes from a model is live: it shows every edit of the model. To JAX it is a
     pytree: a mapping from name to array, in which each variable stands once, so that
-        `jax.tree.map`, `jax.grad` and optax take it.
+    `jax.tree.map`, `jax.grad` and optax take it.
 
     Args:
         variables: Names and variables, or a function that returns them (then the collection is
             live).
-        remark: What the last line of the table ends with, of what isn't built.
+        remark: A function that returns the end of the table's last line, which says what isn't
+            built yet. Empty: everything is.
         whole: What these are all variables of, in place of which the collection may stand.
 
     Examples:
@@ -86,7 +108,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source", "_whole")
 
-    _steady = False  # its source may be anybody's function
+    _steady = False  # the source may be anybody's function
 
     def __init__(
         self,
@@ -104,19 +126,17 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
                     raise TypeError(f"{name!r} is no Variable but {type(variable).__name__}")
             self._source: Callable[[], Mapping[str, Variable]] = lambda: fixed
         elif isinstance(variables, Stateful) or not callable(variables):
-            cure = (
-                ", whose .vars() are such a collection" if isinstance(variables, Stateful) else ""
-            )
-            raise TypeError(
-                f"a VarCollection takes variables by name, not a {type(variables).__name__}{cure}"
-            )
+            message = f"a VarCollection takes variables by name, not a {type(variables).__name__}"
+            if isinstance(variables, Stateful):
+                message += ", whose .vars() are such a collection"
+            raise TypeError(message)
         else:
             self._source = variables
         self._seen: tuple[Any, ...] | None = None
 
     @property
     def built(self) -> bool:
-        """Whether the models and layers that it is of have all their variables."""
+        """Whether the models and layers that it comes from have all their variables."""
         return not self._remark()
 
     def own_variables(self) -> tuple[Variable, ...]:
@@ -162,7 +182,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         return VarCollection, (dict(self._source()),)
 
     def __add__(self, other: VarCollection) -> VarCollection:
-        """Both, live. Raises `ValueError` if one name means two variables."""
+        """Return both, live. Raise `ValueError` if one name means two variables."""
         if not isinstance(other, VarCollection):
             return NotImplemented
 
@@ -175,32 +195,33 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
                     )
             return both
 
-        joined()
+        joined()  # raises now rather than later
         return VarCollection(joined, remark=lambda: self._remark() or other._remark())
 
     def __repr__(self) -> str:
-        rows, seen = [], set()
-        width = min(100, max([20, *map(len, self)]))
+        lines: list[str] = []
+        seen: set[Variable] = set()
+        numbers = 0
+        width = min(100, max([20, *(len(name) for name in self)]))
         for name, variable in self.items():
             array = variable.value
             if not hasattr(array, "dtype"):  # a tree of masks, say
-                rows.append(f"{name:<{width}} {array!r}")
+                lines.append(f"{name:<{width}} {array!r}")
                 continue
-            notes = [] if variable.kind == "params" else [variable.kind]
-            notes += [] if variable.trainable == (variable.kind == "params") else ["frozen"]
-            notes += [] if array.dtype == "float32" else [str(array.dtype)]
-            notes += ["shared"] if variable in seen else []
-            rows.append(
-                f"{name:<{width}} {array.size:8d} {array.shape}{'  ' if notes else ''}{' '.join(notes)}"
-            )
-            seen.add(variable)
+            notes = _notes(variable)
+            if variable in seen:
+                notes.append("shared")
+            else:
+                seen.add(variable)
+                numbers += array.size
+            line = f"{name:<{width}} {array.size:8d} {array.shape}"
+            lines.append(f"{line}  {' '.join(notes)}" if notes else line)
         total = f"+Total({len(seen)})"
-        return "\n".join(
-            [*rows, f"{total:<{width}} {sum(v.value.size for v in seen):8d}{self._remark()}"]
-        )
+        lines.append(f"{total:<{width}} {numbers:8d}{self._remark()}")
+        return "\n".join(lines)
 
     def subset(self, which: Filter | None = None) -> VarCollection:
-        """Some of the variables, live.
+        """Return some of the variables, live.
 
         Args:
             which: A kind (`"params"`, `"state"`, `"rng"`); a part of a name as it is printed, with
@@ -209,22 +230,21 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
                 collection, a layer or a model. None: all.
 
         Raises:
-            TypeError, ValueError: Something else is given.
+            TypeError: Something else is given.
+            ValueError: The text is neither a part of a name nor a regular expression.
             KeyError: A kind is misspelt.
         """
         if which is None:
             return self
-        choose = selector(which)
-        kinds = () if which in get_args(Kind) else get_args(Kind)
-        near = (
-            nearest(which, kinds, cutoff=0.85) if isinstance(which, str) else ""
-        )  # "stage" is no "state"
-        if near and self and not choose(self._source()):
-            raise KeyError(f"no variable has {which!r} in its name, and it is no kind{near}")
-        return VarCollection(lambda: choose(self._source()), remark=self._remark)
+        select = selector(which)
+        if isinstance(which, str) and which not in get_args(Kind):
+            near = nearest(which, get_args(Kind), cutoff=0.85)  # "stage" isn't near "state"
+            if near and self and not select(self._source()):
+                raise KeyError(f"no variable has {which!r} in its name, and it is no kind{near}")
+        return VarCollection(lambda: select(self._source()), remark=self._remark)
 
     def rename(self, new: Mapping[str, str] | Callable[[str], str]) -> VarCollection:
-        """The same variables under other names, live.
+        """Return the same variables under other names, live.
 
         Args:
             new: From old to new name (names that it lacks stay), or a function of the old name.
@@ -235,26 +255,36 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         """
         if isinstance(new, Mapping):
             for name in new:
-                self[name]
-        changed = (lambda name: new.get(name, name)) if isinstance(new, Mapping) else new
+                self[name]  # raises for a name that isn't there
+
+        def new_name(old: str) -> str:
+            return new.get(old, old) if isinstance(new, Mapping) else new(old)
 
         def renamed() -> dict[str, Variable]:
-            names = {}
+            names: dict[str, Variable] = {}
             for old, variable in self._source().items():
-                if names.setdefault(changed(old), variable) is not variable:
-                    raise ValueError(f"two variables would be called {changed(old)!r}")
+                name = new_name(old)
+                if names.setdefault(name, variable) is not variable:
+                    raise ValueError(f"two variables would be called {name!r}")
             return names
 
-        renamed()
+        renamed()  # raises now rather than later
         return VarCollection(renamed, remark=self._remark)
 
     def tensors(self) -> dict[str, jax.Array]:
-        """The arrays by name, each variable once, under its first name."""
+        """Return the arrays by name, each variable once, under its first name."""
         with locked(lambda: [self]):
-            return {name: variable.value for name, variable in self._first().items()}
+            return {name: variable.value for name, variable in self.distinct_by_name().items()}
+
+    def distinct_by_name(self) -> dict[str, Variable]:
+        """Return the variables by name, each once, under its first name."""
+        first: dict[Variable, str] = {}
+        for name, variable in self._source().items():
+            first.setdefault(variable, name)
+        return {name: variable for variable, name in first.items()}
 
     def assign(self, values: Mapping[str, Any] | Sequence[Any]) -> None:
-        """Replaces all arrays at once, or raises and replaces none.
+        """Replace all arrays at once, or raise and replace none.
 
         Args:
             values: Arrays by name (a mapping, or another collection), or a list in the order of the
@@ -268,10 +298,12 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
         with locked(lambda: [self]):
             self._assign(values)
 
-    def _assign(self, values: Any) -> None:
-        first = self._first()
+    def _assign(self, values: Mapping[str, Any] | Sequence[Any]) -> None:
+        first = self.distinct_by_name()
         if isinstance(values, Mapping):
-            check_names("assign", (n for n in values if n not in self or n in first), first)
+            # Other names of shared variables are known, and needn't be there.
+            got = [name for name in values if name in first or name not in self]
+            check_names("assign", got, first)
             values = [values[name] for name in first]
         elif not isinstance(values, Sequence):
             raise TypeError(
@@ -281,36 +313,55 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
             raise ValueError(
                 f"got {len(values)} arrays for {len(first)} variables: {', '.join(first)}"[:500]
             )
-        commit(
-            {v: cast(n, new, v.value) for (n, v), new in zip(first.items(), values, strict=True)}
-        )
-
-    def _first(self) -> dict[str, Variable]:
-        names: dict[Variable, str] = {}
-        for name, variable in self._source().items():
-            names.setdefault(variable, name)
-        return {name: variable for variable, name in names.items()}
+        changes: dict[Variable, Any] = {}
+        for (name, variable), value in zip(first.items(), values, strict=True):
+            changes[variable] = cast(name, value, variable.value)
+        commit(changes)
 
 
-def _flatten(collection: VarCollection) -> tuple[list[tuple[Any, Any]], Any]:
-    first = collection._first()
+def _notes(variable: Variable) -> list[str]:
+    """Return what a row of the table says of a variable, apart from its shape."""
+    notes: list[str] = []
+    if variable.kind != "params":
+        notes.append(variable.kind)
+    if variable.trainable != (variable.kind == "params"):
+        notes.append("frozen")
+    if variable.value.dtype != "float32":
+        notes.append(str(variable.value.dtype))
+    return notes
+
+
+class _Static(NamedTuple):
+    """Static part of a collection as a pytree.
+
+    Attributes:
+        names: All names, each with the position of its variable among the leaves.
+        attributes: Kind, collection, path and `trainable` of each variable.
+    """
+
+    names: tuple[tuple[str, int], ...]
+    attributes: tuple[tuple[str, str, Path, bool], ...]
+
+
+def _flatten(collection: VarCollection) -> tuple[list[tuple[Any, Any]], _Static]:
+    first = collection.distinct_by_name()
+    leaves = [(jax.tree_util.DictKey(name), v.value) for name, v in first.items()]
     position = {variable: i for i, variable in enumerate(first.values())}
-    rest = tuple((v.kind, v.collection, v.path, v.trainable) for v in first.values())
-    names = tuple((name, position[v]) for name, v in collection.items())
-    return [(jax.tree_util.DictKey(name), v.value) for name, v in first.items()], (names, rest)
+    names = tuple((name, position[variable]) for name, variable in collection.items())
+    attributes = tuple((v.kind, v.collection, v.path, v.trainable) for v in first.values())
+    return leaves, _Static(names, attributes)
 
 
-def _unflatten(aux: Any, leaves: Iterable[Any]) -> VarCollection:
-    names, rest = aux
-    boxes = []
-    for leaf, (kind, collection, path, trainable) in zip(leaves, rest, strict=True):
+def _unflatten(static: _Static, leaves: Iterable[Any]) -> VarCollection:
+    variables: list[Variable] = []
+    for leaf, attributes in zip(leaves, static.attributes, strict=True):
+        kind, collection, path, trainable = attributes
         # JAX puts anything into a pytree (a tracer, a shape, None), so the leaf isn't converted.
-        boxes.append(
-            Variable._holding(
-                leaf, kind=kind, collection=collection, path=path, trainable=trainable
-            )
+        variable = Variable._holding(
+            leaf, kind=kind, collection=collection, path=path, trainable=trainable
         )
-    return VarCollection({name: boxes[i] for name, i in names})
+        variables.append(variable)
+    return VarCollection({name: variables[i] for name, i in static.names})
 
 
 jax.tree_util.register_pytree_with_keys(VarCollection, _flatten, _unflatten)

@@ -14,13 +14,13 @@ import numpy as np
 from seqbridge._files import SUFFIXES, WeightsError, file_path, read_safetensors, write_safetensors
 from seqbridge._interface import check_flags
 from seqbridge._state import Stateful, Variable, commit, locked, refuse_in_trace
-from seqbridge._variables.matching import Rename, Report, fit
+from seqbridge._variables.matching import Rename, Report, is_key, match_stored
 
 FORMAT = 1
 
 
 class VariableHolder(Stateful):
-    """Something whose variables can be saved in a file and loaded from one."""
+    """Holder whose variables can be saved in a file and loaded from one."""
 
     __slots__ = ()
 
@@ -44,11 +44,11 @@ class VariableHolder(Stateful):
                 variable.trainable = value
 
     def save(self, path: str | os.PathLike[str], /) -> None:
-        """Writes all variables into one file, in the safetensors format, by name, each once.
+        """Write all variables into one file, in the safetensors format, by name, each once.
 
-        The file is whole or what it was before, whatever happens meanwhile. It says of each
-        variable what kind it is, and has a checksum of everything. Keys of random numbers are in
-        it; the entries themselves aren't.
+        The file is whole, or what it was before, whatever happens meanwhile. It has the kind of
+        each variable, and a checksum of everything. PRNG keys are in it; the entries themselves
+        aren't.
 
         Args:
             path: The file, `"model.safetensors"`.
@@ -76,22 +76,23 @@ class VariableHolder(Stateful):
         if SUFFIXES.get(os.path.splitext(path)[1].lower(), "safetensors") != "safetensors":
             raise ValueError(
                 f"what is saved is a safetensors file, and {path} isn't called like one: "
-                f".safetensors"
+                ".safetensors"
             )
         first: dict[Variable, str] = {}
-        arrays, about = {}, {}
-        with locked(
-            lambda: [self]
-        ):  # until they are on the host: another thread may donate the arrays to a program
-            for name, variable in self._table("save").items():
+        arrays: dict[str, np.ndarray] = {}
+        notes: dict[str, dict[str, Any]] = {}
+        # Locked until the arrays are on the host: another thread may donate them to a program.
+        with locked(lambda: [self]):
+            for name, variable in self.built_variables("save").items():
                 if variable in first:
-                    about[first[variable]].setdefault("also", []).append(name)
+                    notes[first[variable]].setdefault("also", []).append(name)
                     continue
                 first[variable] = name
-                arrays[name], about[name] = _stored(name, variable.value), described(variable)
+                arrays[name] = _on_host(name, variable.value)
+                notes[name] = described(variable)
         versions = {name: version(name) for name in ("seqbridge", "jax")}
         write_safetensors(
-            path, arrays, {"format": FORMAT, "versions": versions, "variables": about}
+            path, arrays, {"format": FORMAT, "versions": versions, "variables": notes}
         )
 
     def load(
@@ -103,15 +104,16 @@ class VariableHolder(Stateful):
         rename: Rename | None = None,
         cast: bool = False,
     ) -> Report:
-        """Takes the values of a file that `save` has written, or of any safetensors file with the same names.
+        """Load the values of a file that `save` has written.
 
-        Everything is read and checked first. Then all variables change at once, or none does. The
-        names of classes in a name needn't be the same.
+        Any safetensors file with the same names will do; the names of classes in them needn't be
+        the same. Everything is read and checked first. Then all variables change at once, or none
+        does.
 
         Args:
             path: The file.
-            strict: Whether every variable must get its array, and every array must have its
-                variable. False: what fits is loaded, and the report says what didn't.
+            strict: Whether every variable must get an array, and every array must have a variable.
+                False: what fits is loaded, and the report says what didn't.
             rename: From names in the file to names of variables: a dict, whose keys may be compiled
                 regular expressions, and whose values may be None for what is to be left out; a pair
                 of a regular expression and what replaces it, or a list of them; or a function.
@@ -119,7 +121,7 @@ class VariableHolder(Stateful):
                 a dtype may be wider than the one in the file.
 
         Returns:
-            What was loaded, and what wasn't.
+            A report of what was loaded, and what wasn't.
 
         Raises:
             WeightsError: The file is damaged; or it doesn't fit, and the message is the report; or
@@ -129,30 +131,43 @@ class VariableHolder(Stateful):
         """
         refuse_in_trace("loading")
         check_flags(strict=strict, cast=cast)
-        self._table("load")
+        self.built_variables("load")
         path = file_path(path)
-        stored, also = stored_in(path)
+        stored, aliases = stored_in(path)
         with locked(lambda: [self]):
-            table = self._table("load")
-            changes, report = fit(table, stored, rename=rename, also=also, loose=cast)
-            if (strict and not report.whole) or (not changes and table):
+            table = self.built_variables("load")
+            changes, report = match_stored(
+                table, stored, rename=rename, aliases=aliases, lossy=cast
+            )
+            if (strict and not report.whole) or (table and not changes):
+                cure = "rename= may help"
+                if strict and report.loaded:
+                    cure = "strict=False loads what fits; rename= says what is called otherwise"
                 raise WeightsError(
-                    f"{path} doesn't fit, and nothing was "
-                    f"loaded\n{report.refused}{_hint(report, strict=strict)}"
+                    f"{path} doesn't fit, and nothing was loaded\n{report.refused}\n{cure}"
                 )
             commit(changes)
         return report
 
-    def _table(self, what: str) -> Mapping[str, Variable]:
+    def built_variables(self, action: str) -> Mapping[str, Variable]:
+        """Return the variables by name.
+
+        Args:
+            action: What is to be done with them, as it stands in the error: `"save"`.
+
+        Raises:
+            RuntimeError: This isn't built.
+        """
         if not getattr(self, "built", True):
             raise RuntimeError(
-                f"this isn't built, so it has no variables yet: call build(...) first, then {what}"
+                "this isn't built, so it has no variables yet: call build(...) first, then "
+                f"{action}"
             )
         return self.variables_by_name()
 
 
 def stored_in(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays and keys of a file that `save` has written, by name, and the other names that some of them have.
+    """Return the arrays and keys of a file that `save` has written, by name, and their aliases.
 
     Raises:
         WeightsError: The file is damaged.
@@ -162,42 +177,50 @@ def stored_in(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         notes = about.get("variables", {})
         stored = {name: restored(array, notes.get(name, {})) for name, array in arrays.items()}
-        return stored, {name: note["also"] for name, note in notes.items() if "also" in note}
+        aliases = {name: note["also"] for name, note in notes.items() if "also" in note}
+        return stored, aliases
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # not as `save` writes it
         raise WeightsError(f"{path} says of itself what can't be: {error}") from error
 
 
 def check_format(where: str, about: Mapping[str, Any]) -> None:
-    """Raises a `WeightsError` if a later version has written this, in a way that this one doesn't know."""
+    """Raise a `WeightsError` if a later version has written this in a format of its own."""
     if about.get("format", FORMAT) not in range(1, FORMAT + 1):
         by = about.get("versions", {}).get("seqbridge", "of another version")
         raise WeightsError(f"{where} was saved by seqbridge {by}: install that, or later")
 
 
 def described(variable: Variable) -> dict[str, Any]:
-    """What is to be known of a stored array, so that the variable can be told from it."""
+    """Return the note that is stored with the array of a variable."""
     value = variable.value
-    note = {"kind": variable.kind, "dtype": str(value.dtype), "shape": value.shape}
-    is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-    return note | ({"key": str(jax.random.key_impl(value))} if is_key else {})
+    note: dict[str, Any] = {
+        "kind": variable.kind,
+        "dtype": str(value.dtype),
+        "shape": value.shape,
+    }
+    if is_key(value):
+        note["key"] = str(jax.random.key_impl(value))
+    return note
 
 
-def bare(value: Any) -> Any:
-    """The numbers of an array, of which keys are made otherwise in each version of whatever stores them."""
-    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+def storable(value: Any) -> Any:
+    """Return an array of plain numbers: the array itself, or the data of its PRNG keys.
+
+    Whatever stores keys as such does so in its own way, which changes with its version.
+    """
+    return jax.random.key_data(value) if is_key(value) else value
 
 
 def restored(array: Any, note: Mapping[str, Any]) -> Any:
-    """The inverse of `bare`, by what `described` has said."""
+    """Return the array that `storable` and `described` were called with."""
     if "key" not in note:
         return array
-    return jax.random.wrap_key_data(
-        array if isinstance(array, jax.Array) else jnp.array(array), impl=note["key"]
-    )
+    data = array if isinstance(array, jax.Array) else jnp.array(array)
+    return jax.random.wrap_key_data(data, impl=note["key"])
 
 
-def _stored(name: str, value: Any) -> np.ndarray:
-    """The array as a file takes it."""
+def _on_host(name: str, value: jax.Array) -> np.ndarray:
+    """Return an array as a file takes it."""
     if value.is_deleted():
         raise RuntimeError(
             f"the array of {name} was donated and is gone: assign it, or load the model"
@@ -205,15 +228,6 @@ def _stored(name: str, value: Any) -> np.ndarray:
     if not value.is_fully_addressable:
         raise RuntimeError(
             f"{name} is spread over several processes: save it by sb.Checkpoint, which each of "
-            f"them calls"
+            "them calls"
         )
-    return np.asarray(bare(value))
-
-
-def _hint(report: Report, *, strict: bool) -> str:
-    fits = strict and report.loaded
-    return (
-        "\nstrict=False loads what fits; rename= says what is called otherwise"
-        if fits
-        else "\nrename= may help"
-    )
+    return np.asarray(storable(value))

@@ -273,7 +273,7 @@ def weights_of_another_meaning_show_in_the_outputs() -> None:
 @fault(
     "weights that don't fit",
     sb.WeightsError,
-    "port: nothing was carried, since the results would differ",
+    "port: nothing was written, since the results would differ",
     r"\(3, 4\)",
 )
 def port_weights_of_another_shape(model: sb.Sequential) -> None:

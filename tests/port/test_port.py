@@ -384,7 +384,7 @@ def test_arrays_that_nobody_knows_are_carried_by_name_only() -> None:
     source = sb.Sequential([Positions()]).build((2, 4))
     target = sb.Sequential([hk.transform(function)]).build((2, 4))
     with pytest.raises(
-        sb.WeightsError, match=r"positions isn't carried: nobody says what it is\. mapping="
+        sb.WeightsError, match=r"positions isn't ported: nobody says what it is\. mapping="
     ):
         sb.port(source, target)
     ours, theirs = "(Sequential)[0](Positions).positions", "(Sequential)[0](function).~.where"

@@ -29,7 +29,6 @@ from safetensors.numpy import load_file
 import seqbridge as sb
 from seqbridge._export import snapshot as _neutral
 from seqbridge._layers import layer_list as _list
-from seqbridge._model import sequential as _sequential
 from seqbridge._port import plan as _plan
 from seqbridge._state import packing as _pack
 from seqbridge._state import version
@@ -245,9 +244,9 @@ WAYS = {
             model, X
         )
     ),
-    "saved": Way(saved, stop=(_saving, "_stored", True)),
+    "saved": Way(saved, stop=(_saving, "_on_host", True)),
     "loaded": Way(
-        lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "fit", False)
+        lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "match_stored", False)
     ),
     "assigned": Way(assigned, lambda n: 100.0, (_collection, "cast", False)),
     "assigned, pure": Way(lambda model, _: model.assign(PURE), lambda n: 30.0),
@@ -542,7 +541,7 @@ def test_a_checkpoint_is_restored_at_one_moment(tmp_path: Path) -> None:
         checkpoint.save(1)
         train(model, X)
         locked(model, lock)
-        with GATE.at(_checkpoint, "fit"):
+        with GATE.at(_checkpoint, "match_stored"):
             assert together(checkpoint.restore, lambda: train(model, X), lock=lock)
     assert counts(model) == [1.0, 1.0]
 
