@@ -26,7 +26,7 @@ from flax.core import freeze
 from safetensors.numpy import save_file
 
 import seqbridge as sb
-from helpers import refused, usual_promotion, values_of
+from helpers import layer_of, refused, usual_promotion, values_of
 
 # Of Keras' own way to save.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -278,10 +278,6 @@ def test_flipped_bits_are_errors_or_found_by_a_checksum(name: str, tmp_path: Pat
 GOOD = {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}
 
 
-def dense(entry: Any) -> sb.Layer:
-    return sb.Sequential([entry]).build((2, 4))[0]
-
-
 def test_the_format_is_seen_from_the_content_and_held_against_the_one_that_is_asked_for(
     tmp_path: Path,
 ) -> None:
@@ -291,7 +287,7 @@ def test_the_format_is_seen_from_the_content_and_held_against_the_one_that_is_as
     with pytest.raises(sb.WeightsError, match="in the format npz, not h5"):
         sb.read(path, format="h5")
     (tmp_path / "weights").write_bytes(serialization.msgpack_serialize({"params": GOOD}))
-    layer = dense(nn.Dense(3))
+    layer = layer_of(nn.Dense(3))
     layer.load_native(tmp_path / "weights")
     np.testing.assert_array_equal(layer.kernel, GOOD["kernel"])
 
@@ -315,7 +311,7 @@ def test_what_is_read_belongs_to_nobody_else_and_has_the_machines_own_bytes(tmp_
         np.testing.assert_array_equal(array, arrays[name])
     for bad in (np.zeros(2, "V3"), np.zeros(2, "M8[s]"), np.zeros(2, [("a", "f4")])):
         np.savez(tmp_path / "w.npz", kernel=bad)
-        refused(dense(nn.Dense(3)), tmp_path / "w.npz", "no numbers")
+        refused(layer_of(nn.Dense(3)), tmp_path / "w.npz", "no numbers")
 
 
 def test_a_file_of_more_than_the_layer_is_refused(tmp_path: Path) -> None:
@@ -324,7 +320,7 @@ def test_a_file_of_more_than_the_layer_is_refused(tmp_path: Path) -> None:
         two.build((None, 4))
     two.save_weights(tmp_path / "w.weights.h5")
     refused(
-        dense(keras.layers.Dense(3)),
+        layer_of(keras.layers.Dense(3)),
         tmp_path / "w.weights.h5",
         "it has 4 arrays, and this layer takes 2",
     )
