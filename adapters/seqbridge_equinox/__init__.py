@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -16,15 +16,18 @@ from seqbridge_equinox._export import export as export
 from seqbridge_equinox._files import read_arrays as read_arrays
 from seqbridge_equinox._files import read_like
 from seqbridge_equinox._parts import parts
-from seqbridge_equinox._structure import Structure, draws, undecided, variables_of
+from seqbridge_equinox._structure import Structure, is_undecided, may_draw, variables_of
 
-# What `eqx.filter_jit` and `eqx.filter_vmap` return.
-_JITTED: Any = type(eqx.filter_jit(lambda x: x))
-_MAPPED: Any = type(eqx.filter_vmap(lambda x: x))
+Method: TypeAlias = str | Callable[..., Any]
+"""The name of a method, or a function that takes the module first."""
+
+# The classes of what `eqx.filter_jit` and `eqx.filter_vmap` return, which have no public names.
+_Jitted: type[Any] = type(eqx.filter_jit(lambda x: x))
+_Mapped: type[Any] = type(eqx.filter_vmap(lambda x: x))
 
 
 def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of an Equinox module or of `partial(Module, ...)`.
+    """Return the `PureLayer` of an Equinox module or of `partial(Module, ...)`.
 
     A module takes one example, so it is mapped over the batch, unless it is `eqx.filter_vmap` of
     one.
@@ -39,19 +42,24 @@ def adapt(entry: Any) -> PureLayer | None:
             )
         return None
     if isinstance(entry, functools.partial):
-        return _from_class(entry, "__call__") if issubclass(entry.func, eqx.Module) else None  # pyright: ignore
-    if isinstance(entry, _JITTED):
+        if isinstance(entry.func, type) and issubclass(entry.func, eqx.Module):
+            return _from_class(entry, "__call__")
+        return None
+    if isinstance(entry, _Jitted):
         return adapt(entry.__wrapped__)  # as a program of its own it would only be in the way
-    return _from_module(entry, "__call__") if isinstance(entry, eqx.Module) else None
+    if isinstance(entry, eqx.Module):
+        return _from_module(entry, "__call__")
+    return None
 
 
-def _from_module(entry: eqx.Module, method: str | Callable[..., Any]) -> PureLayer:
-    module, state = _split(entry)
+def _from_module(entry: eqx.Module, method: Method) -> PureLayer:
+    module, state = _split_state(entry)
     structure = Structure(module, state)
-    fields = {
-        f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if hasattr(entry, f.name)
-    }
-    return _layer(
+    fields = {}
+    for field in dataclasses.fields(entry):
+        if hasattr(entry, field.name):
+            fields[field.name] = getattr(entry, field.name)
+    return _make_layer(
         module,
         structure,
         method,
@@ -59,96 +67,124 @@ def _from_module(entry: eqx.Module, method: str | Callable[..., Any]) -> PureLay
         ready=variables_of(module, state),
         remake=lambda variables: structure.merge(variables)[0],
         method=lambda other: _from_module(entry, other),
-        reduce=(_make, (type(entry), fields)),
+        reduce=(_rebuild_module, (type(entry), fields)),
     )
 
 
-def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any]) -> PureLayer:
-    wants_key = (
-        "key" in inspect.signature(entry.func.__init__).parameters and "key" not in entry.keywords
-    )
+def _from_class(entry: functools.partial[eqx.Module], method: Method) -> PureLayer:
+    cls = entry.func
+    assert isinstance(cls, type)
+    takes_key = "key" in inspect.signature(cls.__init__).parameters
+    wants_key = takes_key and "key" not in entry.keywords
 
-    def make(key: Any) -> Any:
-        return eqx.nn.make_with_state(lambda: entry(key=key) if wants_key else entry())()
+    def make(key: jax.Array) -> tuple[eqx.Module, eqx.nn.State]:
+        def construct() -> eqx.Module:
+            return entry(key=key) if wants_key else entry()
+
+        return eqx.nn.make_with_state(construct)()
+
+    def init(key: jax.Array, /, *args: Any, **keywords: Any) -> Variables:
+        return variables_of(*make(key))
 
     module, state = eqx.filter_eval_shape(make, jax.random.key(0))
-    return _layer(
+    return _make_layer(
         module,
         Structure(module, state),
         method,
-        text=call_text(entry.func.__name__, entry.args, entry.keywords),
-        init=lambda key, /, *args, **keywords: variables_of(*make(key)),
+        text=call_text(cls.__name__, entry.args, entry.keywords),
+        init=init,
         method=lambda other: _from_class(entry, other),
     )
 
 
-def _layer(
-    module: Any, structure: Structure, how: str | Callable[..., Any], **fields: Any
+def _make_layer(
+    module: eqx.Module, structure: Structure, called: Method, **fields: Any
 ) -> PureLayer:
-    wrapped: Any = inspect.unwrap(module)  # of eqx.filter_checkpoint(module), say
-    name = getattr(wrapped, "__name__", type(wrapped).__name__)
-    if (
-        isinstance(how, str)
-        and how != "__call__"
-        and not callable(getattr(type(module), how, None))
-    ):
-        raise TypeError(f"{name} has no method {how!r}")
-    mapped = isinstance(inspect.unwrap(module, stop=lambda m: isinstance(m, _MAPPED)), _MAPPED)
-    parameters = _parameters(module, how, mapped=mapped)
-    keyed = parameters.pop("key", None) is not None
-    stateful = structure.stateful and "state" in parameters
-    if stateful or type(wrapped).__module__.startswith("equinox."):
+    """Return the `PureLayer` that calls a module by one of its methods.
+
+    Args:
+        module: The module, with arrays or with shapes in place of them.
+        structure: Its structure.
+        called: The method.
+        **fields: More fields of the `PureLayer`.
+
+    Raises:
+        TypeError: The module has no such method.
+    """
+    unwrapped = _unwrap(module)
+    name = getattr(unwrapped, "__name__", type(unwrapped).__name__)
+    _check_method(type(module), called, name)
+    mapped = _is_mapped(module)
+    parameters = _call_parameters(module, called, mapped=mapped)
+    takes_key = parameters.pop("key", None) is not None
+    takes_state = structure.stateful and "state" in parameters
+    if takes_state or type(unwrapped).__module__.startswith("equinox."):
         parameters.pop("state", None)
     if "inference" in parameters:
         parameters.pop("deterministic", None)  # Equinox' own word for it until 0.11
-    open_ = undecided(module)
+    undecided = is_undecided(module)
     flags = [flag for flag in MODE_FLAGS if flag in parameters]
-    if open_ and not flags:  # the module is switched as a whole
+    if undecided and not flags:  # the module is switched as a whole
         parameters["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
+    decided = set()
+    if not undecided:
+        decided = {flag for flag in flags if parameters[flag].default is None}
 
     def apply(
-        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+        variables: Variables, key: jax.Array | None, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
         made, state = structure.merge(variables)
         if training_of(keywords) is False:
             made = eqx.nn.inference_mode(made)
-        given = {k: v for k, v in keywords.items() if flags or k != "training"}
-        given = {"key": key, **given} if keyed else given
-        given |= {"state": state} if stateful else {}
-        function = how if not isinstance(how, str) else getattr(type(made), how)
+        given: dict[str, Any] = {"key": key} if takes_key else {}
+        given |= keywords
+        if not flags:
+            given.pop("training", None)
+        if takes_state:
+            given["state"] = state
+        function = getattr(type(made), called) if isinstance(called, str) else called
         out = function(made, *args, **given)
-        if not stateful:
+        if not takes_state:
             return out, {}
-        return out[0], {"state": variables_of(made, out[1])["state"]}
+        out, state = out[0], out[1]
+        return out, {"state": variables_of(made, state)["state"]}
 
+    def to_native(variables: Variables) -> eqx.Module | tuple[eqx.Module, eqx.nn.State]:
+        made, state = structure.merge(variables)
+        return (made, state) if structure.stateful else made
+
+    def from_native(tree: eqx.Module | tuple[eqx.Module, eqx.nn.State]) -> Variables:
+        made, state = tree if isinstance(tree, tuple) else _split_state(tree)
+        return variables_of(made, state)
+
+    fields.setdefault("text", call_text(name, (), _simple_fields(module)))
     return PureLayer(
         apply=apply,
         signature=inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind)),
         label=name,
         ecosystem="equinox",
-        decided=frozenset()
-        if open_
-        else frozenset(f for f in flags if parameters[f].default is None),
-        takes_key=keyed and draws(module),
+        decided=frozenset(decided),
+        takes_key=takes_key and may_draw(module),
         per_example=not (mapped or structure.batched),
         axis_name=structure.axis_name,
         parts=lambda run: parts(module),
         read=read_like,
-        held=tuple(
-            leaf
-            for leaf in jax.tree.leaves(module)
-            if not (eqx.is_array(leaf) or eqx.is_inexact_array(leaf))
-        ),
-        to_native=lambda variables: structure.merge(variables)[
-            slice(None) if structure.stateful else 0
-        ],
-        from_native=lambda tree: variables_of(*(tree if isinstance(tree, tuple) else _split(tree))),
-        **{"text": call_text(name, (), _options(module)), **fields},
+        held=_constant_leaves(module),
+        to_native=to_native,
+        from_native=from_native,
+        **fields,
     )
 
 
-def _split(module: Any) -> tuple[Any, Any]:
-    """A module and its initial state.
+def _check_method(cls: type[eqx.Module], method: Method, name: str) -> None:
+    if not isinstance(method, str) or method == "__call__":
+        return
+    if not callable(getattr(cls, method, None)):
+        raise TypeError(f"{name} has no method {method!r}")
+
+
+def _split_state(module: eqx.Module) -> tuple[eqx.Module, eqx.nn.State]:
+    """Return a module and its initial state.
 
     Raises:
         TypeError: The state was taken out before.
@@ -157,42 +193,64 @@ def _split(module: Any) -> tuple[Any, Any]:
         return eqx.nn.make_with_state(lambda: module)()
     except ValueError as error:
         raise TypeError(
-            f"the initial state of this {type(module).__name__} was taken out by make_with_state: "
-            f"give the module as "
-            "its class makes it, or partial(Class, ...), and then model[i].load_native((module, "
-            "state))"
+            f"the initial state of this {type(module).__name__} was taken out by "
+            "make_with_state: give the module as its class makes it, or partial(Class, ...), and "
+            "then model[i].load_native((module, state))"
         ) from error
 
 
-def _parameters(
-    module: Any, how: str | Callable[..., Any], *, mapped: bool
-) -> dict[str, inspect.Parameter]:
-    """What the call takes beside the module itself."""
-    if how == "__call__" and hasattr(module, "__wrapped__"):
+def _unwrap(module: Any) -> Any:
+    """Return what a wrapper such as `eqx.filter_checkpoint` is around, or the module itself."""
+    return inspect.unwrap(module)
+
+
+def _is_mapped(module: Any) -> bool:
+    """Whether a module is `eqx.filter_vmap` of another, be it inside of other wrappers."""
+    found = inspect.unwrap(module, stop=lambda wrapped: isinstance(wrapped, _Mapped))
+    return isinstance(found, _Mapped)
+
+
+def _call_parameters(module: Any, method: Method, *, mapped: bool) -> dict[str, inspect.Parameter]:
+    """Return what a call takes beside the module itself, by name."""
+    if method == "__call__" and hasattr(module, "__wrapped__"):
         signature = signature_of(module)
+    elif isinstance(method, str):
+        signature = signature_of(getattr(type(module), method), skip=1)
     else:
-        signature = signature_of(
-            getattr(type(module), how) if isinstance(how, str) else how, skip=1
-        )
-    parameters = dict(signature.parameters) if signature else {}
-    if mapped:  # `eqx.filter_vmap` shows the keywords of what it wraps, and takes none
-        positional = (
-            p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        )
-        parameters = {p.name: p.replace(kind=p.POSITIONAL_ONLY) for p in positional}
-    return parameters
+        signature = signature_of(method, skip=1)
+    parameters = dict(signature.parameters) if signature is not None else {}
+    if not mapped:
+        return parameters
+    # `eqx.filter_vmap` shows the keywords of what it wraps, and takes none.
+    inputs = {}
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            inputs[name] = parameter.replace(kind=parameter.POSITIONAL_ONLY)
+    return inputs
 
 
-def _make(cls: type[eqx.Module], fields: dict[str, Any]) -> eqx.Module:
+def _constant_leaves(module: eqx.Module) -> tuple[Any, ...]:
+    """Return the leaves that aren't arrays, such as activation functions."""
+    constants = []
+    for leaf in jax.tree.leaves(module):
+        if not eqx.is_array(leaf) and not eqx.is_inexact_array(leaf):
+            constants.append(leaf)
+    return tuple(constants)
+
+
+def _simple_fields(module: eqx.Module) -> dict[str, int | float | str]:
+    """Return the fields of a module that are numbers or names."""
+    found = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name, None)
+        if type(value) in (int, float, str) and not field.name.startswith("_"):
+            found[field.name] = value
+    return found
+
+
+def _rebuild_module(cls: type[eqx.Module], fields: dict[str, Any]) -> eqx.Module:
+    """Make a module again from its fields, past its constructor, for pickle."""
     module = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(module, name, value)
     return module
-
-
-def _options(module: Any) -> dict[str, Any]:
-    """The numbers and names that a module was made with."""
-    values = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(module)}
-    return {
-        k: v for k, v in values.items() if type(v) in (int, float, str) and not k.startswith("_")
-    }

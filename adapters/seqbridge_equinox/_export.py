@@ -14,10 +14,13 @@ from seqbridge import PureLayer, Variables, as_method, training_of
 
 
 class Exported(eqx.nn.StatefulLayer):
-    """A layer of other libraries. Its arrays stand by their names in `params`, and in the `eqx.nn.State`."""
+    """A layer of any library as an Equinox module.
+
+    Its parameters stand by their names in `params`, its state in an `eqx.nn.State`.
+    """
 
     params: dict[str, Any]
-    index: eqx.nn.StateIndex | None = eqx.field(repr=False)
+    index: eqx.nn.StateIndex[dict[str, Any]] | None = eqx.field(repr=False)
     layer: PureLayer = eqx.field(static=True, repr=False)
     axis_name: Hashable = eqx.field(static=True)
 
@@ -26,68 +29,102 @@ class Exported(eqx.nn.StatefulLayer):
         return self.index is not None
 
     def seqbridge_variables(self, state: eqx.nn.State | None = None) -> Variables:
-        """The arrays, for `seqbridge.from_native`."""
+        """Return the arrays, for `seqbridge.from_native`."""
         if self.index is None or state is None:
             return {"params": self.params}
         return {"params": self.params, "state": state.get(self.index)}
 
-    def _run(self, args: Sequence[Any], state: Any, key: Any, keywords: dict[str, Any]) -> Any:
-        if args and isinstance(args[-1], eqx.nn.State):
-            *args, state = args
-        if (
-            training_of(keywords) is None
-            and (inference := getattr(self, "inference", None)) is not None
-        ):
+    def _run(
+        self,
+        inputs: Sequence[Any],
+        state: eqx.nn.State | None,
+        key: jax.Array | None,
+        keywords: dict[str, Any],
+    ) -> Any:
+        if inputs and isinstance(inputs[-1], eqx.nn.State):
+            *inputs, state = inputs
+        inference = getattr(self, "inference", None)  # which has only what has a mode
+        if inference is not None and training_of(keywords) is None:
             keywords = {**keywords, "training": not inference}
-        if self.index is not None and state is None:
+        if self.index is None:
+            variables = {"params": self.params, "state": {}}
+        elif state is None:
             raise TypeError(
                 f"this {type(self).__name__} has a state: module, state = "
-                f"eqx.nn.make_with_state(lambda: module)(), "
-                "and then out, state = module(x, state)"
+                "eqx.nn.make_with_state(lambda: module)(), and then out, state = module(x, state)"
             )
-        variables = {
-            "params": self.params,
-            "state": {} if self.index is None else state.get(self.index),
-        }
+        else:
+            variables = {"params": self.params, "state": state.get(self.index)}
+
         if self.axis_name is None:
-            out, new = self.layer.apply(variables, _key(key), *args, **keywords)
-        elif _bound(
-            self.axis_name
-        ):  # one example of a batch: the whole batch is computed, by all of them together
-            args = [
-                jax.tree.map(lambda a: jax.lax.all_gather(a, self.axis_name), arg) for arg in args
-            ]
-            key = None if key is None else _first(key, self.axis_name)
-            out, new = self.layer.apply(variables, _key(key), *args, **keywords)
-            here = jax.lax.axis_index(self.axis_name)
-            out = jax.tree.map(lambda a: a[here], out)
+            out, new = self._apply_to_batch(variables, key, inputs, keywords)
+        elif _is_bound(self.axis_name):
+            out, new = self._apply_across_axis(variables, key, inputs, keywords)
         elif self.index is not None and training_of(keywords) is not False:
             raise NameError(
                 f"in training this {type(self).__name__} looks at the whole batch: map it by "
-                f"jax.vmap(module, "
-                f"axis_name={self.axis_name!r}, in_axes=(0, None), out_axes=(0, None))"
+                f"jax.vmap(module, axis_name={self.axis_name!r}, in_axes=(0, None), "
+                "out_axes=(0, None))"
             )
-        else:  # one example alone
-            args = [jax.tree.map(lambda a: a[None], arg) for arg in args]
-            out, new = self.layer.apply(variables, _key(key), *args, **keywords)
-            out = jax.tree.map(lambda a: a[0], out)
-        if self.index is not None and new:
+        else:
+            out, new = self._apply_to_one(variables, key, inputs, keywords)
+        if self.index is not None and state is not None and new:
             state = state.set(self.index, new["state"])
         return out if state is None else (out, state)
 
+    def _apply_to_batch(
+        self,
+        variables: Variables,
+        key: jax.Array | None,
+        inputs: Sequence[Any],
+        keywords: dict[str, Any],
+    ) -> tuple[Any, Variables]:
+        key_or_error = _raise_no_key if key is None else key
+        return self.layer.apply(variables, key_or_error, *inputs, **keywords)
 
-class _Switched(Exported):
+    def _apply_across_axis(
+        self,
+        variables: Variables,
+        key: jax.Array | None,
+        inputs: Sequence[Any],
+        keywords: dict[str, Any],
+    ) -> tuple[Any, Variables]:
+        """Compute the whole batch by all of its examples together, and return one of them."""
+
+        def gather(array: jax.Array) -> jax.Array:
+            return jax.lax.all_gather(array, self.axis_name)
+
+        inputs = [jax.tree.map(gather, x) for x in inputs]
+        if key is not None:
+            key = _key_of_first(key, self.axis_name)
+        out, new = self._apply_to_batch(variables, key, inputs, keywords)
+        here = jax.lax.axis_index(self.axis_name)
+        return jax.tree.map(lambda array: array[here], out), new
+
+    def _apply_to_one(
+        self,
+        variables: Variables,
+        key: jax.Array | None,
+        inputs: Sequence[Any],
+        keywords: dict[str, Any],
+    ) -> tuple[Any, Variables]:
+        """Compute one example as a batch of one."""
+        inputs = [jax.tree.map(lambda array: array[None], x) for x in inputs]
+        out, new = self._apply_to_batch(variables, key, inputs, keywords)
+        return jax.tree.map(lambda array: array[0], out), new
+
+
+class _ExportedWithMode(Exported):
+    """A layer whose mode is switched by `eqx.nn.inference_mode`, as that of Equinox' own layers."""
+
     inference: bool
 
 
-def _key(key: Any) -> Any:
-    def missing() -> Any:
-        raise TypeError("a layer draws random numbers: give a key, module(x, key=key)")
-
-    return missing if key is None else key
+def _raise_no_key() -> jax.Array:
+    raise TypeError("a layer draws random numbers: give a key, module(x, key=key)")
 
 
-def _bound(axis_name: Hashable) -> bool:
+def _is_bound(axis_name: Hashable) -> bool:
     try:
         jax.lax.axis_index(axis_name)
     except NameError:
@@ -95,13 +132,16 @@ def _bound(axis_name: Hashable) -> bool:
     return True
 
 
-def _first(key: Any, axis_name: Hashable) -> jax.Array:
-    """The key of the first example, raw."""
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return jax.lax.all_gather(data, axis_name)[0]
+def _key_of_first(key: jax.Array, axis_name: Hashable) -> jax.Array:
+    """Return the key of the first example of the batch, raw."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    return jax.lax.all_gather(key, axis_name)[0]
 
 
-def export(layer: PureLayer, *, axis_name: Hashable = None, key: Any = None) -> Exported:
+def export(
+    layer: PureLayer, *, axis_name: Hashable = None, key: jax.Array | None = None
+) -> Exported:
     """A model, a layer or an entry of any library as an Equinox module.
 
     It is a pytree of its arrays like any other module, for `eqx.filter_jit`, `eqx.filter_grad`,
@@ -115,7 +155,7 @@ def export(layer: PureLayer, *, axis_name: Hashable = None, key: Any = None) -> 
     are those of the batch all the same.
 
     Args:
-        layer: The neutral form of what goes out.
+        layer: The `PureLayer` of what goes out.
         axis_name: The name of the axis that the module is mapped over. None: it takes a batch.
         key: What the values start from of a model that isn't built, in place of its seed; it may be
             traced.
@@ -135,24 +175,43 @@ def export(layer: PureLayer, *, axis_name: Hashable = None, key: Any = None) -> 
     if layer.init is None or not (layer.ready or layer.inputs):
         raise TypeError(
             f"an Equinox module has values from the start, and this {layer.label} isn't built: "
-            f"call model.build(...) "
-            "before, or give the shapes, sb.to_equinox(x, (None, 28, 28, 1))"
+            "call model.build(...) before, or give the shapes, sb.to_equinox(x, (None, 28, 28, 1))"
         )
 
     values = layer.ready or layer.init(layer.seed if key is None else key)
+    state = values["state"]
+    cls = _make_class(layer, stateful=bool(state))
+    fields: dict[str, Any] = {
+        "params": values["params"],
+        "index": eqx.nn.StateIndex(state) if state else None,
+        "layer": dataclasses.replace(layer, ready=None),  # the module has the values
+        "axis_name": axis_name,
+    }
+    mode = layer.signature.parameters.get("training") if layer.signature else None
+    if mode is not None:
+        fields["inference"] = mode.default is False
+    return cls(**fields)
+
+
+def _make_class(layer: PureLayer, *, stateful: bool) -> type[Exported]:
+    """Return a class of modules that is called as the layer is, and has its name."""
 
     def call(
-        self: Exported, *args: Any, state: Any = None, key: Any = None, **keywords: Any
+        self: Exported,
+        *args: Any,
+        state: eqx.nn.State | None = None,
+        key: jax.Array | None = None,
+        **keywords: Any,
     ) -> Any:
         return self._run(args, state, key, keywords)
 
-    mode = layer.signature.parameters.get("training") if layer.signature else None
-    base: type = Exported if mode is None else _Switched
-    stateful = ["*rest", "state"] if values["state"] else []
-    as_method(call, layer, *stateful, *(["key"] if layer.takes_key else []))
+    more = []
+    if stateful:
+        more += ["*rest", "state"]
+    if layer.takes_key:
+        more.append("key")
+    as_method(call, layer, *more)
+    has_mode = layer.signature is not None and "training" in layer.signature.parameters
+    base = _ExportedWithMode if has_mode else Exported
     cls: Any = type(layer.label, (base,), {"__call__": call, "__module__": __name__})
-    state = values["state"]
-    fields = {} if mode is None else {"inference": mode.default is False}
-    index = eqx.nn.StateIndex(state) if state else None
-    layer = dataclasses.replace(layer, ready=None)  # which the module has
-    return cls(params=values["params"], index=index, layer=layer, axis_name=axis_name, **fields)
+    return cls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import equinox as eqx
 import jax
@@ -13,9 +13,11 @@ import numpy as np
 
 from seqbridge import WeightsError, read
 
+Native: TypeAlias = eqx.Module | tuple[eqx.Module, eqx.nn.State]
+
 
 def read_arrays(path: str, **_: Any) -> list[np.ndarray]:
-    """All arrays of a file that `eqx.tree_serialise_leaves` has written, in its order.
+    """Return all arrays of a file that `eqx.tree_serialise_leaves` has written, in its order.
 
     Raises:
         WeightsError: An array claims more than there is, or something else is behind the last one.
@@ -26,32 +28,32 @@ def read_arrays(path: str, **_: Any) -> list[np.ndarray]:
     _skip_notes(file)
     arrays = []
     while file.tell() < len(data):
-        version = np.lib.format.read_magic(file)
-        head = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = head(file)
-        count, start = math.prod(shape), file.tell()
+        shape, order, dtype = _read_header(file)
+        count = math.prod(shape)
         size = count * dtype.itemsize
-        if (
-            dtype.hasobject
-            or not dtype.itemsize
-            or min(shape, default=0) < 0
-            or size > len(data) - start
-        ):
+        start = file.tell()
+        impossible = dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0
+        if impossible or size > len(data) - start:
             raise WeightsError(
                 f"{path}: array {len(arrays)} is to be {shape} of {dtype}, which isn't there"
             )
         array = np.frombuffer(data, dtype, count, start) if size else np.zeros(0, dtype)
-        arrays.append(array.reshape(shape, order="F" if fortran else "C"))
+        arrays.append(array.reshape(shape, order=order))
         file.seek(start + size)
     return arrays
 
 
-def read_like(path: str, like: Any) -> Any:
-    """The module, or the module and its state, that was written to a file.
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], Any, np.dtype]:
+    """Return the shape, the order and the dtype of the array that comes next."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, "F" if fortran else "C", dtype
+
+
+def read_like(path: str, like: Native) -> Native:
+    """Return the module, or the module and its state, that was written to a file.
 
     Args:
         path: The file.
@@ -61,18 +63,23 @@ def read_like(path: str, like: Any) -> Any:
         WeightsError: The arrays are others than those of the module, fewer or more.
     """
     arrays = read(path, format="eqx")
-    if isinstance(like, tuple) and len(arrays) == len(_stored(like[0])) != len(_stored(like)):
-        return read_like(path, like[0]), like[1]  # the module was stored without its state
-    leaves = _stored(like)
+    leaves = _stored_leaves(like)
+    if isinstance(like, tuple) and len(arrays) != len(leaves):
+        module, state = like
+        if len(arrays) == len(_stored_leaves(module)):  # it was stored without its state
+            return read_like(path, module), state  # pyright: ignore[reportReturnType]
     if len(arrays) != len(leaves):
         raise WeightsError(f"{path} has {len(arrays)} arrays, and this layer {len(leaves)}")
-    wrong = [
-        f"array {i} is {array.dtype}{list(array.shape)}, and {jax.tree_util.keystr(place)} "
-        f"{_dtype(leaf)}{list(shape)}"
-        for i, (array, (place, leaf)) in enumerate(zip(arrays, leaves, strict=True))
-        if array.shape != (shape := np.shape(leaf))
-        or (eqx.is_array(leaf) and array.dtype != leaf.dtype)
-    ]
+    wrong = []
+    for i, (array, (place, leaf)) in enumerate(zip(arrays, leaves, strict=True)):
+        shape = np.shape(leaf)
+        # A number of Python's is stored in whatever dtype it happened to have.
+        if array.shape != shape or (eqx.is_array(leaf) and array.dtype != leaf.dtype):
+            dtype = leaf.dtype if eqx.is_array(leaf) else jnp.result_type(leaf)
+            name = jax.tree_util.keystr(place)
+            wrong.append(
+                f"array {i} is {array.dtype}{list(array.shape)}, and {name} {dtype}{list(shape)}"
+            )
     if wrong:
         raise WeightsError(f"{path} doesn't fit, and names aren't in it: " + "; ".join(wrong[:12]))
     with open(path, "rb") as file:
@@ -80,22 +87,18 @@ def read_like(path: str, like: Any) -> Any:
         return eqx.tree_deserialise_leaves(file, like)
 
 
-def _skip_notes(file: Any) -> None:
-    """Skips the line of JSON that may stand before the arrays, as Equinox' own example of how to save has it."""
+def _skip_notes(file: BinaryIO) -> None:
+    """Skip a line of JSON before the arrays, as in Equinox' own example of how to save."""
     start = file.read(1)
     file.seek(0)
     if start == b"{":
         file.readline()
 
 
-def _stored(tree: Any) -> list[tuple[Any, Any]]:
-    """What Equinox stores of a tree: arrays, and numbers, too."""
-    return [
-        (place, leaf)
-        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if eqx.is_array_like(leaf)
-    ]
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if eqx.is_array(leaf) else jnp.result_type(leaf)
+def _stored_leaves(tree: Native) -> list[tuple[tuple[Any, ...], Any]]:
+    """Return what Equinox stores of a tree, with paths: arrays, and numbers, too."""
+    leaves = []
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if eqx.is_array_like(leaf):
+            leaves.append((place, leaf))
+    return leaves

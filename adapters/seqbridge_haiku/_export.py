@@ -13,28 +13,62 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class _Scope(hk.Module):
-    """Gives the variables of a layer its name: Haiku's are called by the modules in whose call they are made."""
+    """A module that gives its name to the variables of a layer.
 
-    def __call__(self, below: Callable[..., None], *args: Any) -> None:
-        below(*args)
+    Haiku calls variables by the modules in whose call they are made.
+    """
+
+    def __call__(self, function: Callable[..., None], *args: Any) -> None:
+        function(*args)
 
 
-def _each(
-    act: Callable[[Path, str], None],
+def _visit_leaves(
+    visit: Callable[[Path, str], None],
     tree: Mapping[str, Any],
     scopes: dict[Path, _Scope],
-    at: Path = (),
+    above: Path = (),
 ) -> None:
-    """Calls `act(path, name)` for each leaf, inside the modules that its path names."""
+    """Call `visit(path, name)` for each leaf, inside the modules that its path names.
+
+    Args:
+        visit: The function.
+        tree: The leaves.
+        scopes: The modules that exist already, by their paths; more are added.
+        above: The path of the tree itself.
+    """
     for name, node in tree.items():
-        path = (*at, name)
+        path = (*above, name)
         if isinstance(node, Mapping) and name.isidentifier():
             if path not in scopes:
                 scopes[path] = _Scope(name=name)
-            scopes[path](_each, act, node, scopes, path)
+            scopes[path](_visit_leaves, visit, node, scopes, path)
         else:  # a number can't be the name of a module
             for rest in unnest({name: node}):
-                act((*at, *rest), ".".join(rest))
+                visit((*above, *rest), ".".join(rest))
+
+
+def _read_variables(
+    get: Callable[..., Any], initial: dict[str, Any], scopes: dict[Path, _Scope], *, starting: bool
+) -> dict[str, Any]:
+    """Return the values that Haiku has of some variables.
+
+    Args:
+        get: `hk.get_parameter` or `hk.get_state`.
+        initial: The variables with their first values, or with shapes in place of them.
+        scopes: The modules that exist already.
+        starting: Whether Haiku is to take the first values. Otherwise a variable that nobody handed
+            over is missed.
+    """
+    leaves = unnest(initial)
+    found: dict[Path, Any] = {}
+
+    def read(path: Path, name: str) -> None:
+        leaf = leaves[path]
+        make = (lambda shape, dtype: leaf) if starting else None
+        found[path] = get(name, leaf.shape, leaf.dtype, init=make)
+
+    _visit_leaves(read, initial, scopes)
+    return nest(found)
 
 
 # Not a method: Haiku would put its name into those of the variables.
@@ -45,27 +79,21 @@ def _run(
     starting = hk.running_init()
     if starting and training_of({"training": training, **keywords}) is None:
         training = False  # an output is asked for, and nobody has decided on a mode yet
-    known = layer.init(hk.next_rng_key if starting else None, *args, **keywords)
+    initial = layer.init(hk.next_rng_key if starting else None, *args, **keywords)
     scopes: dict[Path, _Scope] = {}
-    given: dict[Path, Any] = {}
-    for kind, get in (("params", hk.get_parameter), ("state", hk.get_state)):
-        likes = unnest(known[kind])
-
-        def read(
-            path: Path, name: str, kind: str = kind, get: Any = get, likes: Any = likes
-        ) -> None:
-            like = likes[path]
-            initial = (
-                (lambda shape, dtype: like) if starting else None
-            )  # what nobody handed over is missed
-            given[(kind, *path)] = get(name, like.shape, like.dtype, init=initial)
-
-        _each(read, known[kind], scopes)
-    variables = {"params": {}, "state": {}, **nest(given)}
+    variables = {
+        "params": _read_variables(hk.get_parameter, initial["params"], scopes, starting=starting),
+        "state": _read_variables(hk.get_state, initial["state"], scopes, starting=starting),
+    }
     out, new = layer.apply(variables, hk.next_rng_key, *args, training=training, **keywords)
     if not starting:
-        after = unnest(new.get("state", {}))
-        _each(lambda path, name: hk.set_state(name, after[path]), new.get("state", {}), scopes)
+        state = new.get("state", {})
+        leaves = unnest(state)
+
+        def write(path: Path, name: str) -> None:
+            hk.set_state(name, leaves[path])
+
+        _visit_leaves(write, state, scopes)
     return out
 
 
@@ -81,7 +109,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
     are seen twice.
 
     Args:
-        layer: The neutral form of what goes out.
+        layer: The `PureLayer` of what goes out.
         name: The name of the module, as for any Haiku module.
 
     Returns:
@@ -98,11 +126,11 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
         (4, 3)
     """
 
-    def call(self: Any, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
+    def call(self: hk.Module, *args: Any, training: bool | None = None, **keywords: Any) -> Any:
         return _run(layer, args, training, keywords)
 
     cls: Any = type(layer.label, (hk.Module,), {"__call__": call, "__module__": __name__})
-    if _inside_a_transform():
+    if _is_inside_transform():
         return cls(name=name)
 
     def function(*args: Any, **keywords: Any) -> Any:
@@ -113,7 +141,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> Callable[..., Any]:
     return function
 
 
-def _inside_a_transform() -> bool:
+def _is_inside_transform() -> bool:
     try:
         hk.running_init()
     except ValueError:

@@ -1,15 +1,11 @@
-"""The adapter of Keras 3 on its JAX backend: any `keras.Layer`, a model among them, becomes a layer."""
+"""The adapter of Keras 3 on its JAX backend: any `keras.Layer`, models too, becomes a layer."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any
-from weakref import WeakKeyDictionary
-
-import jax
+from typing import Any, NoReturn
 
 try:
     import keras
@@ -20,20 +16,15 @@ except ImportError as error:  # Keras asks for TensorFlow where nobody says othe
     )
     raise
 
-from seqbridge import Annotated, Part, PureLayer, Variables, call_text, nest, signature_of
+from seqbridge import PureLayer, call_text, signature_of
 from seqbridge_keras._export import export as export
 from seqbridge_keras._files import read_h5 as read_h5
-from seqbridge_keras._files import read_weights
-from seqbridge_keras._parts import parts
-from seqbridge_keras._template import Template, build, clone, sublayers
-
-# Built copies of each entry, kept so that a copy of a model needs none of its own. One for each set
-# of shapes.
-_templates: WeakKeyDictionary[Any, list[Template]] = WeakKeyDictionary()
+from seqbridge_keras._runner import Runner, to_native
+from seqbridge_keras._template import sublayers
 
 
-def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of a Keras layer or model, or of `partial(Class, ...)`.
+def adapt(entry: object) -> PureLayer | None:
+    """Return the `PureLayer` of a Keras layer or model, or of `partial(Class, ...)`.
 
     A layer that isn't built stays so: seqbridge builds a copy. One that is built brings its
     weights.
@@ -45,213 +36,142 @@ def adapt(entry: Any) -> PureLayer | None:
         if issubclass(entry, keras.Layer):
             raise TypeError(f"got the class {entry.__name__}: give a layer, {entry.__name__}(...)")
         return None
+    layer: object = entry
     if isinstance(entry, functools.partial):
-        layer = entry() if issubclass(entry.func, keras.Layer) else None  # pyright: ignore[reportArgumentType]
-    else:
-        layer = entry if isinstance(entry, keras.Layer) else None
-    if isinstance(entry, keras.KerasTensor) or isinstance(layer, keras.layers.InputLayer):
+        if not isinstance(entry.func, type) or not issubclass(entry.func, keras.Layer):
+            return None
+        layer = entry()
+    if isinstance(layer, keras.KerasTensor | keras.layers.InputLayer):
         raise TypeError(
             "an input of Keras is no layer: leave it out, and say model.build((None, ...))"
         )
-    if layer is None:
+    if not isinstance(layer, keras.Layer):
         return None
     if any(getattr(inner, "stateful", False) for inner in sublayers(layer)):
         raise TypeError(
             f"this {type(layer).__name__} is stateful: Keras keeps its state where no functional "
-            f"call sees it. Leave "
-            "stateful out, and hand the state over (return_state, initial_state)"
+            "call sees it. Leave stateful out, and hand the state over (return_state, "
+            "initial_state)"
         )
     if keras.config.backend() != "jax":
         raise TypeError(
             f'Keras runs on {keras.config.backend()}: set os.environ["KERAS_BACKEND"] = "jax" '
-            f"before keras is imported"
+            "before keras is imported"
         )
-    return _layer(entry, layer)
+    return _make_layer(entry, layer)
 
 
-def _layer(entry: Any, layer: keras.Layer) -> PureLayer:
-    built = layer.built and layer is entry
-    now = threading.local()  # the template that has run last
-    templates = _templates.setdefault(entry, [])
-    if built:
-        # In a list of its own: behind a weak key nothing may stand that holds the entry, or it
-        # would live for ever.
-        templates = templates or [Template(layer, _copy_of(layer))]
-    elif layer is entry:
-        clone(layer)  # if that can't be done, it is better known now
-
-    def make() -> keras.Layer:
-        return clone(layer) if layer is entry else entry()
-
-    signature = _signature(layer)
-    places = sum(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        for p in signature.parameters.values()
-    )
-    most = (
-        None if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()) else places
-    )
-
-    def packed(args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # Several inputs are one list to a layer that merges them, and to a model.
-        return args if most is None or len(args) <= most else (list(args),)
-
-    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
-        template = build(make, key, packed(args), keywords)
-        if all(t.shapes != template.shapes for t in templates):
-            templates.append(template)
-        return template.values()
-
-    def apply(
-        variables: Variables, key: Any, /, *args: Any, **keywords: Any
-    ) -> tuple[Any, Variables]:
-        for template in templates:
-            if template.fits(variables):
-                now.template = template
-                return template.call(variables, key, packed(args), keywords)
-        with jax.ensure_compile_time_eval():
-            init(jax.random.key(0), *_specs(args), **_specs(keywords))
-        if not templates[-1].fits(variables):
-            raise ValueError(
-                f"the weights don't fit what {type(layer).__name__} makes for inputs of this shape"
-            )
-        return templates[-1].call(variables, key, packed(args), keywords)
-
-    def from_native(tree: Any) -> Variables:
-        weights = [v.value for v in tree.weights] if isinstance(tree, keras.Layer) else list(tree)
-        if not templates:
-            raise RuntimeError(
-                f"the order of this {type(layer).__name__}'s weights isn't known before its first "
-                f"call"
-            )
-        for template in templates:
-            if [jax.numpy.shape(w) for w in weights] == list(template.shapes.values()):
-                return nest(dict(zip(template.places, weights, strict=True)))
-        wanted = list(templates[-1].shapes.values())
-        raise ValueError(
-            f"the weights have shapes {[jax.numpy.shape(w) for w in weights]}, and should have "
-            f"{wanted}"
-        )
-
-    def parts_of(run: Callable[[], Any]) -> Iterator[Part]:
-        if len(templates) == 1:
-            return parts(templates[0])
-        run()
-        return parts(now.template)
-
+def _make_layer(entry: Any, layer: keras.Layer) -> PureLayer:
+    """Return the `PureLayer` of an entry: a layer, or a `partial` that makes such a layer."""
+    signature = _call_signature(layer)
+    runner = Runner(entry, layer, _count_inputs(signature))
     return PureLayer(
-        init=None if built else init,
-        apply=apply,
+        init=None if runner.built else runner.init,
+        apply=runner.apply,
         signature=signature,
         label=type(layer).__name__,
         ecosystem="keras",
-        text=_text(entry, layer),
-        takes_key=templates[0].draws if built else True,
+        text=_show_entry(entry, layer),
+        takes_key=runner.takes_key,
         traceable=False,
-        held=tuple(_functions(layer)),
-        method=_no_method,
-        to_native=_to_native,
-        from_native=from_native,
-        parts=parts_of,
-        read=lambda path, native: read_weights(path, [t.layer for t in reversed(templates)]),
-        ready=templates[0].values() if built else None,
-        sources=dict(zip(templates[0].places, layer.weights, strict=True)) if built else {},
+        held=tuple(_given_functions(layer)),
+        method=_refuse_method,
+        to_native=to_native,
+        from_native=runner.from_native,
+        parts=runner.parts,
+        read=runner.read,
+        ready=runner.values() if runner.built else None,
+        sources=runner.sources(),
     )
 
 
-def _no_method(method: Any) -> PureLayer:
+def _refuse_method(method: str | Callable[..., Any]) -> NoReturn:
     raise TypeError(
         f"Keras runs a layer by its call, which {method!r} isn't: give the layer itself"
     )
 
 
-def _copy_of(layer: keras.Layer) -> keras.Layer | None:
-    """A built copy to look into, if the layer is frozen anywhere and Keras can make one."""
-    if all(inner.trainable for inner in sublayers(layer)):
-        return None
-    try:
-        made = clone(layer)
-        config = layer.get_build_config()
-        if config is not None and not made.built:
-            made.build_from_config(config)
-    except (TypeError, ValueError, NotImplementedError):
-        return None
-    return made if len(made.weights) == len(layer.weights) else None
+def _given_functions(layer: keras.Layer) -> Iterator[Callable[..., Any]]:
+    """Yield the functions that a layer, or one inside, was given.
 
-
-def _to_native(variables: Variables) -> list[Any]:
-    """What `layer.get_weights()` returns, and `layer.set_weights` takes."""
-    leaves = jax.tree.leaves(variables, is_leaf=lambda v: isinstance(v, Annotated))
-    return [leaf.value for leaf in sorted(leaves, key=lambda leaf: leaf.note)]
-
-
-def _functions(layer: keras.Layer) -> Iterator[Any]:
-    """The functions that a layer was given: Keras itself puts others in place of the methods of its class."""
+    Keras itself puts functions in place of the methods of a class.
+    """
     for inner in sublayers(layer):
-        yield from (
-            v
-            for n, v in vars(inner).items()
-            if callable(v) and not hasattr(type(inner), n) and _foreign(v)
-        )
+        for name, value in vars(inner).items():
+            is_method = hasattr(type(inner), name)
+            if callable(value) and not is_method and not _is_part_of_keras(value):
+                yield value
 
 
-def _foreign(value: Any) -> bool:
-    modules = (
-        type(value).__module__,
-        getattr(value, "__module__", None) or "",
-    )  # training leaves Keras' own functions
-    return not isinstance(value, keras.Layer) and not any(
-        module.startswith("keras.") for module in modules
-    )
+def _is_part_of_keras(value: object) -> bool:
+    """Whether a value is a layer, or of Keras' own, as training leaves functions in a layer."""
+    if isinstance(value, keras.Layer):
+        return True
+    modules = (type(value).__module__, getattr(value, "__module__", None) or "")
+    return any(module.startswith("keras.") for module in modules)
 
 
-def _specs(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype) if hasattr(v, "shape") else v, tree
-    )
-
-
-def _signature(layer: keras.Layer) -> inspect.Signature:
-    """What `layer.call` takes, and `training`, which Keras hands down to the layers inside."""
+def _call_signature(layer: keras.Layer) -> inspect.Signature:
+    """Return what `layer.call` takes, and `training`, which Keras hands down to layers inside."""
     signature = signature_of(layer.call)
-    parameters = dict(signature.parameters) if signature else {}
-    if isinstance(layer, keras.Model) and type(layer).call.__module__.startswith(
-        "keras."
-    ):  # what it takes is fixed
-        parameters = {n: p for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-    depends = any(_differs(inner) for inner in sublayers(layer))
+    parameters = dict(signature.parameters) if signature is not None else {}
+    if isinstance(layer, keras.Model) and _has_call_of_keras(layer):
+        # What it takes is fixed, whatever its keywords are.
+        for name, parameter in list(parameters.items()):
+            if parameter.kind is parameter.VAR_KEYWORD:
+                del parameters[name]
     if "mask" in parameters:  # never by position, since that is where inputs go
         parameters["mask"] = parameters["mask"].replace(kind=inspect.Parameter.KEYWORD_ONLY)
-    default = inspect.Parameter.empty if depends else False
+    has_mode = any(_depends_on_training(inner) for inner in sublayers(layer))
     parameters["training"] = inspect.Parameter(
-        "training", inspect.Parameter.KEYWORD_ONLY, default=default
+        "training",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if has_mode else False,
     )
     return inspect.Signature(sorted(parameters.values(), key=lambda p: p.kind))
 
 
-def _differs(layer: keras.Layer) -> bool:
+def _count_inputs(signature: inspect.Signature) -> int | None:
+    """Return how many inputs are taken by position; None: any number."""
+    count = 0
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return None
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            count += 1
+    return count
+
+
+def _has_call_of_keras(layer: keras.Layer) -> bool:
+    return type(layer).call.__module__.startswith("keras.")
+
+
+def _depends_on_training(layer: keras.Layer) -> bool:
     """Whether training makes a difference to a layer itself, not only to those inside."""
     if "training" not in inspect.signature(layer.call).parameters:
         return False
-    if type(layer).call.__module__.startswith("keras."):
-        if isinstance(layer, keras.layers.Lambda):
-            signature = signature_of(layer.function)
-            return signature is not None and "training" in signature.parameters
-        if isinstance(layer, keras.Model | keras.layers.Dense | keras.layers.EinsumDense):
-            return False
-        if getattr(layer, "dropout", None) == 0:
-            return getattr(layer, "recurrent_dropout", 0) != 0
+    if not _has_call_of_keras(layer):
+        return True
+    if isinstance(layer, keras.layers.Lambda):
+        signature = signature_of(layer.function)
+        return signature is not None and "training" in signature.parameters
+    if isinstance(layer, keras.Model | keras.layers.Dense | keras.layers.EinsumDense):
+        return False
+    if getattr(layer, "dropout", None) == 0:
+        return getattr(layer, "recurrent_dropout", 0) != 0
     return True
 
 
-def _text(entry: Any, layer: keras.Layer) -> str:
+def _show_entry(entry: Any, layer: keras.Layer) -> str:
+    """Return the call that made an entry, as far as it is known."""
     if entry is not layer:
         return call_text(entry.func.__name__, entry.args, entry.keywords)
     try:
         config = layer.get_config()
     except (NotImplementedError, TypeError, ValueError):  # it needn't be one that Keras can save
         config = {}
-    given = {
-        k: v for k, v in config.items() if type(v) in (int, float) and k not in ("name", "seed")
-    }
-    return call_text(type(layer).__name__, (), given)
+    numbers = {}
+    for name, value in config.items():
+        if type(value) in (int, float) and name not in ("name", "seed"):
+            numbers[name] = value
+    return call_text(type(layer).__name__, (), numbers)

@@ -7,15 +7,17 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import keras
 
 from seqbridge import Annotated, Variables, nest, unnest
 
+Path: TypeAlias = tuple[str, ...]
+
 _SEED = "seed_generator_state"  # what Keras calls the variable of a `keras.random.SeedGenerator`
-_random = threading.RLock()
+_random_lock = threading.RLock()
 
 
 class Template:
@@ -24,129 +26,143 @@ class Template:
     Args:
         layer: A built layer that nobody else changes, or one whose flags `trainable` are not to be
             looked into.
-        clone: A copy of it that may be changed, to find which weights could be trained at all.
+        copy: A copy of it that may be changed, to find which weights could be trained at all.
+
+    Attributes:
+        layer: The layer.
+        places: Where each of its weights stands in the variables, in Keras' order.
+        shapes: The shapes of the weights, by their places.
+        draws: Whether the layer draws random numbers.
     """
 
-    def __init__(self, layer: keras.Layer, clone: keras.Layer | None = None):
+    def __init__(self, layer: keras.Layer, copy: keras.Layer | None = None):
         self.layer = layer
-        names = _names(layer)
-        frozen = [not v.trainable for v in layer.weights]
-        with _thawed(clone or layer, allowed=clone is not None) as thawed:
-            able = [v.trainable for v in thawed.weights]
-        self.places: list[tuple[str, ...]] = [
-            ("params" if a else "state", *names[id(v)])
-            for a, v in zip(able, layer.weights, strict=True)
-        ]
-        self._frozen = [a and f for a, f in zip(able, frozen, strict=True)]
-        self.shapes = {p: tuple(v.shape) for p, v in zip(self.places, layer.weights, strict=True)}
-        self.draws = any(v.path.endswith(_SEED) for v in layer.variables)
+        paths = _name_weights(layer)
+        frozen = [not variable.trainable for variable in layer.weights]
+        trainable = _find_trainable(copy or layer, thaw=copy is not None)
+        self.places: list[Path] = []
+        self.shapes: dict[Path, tuple[int, ...]] = {}
+        self._frozen: list[bool] = []  # of each weight, whether it could be trained and isn't
+        for i, variable in enumerate(layer.weights):
+            collection = "params" if trainable[i] else "state"
+            place = (collection, *paths[id(variable)])
+            self.places.append(place)
+            self.shapes[place] = tuple(variable.shape)
+            self._frozen.append(trainable[i] and frozen[i])
+        self.draws = bool(_seed_variables(layer))
 
     def values(self) -> Variables:
-        """The weights now; their notes say in which order Keras has them."""
-        weights = zip(self.places, self.layer.weights, self._frozen, strict=True)
-        return nest(
-            {p: Annotated(v.value, i, trainable=not f) for i, (p, v, f) in enumerate(weights)}
-        )
+        """Return the weights now; their notes say in which order Keras has them."""
+        values = {}
+        for i, (place, variable) in enumerate(zip(self.places, self.layer.weights, strict=True)):
+            values[place] = Annotated(variable.value, i, trainable=not self._frozen[i])
+        return nest(values)
 
     def fits(self, variables: Variables) -> bool:
         """Whether these could be the variables of this layer."""
         return {place: array.shape for place, array in unnest(variables).items()} == self.shapes
 
     def call(
-        self, variables: Variables, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> Any:
-        """`(outputs, state)`."""
-        given = unnest(variables)
+        self,
+        variables: Variables,
+        key: jax.Array | None,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> tuple[Any, Variables]:
+        """Return the outputs and the state after a call of the layer with these variables."""
+        arrays = unnest(variables)
         weights = list(zip(self.places, self.layer.weights, strict=True))
-        values = [(v, given[place]) for place, v in weights]
-        seeds = [v for v in self.layer.variables if v.path.endswith(_SEED)]
+        values = [(variable, arrays[place]) for place, variable in weights]
+        seeds = _seed_variables(self.layer)
         if seeds and key is not None:
-            values += zip(
-                seeds, jax.random.bits(key, (len(seeds), *seeds[0].shape), "uint32"), strict=True
-            )
+            bits = jax.random.bits(key, (len(seeds), *seeds[0].shape), "uint32")
+            values += zip(seeds, bits, strict=True)
         # Not `stateless_call`, which hands `training` to no layer inside and casts no inputs.
         with keras.StatelessScope(values) as scope:
-            out = _run(self.layer, args, keywords)
-        return out, nest(
-            {place: scope.get_current_value(v) for place, v in weights if place[0] == "state"}
-        )
+            out = self.layer(*args, **keywords)
+        state = {}
+        for place, variable in weights:
+            if place[0] == "state":
+                state[place] = scope.get_current_value(variable)
+        return out, nest(state)
 
 
 def build(
-    make: Callable[[], keras.Layer], key: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    make: Callable[[], keras.Layer],
+    key: jax.Array,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
 ) -> Template:
-    """A new layer, built for inputs of these shapes, with initial values that only the key decides."""
-    with (
-        jax.ensure_compile_time_eval(),
-        _drawing_from(key),
-    ):  # so that nothing of a trace stays in the layer
+    """Make a layer, and build it for inputs of these shapes, with values that the key decides."""
+    # Nothing of a trace may stay in the layer.
+    with jax.ensure_compile_time_eval(), _seeded_by(key):
         layer = make()
-        inputs, options = jax.tree.map(_symbol, (args, keywords))
-        _run(layer, inputs, options)
+        inputs, options = jax.tree.map(_as_symbol, (args, keywords))
+        layer(*inputs, **options)
         return Template(layer, layer)
 
 
 def clone(layer: keras.Layer) -> keras.Layer:
-    """A new layer like this one, which isn't built.
+    """Return a new layer like this one, which isn't built.
 
     Raises:
         TypeError: Keras can't make one.
     """
     name = type(layer).__name__
     try:
-        if isinstance(
-            layer, keras.Sequential
-        ):  # its own configuration can't hold classes that aren't registered
-            made: Any = type(layer)
-            return made(
-                [clone(inner) for inner in layer.layers], name=layer.name, trainable=layer.trainable
-            )
-        if isinstance(
-            layer, keras.layers.Lambda
-        ):  # nor can one hold a function that can't be imported
+        if isinstance(layer, keras.Sequential):
+            # Its own configuration can't hold classes that aren't registered.
+            layers = [clone(inner) for inner in layer.layers]
+            cls: Any = type(layer)
+            return cls(layers, name=layer.name, trainable=layer.trainable)
+        if isinstance(layer, keras.layers.Lambda):
+            # Nor can one hold a function that can't be imported.
             return keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
         return type(layer).from_config(layer.get_config())
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(
             f"{name} isn't built, and seqbridge builds a copy, which Keras can't make: give "
-            f"partial({name}, ...), or "
-            "the layer after layer.build(...), or give its class get_config() and **kwargs"
+            f"partial({name}, ...), or the layer after layer.build(...), or give its class "
+            "get_config() and **kwargs"
         ) from error
 
 
-def sublayers(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """The layer, and all layers inside, outermost first."""
+def sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    """Return the layer and all layers inside, outermost first."""
     seen: dict[int, keras.Layer] = {}
     waiting = [layer]
     while waiting:
-        now = waiting.pop(0)
-        if id(now) not in seen:
-            seen[id(now)] = now
-            waiting += [
-                v
-                for v in keras.tree.flatten(list(vars(now).values()))
-                if isinstance(v, keras.Layer)
-            ]
-    return iter(seen.values())
+        current = waiting.pop(0)
+        if id(current) not in seen:
+            seen[id(current)] = current
+            attributes = keras.tree.flatten(list(vars(current).values()))
+            waiting += [value for value in attributes if isinstance(value, keras.Layer)]
+    return list(seen.values())
 
 
-@contextlib.contextmanager
-def _thawed(layer: keras.Layer, *, allowed: bool) -> Iterator[keras.Layer]:
-    """The layer with everything trainable that can be."""
+def _find_trainable(layer: keras.Layer, *, thaw: bool) -> list[bool]:
+    """Return for each weight of a layer whether it can be trained.
+
+    Args:
+        layer: The layer.
+        thaw: Whether its flags `trainable` may be set for this moment. Otherwise what is frozen
+            counts as what can't be trained.
+    """
     before = [(inner, inner.trainable) for inner in sublayers(layer)]
-    if allowed and not all(flag for _, flag in before):
+    if thaw and not all(flag for _, flag in before):
         layer.trainable = True
-    yield layer
+    trainable = [variable.trainable for variable in layer.weights]
     for inner, flag in before:
         if inner.trainable != flag:
             inner.trainable = flag
+    return trainable
 
 
 @contextlib.contextmanager
-def _drawing_from(key: Any) -> Iterator[None]:
-    """Lets a key decide the seeds that Keras draws, for whatever has none, from Python's own generator."""
+def _seeded_by(key: jax.Array) -> Iterator[None]:
+    """Let a key decide the seeds that Keras draws, from Python's generator, if it is given none."""
     seed = int(jax.random.bits(key))
-    with _random:
+    with _random_lock:
         before = random.getstate()
         random.seed(seed)
         try:
@@ -155,38 +171,47 @@ def _drawing_from(key: Any) -> Iterator[None]:
             random.setstate(before)
 
 
-def _run(layer: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    return layer(*args, **keywords)
+def _seed_variables(layer: keras.Layer) -> list[keras.Variable]:
+    return [variable for variable in layer.variables if variable.path.endswith(_SEED)]
 
 
-def _symbol(value: Any) -> Any:
-    return (
-        keras.KerasTensor(value.shape, str(value.dtype))
-        if isinstance(value, jax.ShapeDtypeStruct)
-        else value
-    )
+def _as_symbol(value: Any) -> Any:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return keras.KerasTensor(value.shape, str(value.dtype))
+    return value
 
 
-def _names(layer: keras.Layer) -> dict[int, tuple[str, ...]]:
-    """The path of each weight below the layer, without the numbers that Keras counts in the whole process."""
+def _name_weights(layer: keras.Layer) -> dict[int, Path]:
+    """Return the path of each weight below the layer, by the `id` of the weight.
+
+    The numbers that Keras counts in the whole process are left out.
+    """
     classes: dict[Any, str] = {inner.path: type(inner).__name__ for inner in sublayers(layer)}
-    found: dict[tuple[str, ...], int] = {}
-    shown: dict[str, str] = {}  # of each full path, its last part
-    names = {}
+    counts: dict[Path, int] = {}  # how many have one name at one place
+    shown: dict[str, str] = {}  # of each full path of Keras', its last part
+    names: dict[int, Path] = {}
     for variable in layer.weights:
         parts = variable.path.split("/")
-        path: tuple[str, ...] = ()
+        path: Path = ()
         for i in range(1, len(parts)):
             full = "/".join(parts[: i + 1])
             if full not in shown:
-                base = re.sub(r"_\d+$", "", parts[i])
-                auto = _snake_case(classes.get(full, "Variable"))
-                part = base if base == auto else parts[i]
-                n = found[(*path, part)] = found.get((*path, part), -1) + 1
-                shown[full] = f"{part}_{n}" if n else part
+                name = _without_number(parts[i], classes.get(full, "Variable"))
+                count = counts.get((*path, name), 0)
+                counts[*path, name] = count + 1
+                shown[full] = f"{name}_{count}" if count else name
             path = (*path, shown[full])
         names[id(variable)] = path or (parts[0],)
     return names
+
+
+def _without_number(name: str, class_name: str) -> str:
+    """Return `"dense"` for the name `"dense_12"` that Keras gives to a `Dense`.
+
+    A name that a person has given is returned as it is.
+    """
+    base = re.sub(r"_\d+$", "", name)
+    return base if base == _snake_case(class_name) else name
 
 
 def _snake_case(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -16,9 +16,12 @@ from seqbridge_linen._export import export as export
 from seqbridge_linen._files import read_msgpack as read_msgpack
 from seqbridge_linen._parts import parts
 
+Method: TypeAlias = str | Callable[..., Any]
+"""The name of a method, or a function that takes the module first."""
+
 
 def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of a linen module, or of `partial(Module, ...)`.
+    """Return the `PureLayer` of a linen module, or of `partial(Module, ...)`.
 
     Raises:
         TypeError: A module class, a bound module, or one that belongs to another module.
@@ -32,70 +35,77 @@ def adapt(entry: Any) -> PureLayer | None:
         return None
     name = type(module).__name__
     if isinstance(module.parent, nn.Module) and not _has_variables(module):
-        module = module.clone(
-            parent=None, name=None
-        )  # made in a method of another module, as linen's modules are
+        # Made in a method of another module, as linen's modules are.
+        module = module.clone(parent=None, name=None)
     if module.scope is not None:
         raise TypeError(
             f"this {name} is bound to variables: give the unbound module, {name}(...), and hand "
-            f"over the variables by "
-            "model[i].load_native(variables)"
+            "over the variables by model[i].load_native(variables)"
         )
     if module.parent is not None:
         raise TypeError(
             f"this {name} belongs to a {type(module.parent).__name__}: give that, or a module of "
-            f"its own"
+            "its own"
         )
-    return _layer(module, "__call__")
+    return _make_layer(module, "__call__")
 
 
-def _layer(module: nn.Module, method: str | Callable[..., Any]) -> PureLayer:
+def _make_layer(module: nn.Module, method: Method) -> PureLayer:
+    """Return the `PureLayer` that calls a module by one of its methods.
+
+    Raises:
+        TypeError: The module has no such method.
+    """
+    name = type(module).__name__
     if isinstance(method, str) and not callable(getattr(type(module), method, None)):
-        raise TypeError(f"{type(module).__name__} has no method {method!r}")
-    signature = _signature(module, method)
+        raise TypeError(f"{name} has no method {method!r}")
+    signature = _call_signature(module, method)
 
     def call(bound: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        # By position as far as it goes: `nn.remat` takes its static arguments by position only.
-        args, keywords = _by_position(signature, args, keywords)
-        return (
-            getattr(bound, method)(*args, **keywords)
-            if isinstance(method, str)
-            else method(bound, *args, **keywords)
-        )
+        if signature is not None:
+            # By position as far as it goes: `nn.remat` takes its static arguments by position only.
+            arguments = signature.bind(*args, **keywords)
+            args, keywords = arguments.args, arguments.kwargs
+        if isinstance(method, str):
+            return getattr(bound, method)(*args, **keywords)
+        return method(bound, *args, **keywords)
 
-    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
+    def init(key: jax.Array, /, *args: Any, **keywords: Any) -> Variables:
         variables = module.init(key, args, keywords, method=call)
-        return jax.tree.map(_annotate, unfreeze(variables), is_leaf=_is_box)
+        return jax.tree.map(_unbox, unfreeze(variables), is_leaf=_is_box)
 
     def apply(
-        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+        variables: Variables, key: jax.Array | None, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
-        given = {name: tree for name, c in variables.items() if (tree := _without_sown(c))}
-        out, state = module.apply(
-            given,
-            args,
-            keywords,
-            method=call,
-            rngs=key,
-            mutable=[name for name in variables if name != "params"],
-        )
+        given = {}
+        for collection, tree in variables.items():
+            kept = _drop_sown(tree)
+            if kept:
+                given[collection] = kept
+        mutable = [collection for collection in variables if collection != "params"]
+        out, state = module.apply(given, args, keywords, method=call, rngs=key, mutable=mutable)
         return out, meta.unbox(unfreeze(state))
 
+    def to_native(variables: Variables) -> Variables:
+        return jax.tree.map(_box, variables, is_leaf=_is_annotated)
+
+    def from_native(tree: Any) -> Variables:
+        return meta.unbox(unfreeze(_nest_paths(tree)))
+
+    fields = _given_fields(module)
     return PureLayer(
         init=init,
         apply=apply,
         signature=signature,
-        label=type(module).__name__,
+        label=name,
         ecosystem="linen",
-        text=call_text(type(module).__name__, (), _given_fields(module)),
-        decided=_decided(module),
-        to_native=lambda variables: jax.tree.map(
-            _box, variables, is_leaf=lambda v: isinstance(v, Annotated)
-        ),
-        from_native=lambda tree: meta.unbox(unfreeze(_nested(tree))),
-        method=lambda other: _layer(module, other),
-        held=tuple(_functions(module)),
-        reduce=(_make, (type(module), _given_fields(module))),
+        text=call_text(name, (), fields),
+        decided=_decided_flags(module),
+        to_native=to_native,
+        from_native=from_native,
+        method=lambda other: _make_layer(module, other),
+        held=tuple(_given_functions(module)),
+        reduce=(_rebuild_module, (type(module), fields)),
         parts=parts,
     )
 
@@ -104,58 +114,62 @@ def _has_variables(module: nn.Module) -> bool:
     return module.scope is not None and any(module.variables.values())
 
 
-def _signature(module: nn.Module, method: str | Callable[..., Any]) -> inspect.Signature | None:
+def _call_signature(module: nn.Module, method: Method) -> inspect.Signature | None:
+    """Return what a call takes. None: it isn't known."""
     if isinstance(module, nn.Sequential) and method == "__call__" and module.layers:
         first = module.layers[0]  # which gets all that a Sequential gets
-        return _signature(first, method) if isinstance(first, nn.Module) else signature_of(first)
-    signature = signature_of(
-        getattr(type(module), method) if isinstance(method, str) else method, skip=1
-    )
-    inner = getattr(
-        module, "layer_instance", None
-    )  # of a wrapper such as `nn.WeightNorm`, which hands everything on
-    if (
-        signature is not None
-        and isinstance(inner, nn.Module)
-        and (handed := _signature(inner, "__call__"))
-    ):
-        own = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        given = [p for p in handed.parameters.values() if p.name not in signature.parameters]
-        return inspect.Signature(sorted([*given, *own], key=lambda p: p.kind))
-    return signature
+        return (
+            _call_signature(first, method) if isinstance(first, nn.Module) else signature_of(first)
+        )
+    function = getattr(type(module), method) if isinstance(method, str) else method
+    signature = signature_of(function, skip=1)
+    # Of a wrapper such as `nn.WeightNorm`, which hands everything on.
+    inner = getattr(module, "layer_instance", None)
+    if signature is None or not isinstance(inner, nn.Module):
+        return signature
+    handed_on = _call_signature(inner, "__call__")
+    if handed_on is None:
+        return signature
+    parameters = [p for p in handed_on.parameters.values() if p.name not in signature.parameters]
+    parameters += [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return inspect.Signature(sorted(parameters, key=lambda p: p.kind))
 
 
-def _by_position(
-    signature: inspect.Signature | None, args: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if signature is None:
-        return args, keywords
-    bound = signature.bind(*args, **keywords)
-    return bound.args, bound.kwargs
-
-
-def _decided(module: nn.Module) -> frozenset[str]:
+def _decided_flags(module: nn.Module) -> frozenset[str]:
+    """Return the mode flags that the module has set for itself."""
     decided = {flag for flag in MODE_FLAGS if getattr(module, flag, None) is not None}
-    if getattr(module, "dropout_rate", None) == 0 and isinstance(
-        module, nn.MultiHeadDotProductAttention
-    ):
+    if isinstance(module, nn.MultiHeadDotProductAttention) and module.dropout_rate == 0:
         decided.add("deterministic")  # attention without dropout has no mode
     return frozenset(decided)
 
 
-def _without_sown(tree: Any) -> Any:
-    """The collection without sown values, which are tuples that would grow by an item with every call."""
+def _drop_sown(tree: Any) -> Any:
+    """Return a collection without sown values and what is empty without them.
+
+    Sown values are tuples that would grow by an item with every call.
+    """
     if not isinstance(tree, dict):
         return tree
-    kept = {name: _without_sown(node) for name, node in tree.items() if not isinstance(node, tuple)}
-    return {name: node for name, node in kept.items() if not (isinstance(node, dict) and not node)}
+    kept = {}
+    for name, node in tree.items():
+        if isinstance(node, tuple):
+            continue
+        rest = _drop_sown(node)
+        if not isinstance(rest, dict) or rest:
+            kept[name] = rest
+    return kept
 
 
-def _is_box(leaf: Any) -> bool:
+def _is_box(leaf: object) -> bool:
     return isinstance(leaf, meta.AxisMetadata)
 
 
-def _annotate(leaf: Any) -> Any:
+def _is_annotated(leaf: object) -> bool:
+    return isinstance(leaf, Annotated)
+
+
+def _unbox(leaf: Any) -> Any:
+    """Return an array with what Flax says of its axes as a note."""
     if not _is_box(leaf):
         return leaf
     return Annotated(leaf.unbox(), leaf.replace_boxed(None), axes=tuple(leaf.get_partition_spec()))
@@ -165,48 +179,51 @@ def _box(leaf: Any) -> Any:
     return leaf.note.replace_boxed(leaf.value) if isinstance(leaf, Annotated) else leaf
 
 
-def _nested(tree: Any) -> Any:
-    """Nested dicts, also of a flat one whose names are paths, as arrays lie in an npz or in safetensors."""
+def _nest_paths(tree: Any) -> Any:
+    """Nest a flat dict whose names are paths, as arrays lie in an npz or in safetensors.
+
+    Any other tree is returned as it is.
+    """
     if not isinstance(tree, Mapping) or any(isinstance(inner, Mapping) for inner in tree.values()):
         return tree
-    separator = next((mark for mark in "/." if any(mark in str(name) for name in tree)), None)
-    return (
-        tree
-        if separator is None
-        else nest({tuple(str(n).split(separator)): array for n, array in tree.items()})
-    )
+    for separator in "/.":
+        if any(separator in str(name) for name in tree):
+            return nest({tuple(str(name).split(separator)): leaf for name, leaf in tree.items()})
+    return tree
 
 
-def _functions(module: nn.Module) -> Iterator[Any]:
-    """What a module calls, its own submodules and the initializers of its parameters apart."""
+def _given_functions(module: nn.Module) -> Iterator[Any]:
+    """Yield what a module calls, apart from its submodules and initializers of parameters."""
     for field in dataclasses.fields(module):
-        if field.init and field.name != "parent" and not field.name.endswith("init"):
-            for value in jax.tree.leaves(getattr(module, field.name), is_leaf=callable):
-                if isinstance(value, nn.Module):
-                    yield from _functions(value)
-                else:
-                    yield value
+        if not field.init or field.name == "parent" or field.name.endswith("init"):
+            continue
+        for value in jax.tree.leaves(getattr(module, field.name), is_leaf=callable):
+            if isinstance(value, nn.Module):
+                yield from _given_functions(value)
+            else:
+                yield value
 
 
 def _given_fields(module: nn.Module) -> dict[str, Any]:
-    """The fields of a module that aren't its class' defaults."""
+    """Return the fields of a module that aren't its class' defaults."""
     given = {}
     for field in dataclasses.fields(module):
-        if field.init and field.name != "parent":
-            value = getattr(module, field.name)
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            if value is not default and not _equal(value, default):
-                given[field.name] = value
+        if not field.init or field.name == "parent":
+            continue
+        value = getattr(module, field.name)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if value is not default and not _is_equal(value, default):
+            given[field.name] = value
     return given
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _is_equal(a: object, b: object) -> bool:
     try:
         return type(a) is type(b) and bool(a == b)
     except (TypeError, ValueError):  # arrays
         return False
 
 
-def _make(cls: type[nn.Module], fields: dict[str, Any]) -> nn.Module:
+def _rebuild_module(cls: type[nn.Module], fields: dict[str, Any]) -> nn.Module:
     return cls(**fields)

@@ -11,36 +11,44 @@ from seqbridge import PureLayer, as_method, training_of
 
 
 class _Exported(nn.Module):
-    """A layer of other libraries, which each class derived from this has one of: to linen, fields are there to copy."""
+    """A layer of any library as a linen module.
+
+    The layer is an attribute of a class derived from this one: to linen, fields are there to copy.
+    """
 
     layer: ClassVar[PureLayer]
 
     def _run(self, args: tuple[Any, ...], training: bool | None, keywords: dict[str, Any]) -> Any:
+        starting = self.is_initializing()
         given = {
-            c: self.variables.get(own, {})
-            for c, own in (("params", "params"), ("state", "batch_stats"))
+            "params": self.variables.get("params", {}),
+            "state": self.variables.get("batch_stats", {}),
         }
-        first = self.is_initializing() and not any(given.values())
-        if first and self.layer.init is not None:
+        if starting and self.layer.init is not None and not any(given.values()):
             given = self.layer.init(lambda: self.make_rng("params"), *args, **keywords)
-            for name, tree in given["params"].items():
-                self.variable("params", name, lambda tree=tree: tree)
-            for name, tree in given["state"].items():
-                self.variable("batch_stats", name, lambda tree=tree: tree)
-        if self.is_initializing() and training_of({"training": training, **keywords}) is None:
+            _create_variables(self, "params", given["params"])
+            _create_variables(self, "batch_stats", given["state"])
+        if starting and training_of({"training": training, **keywords}) is None:
             training = False  # an output is asked for, and nobody has decided on a mode yet
-        out, state = self.layer.apply(
+        out, new = self.layer.apply(
             given, lambda: self.make_rng("dropout"), *args, training=training, **keywords
         )
-        if not self.is_initializing():
-            for name, tree in state.get("state", {}).items():
-                if not _same(tree, given["state"][name]):
+        if not starting:
+            for name, tree in new.get("state", {}).items():
+                if not _has_same_leaves(tree, given["state"][name]):
                     self.put_variable("batch_stats", name, tree)
         return out
 
 
-def _same(a: Any, b: Any) -> bool:
-    return all(x is y for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+def _create_variables(module: nn.Module, collection: str, values: dict[str, Any]) -> None:
+    for name, tree in values.items():
+        module.variable(collection, name, lambda tree=tree: tree)
+
+
+def _has_same_leaves(tree: Any, other: Any) -> bool:
+    """Whether the leaves of one tree are the very objects that those of another one are."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return all(a is b for a, b in pairs)
 
 
 def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
@@ -52,7 +60,7 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
     whatever the key.
 
     Args:
-        layer: The neutral form of what goes out.
+        layer: The `PureLayer` of what goes out.
         name: The name of the module, as for any linen module.
 
     Returns:
@@ -65,8 +73,10 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, seqbridge as sb
         >>> module = sb.to_linen([jnp.tanh, nn.Dense(3)])
         >>> variables = module.init(jax.random.key(0), jnp.ones((2, 4)))  # (batch, features)
-        >>> module.apply(variables, jnp.ones((2, 4))).shape, variables["params"]["Dense_1"]["kernel"].shape
-        ((2, 3), (4, 3))
+        >>> variables["params"]["Dense_1"]["kernel"].shape
+        (4, 3)
+        >>> module.apply(variables, jnp.ones((2, 4))).shape
+        (2, 3)
     """
 
     @nn.compact
@@ -74,6 +84,6 @@ def export(layer: PureLayer, *, name: str | None = None) -> nn.Module:
         return self._run(args, training, keywords)
 
     call.__name__ = "__call__"
-    own = {"__call__": as_method(call, layer), "__module__": __name__, "layer": layer}
-    cls: Any = type(layer.label, (_Exported,), own)
+    attributes = {"__call__": as_method(call, layer), "__module__": __name__, "layer": layer}
+    cls: Any = type(layer.label, (_Exported,), attributes)
     return cls(name=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from flax import nnx
@@ -13,11 +13,16 @@ from flax import nnx
 from seqbridge import MODE_FLAGS, Part, PureLayer, Variables, call_text, signature_of, training_of
 from seqbridge_nnx._export import export as export
 from seqbridge_nnx._parts import parts
-from seqbridge_nnx._structure import Structure, state_paths, switched, undecided
+from seqbridge_nnx._structure import Structure, is_undecided, leaves_of, switch_mode
+
+Method: TypeAlias = str | Callable[..., Any]
+"""The name of a method, or a function that takes the module first."""
 
 
-def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of an NNX module or of `partial(Module, ...)`. The module itself is never changed.
+def adapt(entry: object) -> PureLayer | None:
+    """Return the `PureLayer` of an NNX module or of `partial(Module, ...)`.
+
+    The module itself is never changed.
 
     Raises:
         TypeError: A module class, or a module that isn't called.
@@ -29,13 +34,17 @@ def adapt(entry: Any) -> PureLayer | None:
             )
         return None
     if isinstance(entry, functools.partial):
-        return _from_class(entry, "__call__") if issubclass(entry.func, nnx.Module) else None  # pyright: ignore
-    return _from_module(entry, "__call__") if isinstance(entry, nnx.Module) else None
+        if isinstance(entry.func, type) and issubclass(entry.func, nnx.Module):
+            return _from_class(entry, "__call__")
+        return None
+    if isinstance(entry, nnx.Module):
+        return _from_module(entry, "__call__")
+    return None
 
 
-def _from_module(module: nnx.Module, method: str | Callable[..., Any]) -> PureLayer:
+def _from_module(module: nnx.Module, method: Method) -> PureLayer:
     structure = Structure(module)
-    return _layer(
+    return _make_layer(
         module,
         structure,
         method,
@@ -43,26 +52,30 @@ def _from_module(module: nnx.Module, method: str | Callable[..., Any]) -> PureLa
         ready=structure.variables(structure.arrays),
         sources=structure.sources(module),
         method=lambda other: _from_module(module, other),
-        reduce=(_make, (type(module), dict(vars(module)))),
+        reduce=(_rebuild_module, (type(module), dict(vars(module)))),
+        text=call_text(type(module).__name__, (), _simple_attributes(module)),
+        parts=lambda run: parts(module, structure.sources(module)),
     )
 
 
-def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any]) -> PureLayer:
-    if (
-        "rngs" in entry.keywords
-    ):  # its values are decided; drawn from a copy, since drawing changes the object
+def _from_class(entry: functools.partial[nnx.Module], method: Method) -> PureLayer:
+    if "rngs" in entry.keywords:
+        # Its values are decided. They are drawn from a copy, since drawing changes the object.
         return _from_module(entry(rngs=nnx.clone(entry.keywords["rngs"])), method)
-    draws = "rngs" in inspect.signature(entry.func.__init__).parameters
+    cls: Any = entry.func
+    draws = "rngs" in inspect.signature(cls.__init__).parameters
 
-    def make(key: Any) -> nnx.Module:
+    def make(key: jax.Array) -> nnx.Module:
         return entry(rngs=nnx.Rngs(key)) if draws else entry()
 
-    def parts_of(run: Callable[[], Any]) -> list[Part]:
+    def init(key: jax.Array, /, *args: Any, **keywords: Any) -> Variables:
+        return structure.variables(Structure(make(key)).arrays)
+
+    def find_parts(run: Callable[[], Any]) -> list[Part]:
         found: list[Part] = []
 
-        def look() -> (
-            None
-        ):  # while the class makes one: in a module of shapes, NNX has sorted the attributes
+        # While the class makes a module: in one of shapes, NNX has sorted the attributes.
+        def look() -> None:
             made = make(jax.random.key(0))
             found.extend(parts(made, Structure(made).sources(made)))
 
@@ -71,95 +84,114 @@ def _from_class(entry: functools.partial[Any], method: str | Callable[..., Any])
 
     module = nnx.eval_shape(lambda: make(jax.random.key(0)))
     structure = Structure(module)
-    return _layer(
+    return _make_layer(
         module,
         structure,
         method,
-        text=call_text(entry.func.__name__, entry.args, entry.keywords),
-        init=lambda key, /, *args, **keywords: structure.variables(Structure(make(key)).arrays),
+        init=init,
         method=lambda other: _from_class(entry, other),
-        parts=parts_of,
+        text=call_text(cls.__name__, entry.args, entry.keywords),
+        parts=find_parts,
     )
 
 
-def _layer(
-    module: nnx.Module, structure: Structure, how: str | Callable[..., Any], **fields: Any
+def _make_layer(
+    module: nnx.Module, structure: Structure, called: Method, **fields: Any
 ) -> PureLayer:
-    name = type(module).__name__
-    if isinstance(how, str) and not callable(getattr(type(module), how, None)):
-        raise TypeError(f"{name} has no method {how!r}")
-    signature = signature_of(getattr(type(module), how) if isinstance(how, str) else how, skip=1)
-    parameters = dict(signature.parameters) if signature else {}
-    wanted = parameters.pop("rngs", None)
-    open_ = undecided(module)
-    flags = [flag for flag in MODE_FLAGS if flag in parameters]
-    if open_ and not flags:  # the module is switched as a whole
-        parameters["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
-    ordered = sorted(parameters.values(), key=lambda p: p.kind)
-    graphs = {True: switched(module, training=True), False: switched(module, training=False)}
+    """Return the `PureLayer` that calls a module by one of its methods.
 
-    def call(module: Any, key: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        if wanted is not None and (key is not None or wanted.default is wanted.empty):
-            keywords = {**keywords, "rngs": nnx.Rngs(0 if key is None else key)}
-        if not flags:
-            keywords = {k: v for k, v in keywords.items() if k != "training"}
-        return (
-            getattr(module, how)(*args, **keywords)
-            if isinstance(how, str)
-            else how(module, *args, **keywords)
-        )
+    Args:
+        module: The module, with arrays or with shapes in place of them.
+        structure: Its structure.
+        called: The method.
+        **fields: More fields of the `PureLayer`.
+
+    Raises:
+        TypeError: The module has no such method.
+    """
+    name = type(module).__name__
+    if isinstance(called, str) and not callable(getattr(type(module), called, None)):
+        raise TypeError(f"{name} has no method {called!r}")
+    function = getattr(type(module), called) if isinstance(called, str) else called
+    signature = signature_of(function, skip=1)
+    parameters = dict(signature.parameters) if signature is not None else {}
+    rngs = parameters.pop("rngs", None)
+    undecided = is_undecided(module)
+    flags = [flag for flag in MODE_FLAGS if flag in parameters]
+    if undecided and not flags:  # the module is switched as a whole
+        parameters["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
+    decided = set()
+    if not undecided:
+        decided = {flag for flag in flags if parameters[flag].default is None}
+    if signature is not None:
+        ordered = sorted(parameters.values(), key=lambda p: p.kind)
+        signature = signature.replace(parameters=ordered)
+    graphs = {
+        True: switch_mode(module, training=True),
+        False: switch_mode(module, training=False),
+    }
 
     def apply(
-        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+        variables: Variables, key: jax.Array | None, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
-        made = structure.merge(graphs[training_of(keywords) is not False], variables, key)
-        out = call(made, key, args, keywords)
+        training = training_of(keywords) is not False
+        made = structure.merge(graphs[training], variables, key)
+        if rngs is not None and (key is not None or rngs.default is rngs.empty):
+            keywords["rngs"] = nnx.Rngs(0 if key is None else key)
+        if not flags:
+            keywords.pop("training", None)
+        if isinstance(called, str):
+            out = getattr(made, called)(*args, **keywords)
+        else:
+            out = called(made, *args, **keywords)
         return out, structure.changes(made, variables)
 
+    def remake(variables: Variables) -> nnx.Module:
+        return structure.merge(graphs[True], variables)
+
     def to_native(variables: Variables) -> nnx.State:
-        return nnx.state(structure.merge(graphs[True], variables), nnx.Not(nnx.RngState))
+        return nnx.state(remake(variables), nnx.Not(nnx.RngState))
 
     def from_native(tree: Any) -> Variables:
-        return structure.named(
-            state_paths(nnx.state(tree) if isinstance(tree, nnx.Module) else tree)
-        )
+        state = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
+        return structure.named(leaves_of(state))
 
     return PureLayer(
         apply=apply,
-        signature=signature and signature.replace(parameters=ordered),
+        signature=signature,
         label=name,
         ecosystem="nnx",
-        decided=frozenset()
-        if open_
-        else frozenset(f for f in flags if parameters[f].default is None),
-        takes_key=structure.draws or wanted is not None,
+        decided=frozenset(decided),
+        takes_key=structure.draws or rngs is not None,
         kinds=structure.kinds,
         to_native=to_native,
         from_native=from_native,
-        held=tuple(
-            n for _, n in nnx.iter_graph(module) if not isinstance(n, nnx.Module | nnx.Variable)
-        ),
-        remake=None
-        if structure.draws
-        else lambda variables: structure.merge(graphs[True], variables),
-        **{
-            "text": call_text(name, (), _options(module)),
-            "parts": lambda run: parts(module, structure.sources(module)),
-            **fields,
-        },
+        held=_constant_nodes(module),
+        remake=None if structure.draws else remake,
+        **fields,
     )
 
 
-def _make(cls: type[nnx.Module], attributes: dict[str, Any]) -> nnx.Module:
+def _constant_nodes(module: nnx.Module) -> tuple[Any, ...]:
+    """Return the nodes that are neither modules nor variables, such as activation functions."""
+    nodes = []
+    for _, node in nnx.iter_graph(module):
+        if not isinstance(node, nnx.Module | nnx.Variable):
+            nodes.append(node)
+    return tuple(nodes)
+
+
+def _rebuild_module(cls: type[nnx.Module], attributes: dict[str, Any]) -> nnx.Module:
+    """Make a module again from its attributes, past its constructor, for pickle."""
     module = object.__new__(cls)
     vars(module).update(attributes)
     return module
 
 
-def _options(module: nnx.Module) -> dict[str, Any]:
-    """The numbers and names that a module was made with."""
-    return {
-        k: v
-        for k, v in vars(module).items()
-        if type(v) in (int, float, str) and not k.startswith("_")
-    }
+def _simple_attributes(module: nnx.Module) -> dict[str, int | float | str]:
+    """Return the attributes of a module that are numbers or names."""
+    found = {}
+    for name, value in vars(module).items():
+        if type(value) in (int, float, str) and not name.startswith("_"):
+            found[name] = value
+    return found

@@ -4,52 +4,61 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
 from seqbridge import PureLayer, Variables, as_method, nest, training_of, unnest
+from seqbridge_nnx._structure import Path
 
-_BOXES = {"params": nnx.Param, "state": nnx.BatchStat}
-Path: TypeAlias = tuple[str, ...]
+_KINDS: Mapping[str, type[nnx.Variable]] = {"params": nnx.Param, "state": nnx.BatchStat}
 
 
-class _Kept:
-    """What a module runs, as a static attribute. Not of its class, since JAX keeps classes of modules for good."""
+class _LayerHolder:
+    """A layer as a static attribute of a module.
+
+    It isn't one of the module's class, since JAX keeps classes of modules for good.
+    """
 
     def __init__(self, layer: PureLayer):
         self.layer = layer
 
-    def __deepcopy__(self, memo: Any) -> _Kept:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LayerHolder:
         return self
 
 
 class _Exported(nnx.Module):
-    """A layer of other libraries. Its variables are attributes of it, `module.Conv_0.kernel`."""
+    """A layer of any library as an NNX module.
+
+    Its variables are attributes of it, `module.Conv_0.kernel`.
+    """
 
     places: ClassVar[Mapping[Path, type[nnx.Variable]]]
 
     def __init__(self, layer: PureLayer, values: Variables, rngs: nnx.Rngs):
-        self._kept = _Kept(layer)
-        mode = layer.signature and layer.signature.parameters.get("training")
+        self._holder = _LayerHolder(layer)
+        mode = layer.signature.parameters.get("training") if layer.signature is not None else None
         self.deterministic = mode is not None and mode.default is False
         if layer.takes_key:
             self.rngs = rngs.fork()
-        given = unnest(values)
-        for name, tree in nest(
-            {place[1:]: box(given[place]) for place, box in self.places.items()}
-        ).items():
+        arrays = unnest(values)
+        variables = {place[1:]: kind(arrays[place]) for place, kind in self.places.items()}
+        for name, tree in nest(variables).items():
             if hasattr(self, name):
                 raise ValueError(
                     f"{name!r} is an attribute of every NNX module: give the layer another name"
                 )
-            setattr(self, name, _dicts(tree))
+            setattr(self, name, _to_nnx_dicts(tree))
 
     def _run(
-        self, args: tuple[Any, ...], training: bool | None, rngs: Any, keywords: dict[str, Any]
+        self,
+        args: tuple[Any, ...],
+        training: bool | None,
+        rngs: nnx.Rngs | nnx.RngStream | None,
+        keywords: dict[str, Any],
     ) -> Any:
-        def key() -> jax.Array:
+        def next_key() -> jax.Array:
             stream = rngs or getattr(self, "rngs", None)
             if stream is None:  # whatever was known of the model, it drew nothing
                 raise TypeError("a layer draws random numbers: give the call rngs=nnx.Rngs(...)")
@@ -57,8 +66,8 @@ class _Exported(nnx.Module):
 
         if training is None and training_of(keywords) is None:
             training = not self.deterministic
-        out, new = self._kept.layer.apply(
-            self.seqbridge_variables(), key, *args, training=training, **keywords
+        out, new = self._holder.layer.apply(
+            self.seqbridge_variables(), next_key, *args, training=training, **keywords
         )
         nnx.update(self, new.get("state", {}))
         return out
@@ -66,28 +75,25 @@ class _Exported(nnx.Module):
     def set_view(
         self, deterministic: bool | None = None, use_running_average: bool | None = None
     ) -> None:
-        """Lets `nnx.view` decide on the mode."""
-        mode = use_running_average if deterministic is None else deterministic
-        self.deterministic = self.deterministic if mode is None else mode
+        """Let `nnx.view` decide on the mode."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+        elif use_running_average is not None:
+            self.deterministic = use_running_average
 
     def seqbridge_variables(self) -> Variables:
-        """The arrays now, for `seqbridge.from_native`."""
-        found = {
-            tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(self))
-        }
-        return {
-            "params": {},
-            "state": {},
-            **nest({place: found[place[1:]][...] for place in self.places}),
-        }
+        """Return the arrays now, for `seqbridge.from_native`."""
+        variables: dict[Path, Any] = {}
+        for path, variable in nnx.to_flat_state(nnx.state(self)):
+            variables[tuple(str(part) for part in path)] = variable
+        arrays = {place: variables[place[1:]][...] for place in self.places}
+        return {"params": {}, "state": {}, **nest(arrays)}
 
 
-def _dicts(tree: Any) -> Any:
-    return (
-        nnx.Dict({name: _dicts(inner) for name, inner in tree.items()})
-        if isinstance(tree, dict)
-        else tree
-    )
+def _to_nnx_dicts(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return nnx.Dict({name: _to_nnx_dicts(inner) for name, inner in tree.items()})
 
 
 def export(layer: PureLayer, *, rngs: nnx.Rngs | int | None = None) -> nnx.Module:
@@ -99,7 +105,7 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int | None = None) -> nnx.Modul
     `eval()` switch the mode; it starts in training. Random numbers come from the stream `dropout`.
 
     Args:
-        layer: The neutral form of what goes out.
+        layer: The `PureLayer` of what goes out.
         rngs: Where its streams of keys are forked from, an `nnx.Rngs` or a seed. The stream
             `params` draws the values of a model that isn't built. At a call, `rngs=` is a keyword.
 
@@ -119,20 +125,26 @@ def export(layer: PureLayer, *, rngs: nnx.Rngs | int | None = None) -> nnx.Modul
     if layer.init is None or not (layer.ready or layer.inputs):
         raise TypeError(
             f"an NNX module has values from the start, and this {layer.label} isn't built: call "
-            f"model.build(...) "
-            "before, or give the shapes, sb.to_nnx(x, (None, 28, 28, 1))"
+            "model.build(...) before, or give the shapes, sb.to_nnx(x, (None, 28, 28, 1))"
         )
 
     def call(
-        self: _Exported, *args: Any, training: bool | None = None, rngs: Any = None, **keywords: Any
+        self: _Exported,
+        *args: Any,
+        training: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        **keywords: Any,
     ) -> Any:
         return self._run(args, training, rngs, keywords)
 
     as_method(call, layer, *(["rngs"] if layer.takes_key else []))
     streams = nnx.Rngs(rngs or 0) if isinstance(rngs, int | None) else rngs
     values = layer.ready or layer.init(layer.seed if rngs is None else streams.params)
-    places = {p: nnx.Variable if p in layer.frozen() else _BOXES[p[0]] for p in unnest(values)}
-    layer = dataclasses.replace(layer, ready=None)  # which the module has
-    own = {"__call__": call, "__module__": __name__, "places": places}
-    cls: Any = type(layer.label, (_Exported,), own)
+    frozen = layer.frozen()
+    places: dict[Path, type[nnx.Variable]] = {}
+    for place in unnest(values):
+        places[place] = nnx.Variable if place in frozen else _KINDS[place[0]]
+    layer = dataclasses.replace(layer, ready=None)  # the module has the values
+    attributes = {"__call__": call, "__module__": __name__, "places": places}
+    cls: Any = type(layer.label, (_Exported,), attributes)
     return cls(layer, values, streams)

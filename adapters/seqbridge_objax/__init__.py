@@ -1,119 +1,134 @@
-"""The adapter of Objax, and of modules made like it: whatever can be called and lists its variables by `vars()`."""
+"""The adapter of Objax, and of modules made like it.
+
+These are whatever can be called and lists its variables by `vars()`.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import re
-import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 
 from seqbridge import PureLayer, Variables, call_text, nest, signature_of, unnest
+from seqbridge_objax._template import Box, Template
+
+Method: TypeAlias = str | Callable[..., Any]
+"""The name of a method, or a function that takes the module first."""
 
 
 def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of a module with `vars()`, which returns boxes by name: objects with `value` (and `assign`).
+    """Return the `PureLayer` of a module whose `vars()` returns boxes by name.
 
-    A class, or `partial(Class, ...)`, is called once, and its initial values are those that it
-    draws by itself.
+    A box is an object with `value` (and `assign`). A `partial(Class, ...)` is called once, and its
+    initial values are those that it draws by itself.
 
     Raises:
         TypeError: A module class.
     """
-    cls = (
-        entry
-        if isinstance(entry, type)
-        else entry.func
-        if isinstance(entry, functools.partial)
-        else type(entry)
-    )
-    if not isinstance(cls, type) or not callable(getattr(cls, "vars", None)) or not _called(cls):
+    if isinstance(entry, type):
+        cls = entry
+    elif isinstance(entry, functools.partial):
+        cls = entry.func
+    else:
+        cls = type(entry)
+    if not isinstance(cls, type) or not _makes_modules(cls):
         return None
     if isinstance(entry, type):
         raise TypeError(f"got the class {entry.__name__}: give a module, {entry.__name__}(...)")
     module = entry() if isinstance(entry, functools.partial) else entry
     boxes = module.vars()
-    if not isinstance(boxes, Mapping) or not all(
-        hasattr(box, "value") for box in dict(boxes).values()
-    ):
+    if not isinstance(boxes, Mapping):
         return None
-    return _layer(module, dict(boxes), "__call__")
+    boxes = dict(boxes)
+    if not all(hasattr(box, "value") for box in boxes.values()):
+        return None
+    return _make_layer(module, boxes, "__call__")
 
 
-def _layer(module: Any, boxes: dict[str, Any], how: Any) -> PureLayer:
-    if isinstance(how, str) and not callable(getattr(module, how, None)):
-        raise TypeError(f"{type(module).__name__} has no method {how!r}")
-    names: dict[int, tuple[str, str]] = {}
-    for name, box in boxes.items():  # a box with two names has its first
-        names.setdefault(id(box), (_collection(box), name))
-    held = {names[id(box)]: box for box in boxes.values()}
-    standing_in = {id(box): _copy(box) for box in boxes.values()}
-    own = {place: standing_in[id(box)] for place, box in held.items()}
-    template = copy.deepcopy(
-        module, dict(standing_in)
-    )  # so that the module itself never sees a value of ours
-    values = {place: box.value for place, box in held.items()}
-    inner = module if isinstance(module, list) else ()
-    lock = threading.RLock()
+def _makes_modules(cls: type) -> bool:
+    """Whether the instances of a class are called, and have `vars()`."""
+    is_called = any("__call__" in vars(base) for base in cls.__mro__)
+    return is_called and callable(getattr(cls, "vars", None))
+
+
+def _make_layer(module: Any, boxes: dict[str, Box], method: Method) -> PureLayer:
+    """Return the `PureLayer` that calls a module by one of its methods.
+
+    Args:
+        module: The module.
+        boxes: Its boxes by name.
+        method: The method.
+
+    Raises:
+        TypeError: The module has no such method.
+    """
+    if isinstance(method, str) and not callable(getattr(module, method, None)):
+        raise TypeError(f"{type(module).__name__} has no method {method!r}")
+    template = Template(module, boxes)
 
     def apply(
-        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+        variables: Variables, key: jax.Array | None, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
-        given = {**values, **unnest(variables)}
-        keys = [place for place in own if place[0] == "rng"]
-        if key is not None:
-            given |= {place: _key_like(values[place], key, i) for i, place in enumerate(keys)}
-        with lock:
-            try:
-                for place, box in own.items():
-                    _write(box, given[place])
-                out = _run(template, how, args, keywords)
-                return out, nest(
-                    {place: box.value for place, box in own.items() if place[0] == "state"}
-                )
-            finally:
-                for place, box in own.items():
-                    _write(box, values[place])
+        def call(made: Any) -> Any:
+            if isinstance(method, str):
+                return getattr(made, method)(*args, **keywords)
+            return method(made, *args, **keywords)
+
+        return template.call(call, variables, key)
 
     def to_native(variables: Variables) -> dict[str, Any]:
         return {name: array for (_, name), array in unnest(variables).items()}
 
     def from_native(tree: Any) -> Variables:
-        tree = tree.vars() if hasattr(tree, "vars") else _by_name(tree)
-        places = {name: (collection, name) for collection, name in own}
-        given = {n: v.value if hasattr(v, "assign") else v for n, v in dict(tree).items()}
-        return nest(
-            {
-                places.get(n, ("params", n)): v
-                for n, v in given.items()
-                if places.get(n, ("",))[0] != "rng"
-            }
-        )
+        given = tree.vars() if hasattr(tree, "vars") else _name_arrays(tree)
+        places = {name: (collection, name) for collection, name in template.values}
+        leaves = {}
+        for name, leaf in dict(given).items():
+            place = places.get(name, ("params", name))
+            if place[0] != "rng":
+                leaves[place] = leaf.value if hasattr(leaf, "assign") else leaf
+        return nest(leaves)
 
+    ready = {}
+    sources = {}
+    for place, value in template.values.items():
+        if place[0] != "rng":
+            ready[place] = value
+            sources[place] = template.sources[place]
+    layers = module if isinstance(module, list) else ()
     return PureLayer(
         init=None,
         apply=apply,
-        signature=_signature(module, how),
+        signature=_call_signature(module, method),
         label=type(module).__name__,
         ecosystem="objax",
         text=call_text(type(module).__name__),
-        held=tuple(v for v in inner if not hasattr(v, "vars")),
-        takes_key=any(place[0] == "rng" for place in own),
-        shorten=lambda path: (re.sub(r"^\(\w+\)\.?", "", path[0]),),
-        method=lambda other: _layer(module, boxes, other),
+        held=tuple(layer for layer in layers if not hasattr(layer, "vars")),
+        takes_key=template.draws,
+        shorten=_shorten_path,
+        method=lambda other: _make_layer(module, boxes, other),
         to_native=to_native,
         from_native=from_native,
-        ready=nest({place: value for place, value in values.items() if place[0] != "rng"}),
-        sources={place: box for place, box in held.items() if place[0] != "rng"},
+        ready=nest(ready),
+        sources=sources,
     )
 
 
-def _by_name(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arrays by name; of an npz that Objax has written, which numbers them and has a list of names."""
+def _shorten_path(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Show `"(Linear).w"` as `w`, since the label says `Linear` already."""
+    return (re.sub(r"^\(\w+\)\.?", "", path[0]),)
+
+
+def _name_arrays(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arrays by name, also those of an npz of Objax', which numbers them.
+
+    Raises:
+        KeyError: Its list of names is of another length.
+    """
     if "names" not in tree or "0" not in tree:
         return tree
     names = [str(name) for name in tree["names"]]
@@ -122,70 +137,20 @@ def _by_name(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: tree[str(i)] for i, name in enumerate(names)}
 
 
-def _run(module: Any, how: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    return (
-        getattr(module, how)(*args, **keywords)
-        if isinstance(how, str)
-        else how(module, *args, **keywords)
-    )
-
-
-def _called(cls: type) -> bool:
-    return any("__call__" in vars(base) for base in cls.__mro__)
-
-
-def _collection(box: Any) -> str:
-    """What a box is, by Objax' own names for the kinds of them."""
-    kinds = {base.__name__ for base in type(box).__mro__}
-    return (
-        "rng"
-        if "RandomState" in kinds
-        else "state"
-        if kinds & {"BaseState", "StateVar"}
-        else "params"
-    )
-
-
-def _copy(box: Any) -> Any:
-    # Not by `copy.copy`: an Objax box hands on what it doesn't know to its array, which it hasn't
-    # got at that moment.
-    made = object.__new__(type(box))
-    vars(made).update(vars(box))
-    return made
-
-
-def _write(box: Any, value: Any) -> None:
-    """Gives a box a value, without the checks that a tracer doesn't pass."""
-    if not hasattr(type(box), "assign"):
-        box.value = value
-    elif "check" in inspect.signature(box.assign).parameters:
-        box.assign(value, check=False)
-    else:
-        box.assign(value)
-
-
-def _key_like(old: Any, key: Any, i: int) -> Any:
-    key = jax.random.fold_in(key, i)
-    if jax.numpy.issubdtype(old.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.bits(key, old.shape, old.dtype)
-
-
-def _signature(module: Any, how: Any = "__call__") -> inspect.Signature | None:
-    """What a call takes; of a list of modules, what any of them takes beside its input."""
-    if not isinstance(how, str):
-        return signature_of(how, skip=1)
-    if how != "__call__" or not isinstance(module, list):
-        return signature_of(getattr(module, how))
+def _call_signature(module: Any, method: Method) -> inspect.Signature | None:
+    """Return what a call takes; of a list of modules, what any takes beside its input."""
+    if not isinstance(method, str):
+        return signature_of(method, skip=1)
+    if method != "__call__" or not isinstance(module, list):
+        return signature_of(getattr(module, method))
     found: dict[str, inspect.Parameter] = {}
     for i, inner in enumerate(module):
-        signature = _signature(inner)
-        first, *others = (
-            signature.parameters.values() if signature and signature.parameters else (None,)
-        )
-        if i == 0 and first is not None:
-            found[first.name] = first
-        for p in others:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                found.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY))
+        signature = _call_signature(inner, "__call__")
+        parameters = list(signature.parameters.values()) if signature is not None else []
+        if i == 0 and parameters:
+            found[parameters[0].name] = parameters[0]
+        for parameter in parameters[1:]:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                keyword = parameter.replace(kind=parameter.KEYWORD_ONLY)
+                found.setdefault(parameter.name, keyword)
     return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))

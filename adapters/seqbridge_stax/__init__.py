@@ -1,4 +1,4 @@
-"""The adapter of stax, `jax.example_libraries.stax`: a pair of functions, `(init_fun, apply_fun)`, becomes a layer."""
+"""The adapter of stax, `jax.example_libraries.stax`: a pair of functions becomes a layer."""
 
 from __future__ import annotations
 
@@ -14,37 +14,46 @@ import jax
 from seqbridge import PureLayer, Variables, nest, path_text, signature_of, training_of, unnest
 from seqbridge_stax._export import export as export
 
-# The structure of the parameters that an `init_fun` makes; it has empty tuples in it, which nested
-# dicts lose.
+# The structures of the parameters that `init_fun`s make. They have empty tuples in them, which
+# nested dicts lose.
 _structures: WeakKeyDictionary[Callable[..., Any], Any] = WeakKeyDictionary()
 
 
-def adapt(entry: Any) -> PureLayer | None:
-    """The neutral form of `(init_fun, apply_fun)`: `init_fun(rng, input_shape)`, `apply_fun(params, inputs, **kwargs)`.
+def adapt(entry: object) -> PureLayer | None:
+    """Return the `PureLayer` of a pair `(init_fun, apply_fun)`.
 
-    A pair of two other functions is none; neither are the named tuples of other libraries.
+    They are called as `init_fun(rng, input_shape)` and `apply_fun(params, inputs, **kwargs)`. A
+    pair of two other functions isn't taken; neither are the named tuples of other libraries.
     """
-    if type(entry) is not tuple or len(entry) != 2 or not all(inspect.isfunction(f) for f in entry):
+    if type(entry) is not tuple or len(entry) != 2:
         return None
     init_fun, apply_fun = entry
-    if _inputs(init_fun) != 2 or not _applies(apply_fun):
+    if not inspect.isfunction(init_fun) or _count_required(init_fun) != 2:
         return None
-    in_evaluation = _switched(apply_fun)
-    name = init_fun.__qualname__.partition(".")[0]
-    named = "training" in inspect.signature(apply_fun).parameters
+    if not _is_apply_fun(apply_fun):
+        return None
+    return _make_layer(init_fun, apply_fun)
 
-    def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
-        return from_native(_initial(init_fun, key, args))
+
+def _make_layer(init_fun: types.FunctionType, apply_fun: types.FunctionType) -> PureLayer:
+    apply_in_evaluation = _switch_to_evaluation(apply_fun)
+    name = init_fun.__qualname__.partition(".")[0]
+    takes_training = "training" in inspect.signature(apply_fun).parameters
+
+    def init(key: jax.Array, /, *args: Any, **keywords: Any) -> Variables:
+        return _from_native(_make_params(init_fun, key, args))
 
     def apply(
-        variables: Variables, key: Any, /, *args: Any, **keywords: Any
+        variables: Variables, key: jax.Array | None, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
         if init_fun not in _structures:
-            jax.eval_shape(lambda: _initial(init_fun, jax.random.key(0), args))
-        given = {k: v for k, v in keywords.items() if k != "training" or named}
-        given["rng"] = _unused_key() if key is None else key
-        function = in_evaluation if training_of(keywords) is False else apply_fun
-        return function(to_native(variables), args[0] if len(args) == 1 else args, **given), {}
+            jax.eval_shape(lambda: _make_params(init_fun, jax.random.key(0), args))
+        function = apply_in_evaluation if training_of(keywords) is False else apply_fun
+        if not takes_training:
+            keywords.pop("training", None)
+        keywords["rng"] = _unused_key() if key is None else key
+        inputs = args[0] if len(args) == 1 else args
+        return function(to_native(variables), inputs, **keywords), {}
 
     def to_native(variables: Variables) -> Any:
         if init_fun not in _structures:
@@ -53,35 +62,35 @@ def adapt(entry: Any) -> PureLayer | None:
             )
         structure = _structures[init_fun]
         arrays = unnest(variables)
-        paths, _ = jax.tree_util.tree_flatten_with_path(
-            jax.tree.unflatten(structure, range(structure.num_leaves))
-        )
-        return jax.tree.unflatten(
-            structure, [arrays["params", *path_text(path)] for path, _ in paths]
-        )
+        numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+        leaves = []
+        for path, _ in jax.tree_util.tree_leaves_with_path(numbered):
+            leaves.append(arrays["params", *path_text(path)])
+        return jax.tree.unflatten(structure, leaves)
 
-    def from_native(params: Any) -> Variables:
-        return nest(
-            {
-                ("params", *path_text(path)): leaf
-                for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            }
-        )
-
+    has_mode = apply_in_evaluation is not apply_fun
     return PureLayer(
         init=init,
         apply=apply,
-        signature=_signature(apply_fun, mode=in_evaluation is not apply_fun),
+        signature=_call_signature(apply_fun, has_mode=has_mode),
         label="stax" if name == "<lambda>" else name,
         ecosystem="stax",
-        held=entry,
+        held=(init_fun, apply_fun),
         to_native=to_native,
-        from_native=from_native,
+        from_native=_from_native,
     )
 
 
-def _initial(init_fun: Callable[..., Any], key: Any, args: tuple[Any, ...]) -> Any:
-    shapes = tuple(jax.tree.map(lambda a: a.shape, args))
+def _from_native(params: Any) -> Variables:
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        leaves["params", *path_text(path)] = leaf
+    return nest(leaves)
+
+
+def _make_params(init_fun: Callable[..., Any], key: jax.Array, args: tuple[Any, ...]) -> Any:
+    """Return initial parameters for inputs of these shapes, and remember their structure."""
+    shapes = tuple(jax.tree.map(lambda array: array.shape, args))
     _, params = init_fun(key, shapes[0] if len(shapes) == 1 else shapes)
     _structures[init_fun] = jax.tree.structure(params)
     return params
@@ -94,65 +103,86 @@ def _unused_key() -> jax.Array:
         return jax.random.key(0)
 
 
-def _inputs(function: Any) -> int:
-    """How many arguments a function must get."""
-    parameters = inspect.signature(function).parameters.values()
-    return sum(
-        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        for p in parameters
-    )
+def _count_required(function: types.FunctionType) -> int:
+    """Return how many arguments a function must get by position."""
+    count = 0
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            count += parameter.default is parameter.empty
+    return count
 
 
-def _applies(function: Any) -> bool:
-    """Whether a function can be called as `function(params, inputs, rng=key)`."""
-    if not inspect.isfunction(function) or _inputs(function) != 2:
+def _is_apply_fun(value: object) -> bool:
+    """Whether a value is a function that can be called as `function(params, inputs, rng=key)`."""
+    if not inspect.isfunction(value) or _count_required(value) != 2:
         return False
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(value).parameters
     return "rng" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _signature(apply_fun: Any, *, mode: bool) -> inspect.Signature:
-    """What a call takes: the keywords that some function inside names. `**kwargs` is stax' way to say nothing."""
+def _call_signature(apply_fun: types.FunctionType, *, has_mode: bool) -> inspect.Signature:
+    """Return what a call takes: the keywords that some function inside names.
+
+    `**kwargs` is stax' way to say nothing.
+    """
     found: dict[str, inspect.Parameter] = {}
-
-    def look(value: Any) -> None:
-        if type(value) in (tuple, list):
-            for child in value:
-                look(child)
-        elif _applies(value):
-            signature = signature_of(value, skip=1)
-            for p in signature.parameters.values() if signature else ():
-                if (
-                    p.kind is not p.VAR_KEYWORD
-                    and p.name != "rng"
-                    and (value is apply_fun or p.default is not p.empty)
-                ):
-                    found.setdefault(
-                        p.name, p if value is apply_fun else p.replace(kind=p.KEYWORD_ONLY)
-                    )
-            for cell in value.__closure__ or ():
-                look(cell.cell_contents)
-
-    look(apply_fun)
-    if mode and "training" not in found:
+    _find_parameters(apply_fun, apply_fun, found)
+    if has_mode and "training" not in found:
         found["training"] = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
     return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))
 
 
-def _switched(value: Any) -> Any:
-    """`value`, or, if a dropout inside is in its training mode, the same function with that dropout off."""
+def _find_parameters(
+    value: Any, apply_fun: types.FunctionType, found: dict[str, inspect.Parameter]
+) -> None:
+    """Find the parameters of the `apply_fun`s in a value, and in the closures of these.
+
+    Args:
+        value: A function, or a list or tuple of some.
+        apply_fun: The outermost function. Of others, only keywords with defaults count.
+        found: Where the parameters are put, by name.
+    """
     if type(value) in (tuple, list):
-        changed = type(value)(_switched(v) for v in value)
-        return value if all(a is b for a, b in zip(changed, value, strict=True)) else changed
-    if not _applies(value):
+        for child in value:
+            _find_parameters(child, apply_fun, found)
+    if not _is_apply_fun(value):
+        return
+    signature = signature_of(value, skip=1)
+    for parameter in signature.parameters.values() if signature is not None else ():
+        if parameter.kind is parameter.VAR_KEYWORD or parameter.name == "rng":
+            continue
+        if value is apply_fun:
+            found.setdefault(parameter.name, parameter)
+        elif parameter.default is not parameter.empty:
+            keyword = parameter.replace(kind=parameter.KEYWORD_ONLY)
+            found.setdefault(parameter.name, keyword)
+    for cell in value.__closure__ or ():
+        _find_parameters(cell.cell_contents, apply_fun, found)
+
+
+def _switch_to_evaluation(value: Any) -> Any:
+    """Return a function with all dropouts inside off.
+
+    It is the very same function if no dropout inside is in its training mode. Other values are
+    returned as they are; in lists and tuples, functions are switched.
+    """
+    if type(value) in (tuple, list):
+        switched = [_switch_to_evaluation(inner) for inner in value]
+        return value if _are_identical(switched, value) else type(value)(switched)
+    if not _is_apply_fun(value):
         return value
-    names = value.__code__.co_freevars
     before = [cell.cell_contents for cell in value.__closure__ or ()]
-    pairs = zip(names, before, strict=True)
-    after = ["test" if (name, v) == ("mode", "train") else _switched(v) for name, v in pairs]
-    if all(a is b for a, b in zip(after, before, strict=True)):
+    after = []
+    for name, content in zip(value.__code__.co_freevars, before, strict=True):
+        is_training = (name, content) == ("mode", "train")  # as stax.Dropout has it
+        after.append("test" if is_training else _switch_to_evaluation(content))
+    if _are_identical(after, before):
         return value
-    cells = tuple(types.CellType(v) for v in after)
+    cells = tuple(types.CellType(content) for content in after)
     return types.FunctionType(
         value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
     )
+
+
+def _are_identical(values: list[Any], others: list[Any] | tuple[Any, ...]) -> bool:
+    return all(a is b for a, b in zip(values, others, strict=True))
