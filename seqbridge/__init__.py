@@ -11,10 +11,10 @@ from typing import Any as _Any
 
 from seqbridge._entries import as_method as as_method
 from seqbridge._entries import signature_of as signature_of
+from seqbridge._export import export_function as _export_function
 from seqbridge._export import freeze as freeze
 from seqbridge._export import from_native as from_native
 from seqbridge._export import to_pure as to_pure
-from seqbridge._export import way_out as _way_out
 from seqbridge._files import WeightsError as WeightsError
 from seqbridge._files import read as read
 from seqbridge._interface import MODE_FLAGS as MODE_FLAGS
@@ -56,9 +56,9 @@ __version__: str = _version(__name__)
 
 
 def __getattr__(name: str) -> _Callable[..., _Any]:
-    """`to_<library>`, one for each adapter that has a way out; loaded when it is asked for."""
+    """`to_<library>`, one for each library with an exporter; loaded when it is asked for."""
     if name.startswith("to_"):
-        return _way_out(name.removeprefix("to_"))
+        return _export_function(name.removeprefix("to_"))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

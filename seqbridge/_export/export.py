@@ -1,11 +1,11 @@
-"""The ways out into other libraries."""
+"""Exports: a model as an object of another library, or as a pair of pure functions."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from seqbridge._export.snapshot import Snapshot, as_pure_layer
@@ -14,9 +14,11 @@ from seqbridge._layers import LayerList
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, Parts, check_inputs, check_sizes
 
+# Stands in the docstring of `to_<name>` where that of an adapter's export describes its layer.
 _ARGS = """\
     x: A `Sequential`, a `Layer` or an entry of any library.
-    *inputs: What it is for, if it isn't built, as for `Sequential.build`; it stays as it is.
+    *inputs: The inputs that it is for, if it isn't built, as for `Sequential.build`; it stays as
+        it is.
     training: The mode of calls that say none.
 """
 
@@ -36,19 +38,20 @@ class Pure(NamedTuple):
 
 
 def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
-    """A model as a pair of pure functions, `(init, apply)`, for whoever wants no library at all.
+    """Return a model as a pair of pure functions, `(init, apply)`, for use without any library.
 
-    What was built hands over its values: `init` returns them, whatever the key. What comes later,
-    to the model or in it, doesn't show in the pair.
+    If the model is built, `init` returns its values, whatever the key. Later edits, assignments and
+    training of the model don't reach the pair.
 
     Args:
         x: A `Sequential`, a `Layer` or an entry of any library.
-        *inputs: What it is for, if it isn't built, as for `Sequential.build`; without them, `init`
-            wants to know.
+        *inputs: The inputs that it is for, if it isn't built, as for `Sequential.build`; without
+            them, `init` must be given some.
         training: The mode of calls that say none.
 
     Returns:
-        A named tuple of `init` and `apply`, which take and return what those of a `Sequential` do.
+        A named tuple of `init` and `apply`, which take and return the same as those of a
+        `Sequential`.
 
     Raises:
         TypeError: `x` is no entry.
@@ -62,69 +65,74 @@ def to_pure(x: Any, /, *inputs: Any, training: bool | None = None) -> Pure:
         Array([[1., 1.]], dtype=float32)
     """
     model, _ = as_model(x)
-    _check(model, inputs)
-    shot = Snapshot(model, FLAT, training, inputs)
+    _check_inputs(model, inputs)
+    snapshot = Snapshot(model, FLAT, training, inputs)
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Parts:
-        return shot.init(key, inputs, keywords)
+        return snapshot.init(key, inputs, keywords)
 
     def apply(
-        variables: Any, /, *inputs: Any, rng: Any = None, **keywords: Any
+        variables: Mapping[str, Mapping[str, Any]],
+        /,
+        *inputs: Any,
+        rng: Any = None,
+        **keywords: Any,
     ) -> tuple[Any, Parts]:
-        return shot.apply(variables, rng, inputs, keywords)[:2]
+        outputs, after, _ = snapshot.apply(variables, rng, inputs, keywords)
+        return outputs, after
 
     return Pure(init, apply)
 
 
-def way_out(name: str) -> Callable[..., Any]:
-    """`to_<name>`: makes an object of a library of a model, a layer or an entry.
+def export_function(name: str) -> Callable[..., Any]:
+    """Return `to_<name>`, which makes an object of a library from a model, a layer or an entry.
 
     Raises:
-        AttributeError: No adapter has that way out.
+        AttributeError: No adapter exports under this name.
     """
     try:
-        return _way_out(name, exporter(name))
-    except (
-        ImportError
-    ) as error:  # which only a call is owed: `help` and whoever lists the module ask for every name
-        return _missing(
-            name, " ".join([f"isn't there: {error}.", *getattr(error, "__notes__", ())])
-        )
+        return _export_function(name, exporter(name))
+    except ImportError as error:
+        # Only a call may fail for this: `help` and whatever lists the module ask for every name.
+        notes = getattr(error, "__notes__", ())
+        return _unavailable_export(name, " ".join([f"isn't there: {error}.", *notes]))
 
 
-def _missing(name: str, why: str) -> Callable[..., Any]:
-    def way_out(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
-        return _way_out(name, exporter(name))(
-            x, *inputs, training=training, **options
-        )  # raises, or has been installed
+def _unavailable_export(name: str, reason: str) -> Callable[..., Any]:
+    """Return a `to_<name>` that raises the `ImportError` of its library when it is called."""
 
-    way_out.__name__ = way_out.__qualname__ = f"to_{name}"
-    way_out.__doc__ = why
-    return way_out
+    def export_model(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
+        # Imports again: the library may have been installed since.
+        function = _export_function(name, exporter(name))
+        return function(x, *inputs, training=training, **options)
+
+    export_model.__name__ = export_model.__qualname__ = f"to_{name}"
+    export_model.__doc__ = reason
+    return export_model
 
 
 @functools.cache
-def _way_out(name: str, export: Export) -> Callable[..., Any]:
-    def way_out(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
+def _export_function(name: str, export: Export) -> Callable[..., Any]:
+    parameters = inspect.signature(export).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def export_model(x: Any, /, *inputs: Any, training: bool | None = None, **options: Any) -> Any:
         model, single = as_model(x)
-        _check(model, inputs)
+        _check_inputs(model, inputs)
         for option in options:
-            if option not in known and not any_option:
+            if option not in known and not takes_any:
                 raise TypeError(f"to_{name} takes no {option!r}{nearest(option, known)}")
-        return export(
-            as_pure_layer(model, single=single, training=mode_of(training), inputs=inputs),
-            **options,
-        )
+        layer = as_pure_layer(model, single=single, training=mode_of(training), inputs=inputs)
+        return export(layer, **options)
 
-    signature = inspect.signature(export)
-    known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    any_option = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    way_out.__name__ = way_out.__qualname__ = f"to_{name}"
-    way_out.__doc__ = re.sub(r"    layer: .*\n", _ARGS, inspect.cleandoc(export.__doc__ or ""))
-    return way_out
+    export_model.__name__ = export_model.__qualname__ = f"to_{name}"
+    export_model.__doc__ = re.sub(r"    layer: .*\n", _ARGS, inspect.cleandoc(export.__doc__ or ""))
+    return export_model
 
 
-def _check(model: LayerList, inputs: tuple[Any, ...]) -> None:
+def _check_inputs(model: LayerList, inputs: tuple[Any, ...]) -> None:
+    """Raise if a model that isn't built can't be built for these inputs."""
     if inputs and not model.built:
         check_inputs(inputs)
         check_sizes(model, inputs, Call())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -11,89 +11,107 @@ import jax
 from seqbridge._export.snapshot import Snapshot
 from seqbridge._interface import call_of
 from seqbridge._model import as_model
-from seqbridge._passes import FLAT, check_inputs, check_keywords, specs
+from seqbridge._passes import FLAT, Parts, check_inputs, check_keywords, specs
 from seqbridge._transforms import combine, partition
 
 
 class Frozen:
-    """What `freeze` returns: a pure, compiled function of the inputs.
+    """A pure, compiled function of the inputs of a model, as `freeze` returns it.
 
     `jax.export.export` takes it, and so does every transform of JAX.
     """
 
-    holds_constants = True  # to whoever looks for parameters that would be lost
+    holds_constants = True  # its arrays aren't parameters that would be lost
 
-    def __init__(self, shot: Snapshot, keywords: Mapping[str, Any]):
-        self._shot = shot
-        self._variables = shot.init(None, (), {})
+    def __init__(self, snapshot: Snapshot, keywords: Mapping[str, Any]):
+        self._snapshot = snapshot
+        self._variables = snapshot.init(None, (), {})
         self._keywords = dict(keywords)
-        self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._programs: dict[Hashable, jax.stages.Wrapped] = {}
 
     def __call__(self, /, *inputs: Any, **keywords: Any) -> Any:
-        """The outputs. Shapes that are new are compiled first, as `jax.jit` does it.
+        """Return the outputs. New shapes are compiled first, as `jax.jit` does it.
 
         Args:
             *inputs: As for a call of the model.
-            **keywords: Likewise; what `freeze` was given holds where nothing else is said here.
+            **keywords: Likewise; those that `freeze` was given hold where nothing else is said
+                here.
         """
         program, arrays = self._prepare(inputs, keywords)
         return program(arrays)
 
     def lower(self, /, *inputs: Any, **keywords: Any) -> jax.stages.Lowered:
-        """The program for these inputs, or shapes, as JAX' `Lowered`."""
+        """Return the program for these inputs, or shapes, as JAX' `Lowered`."""
         program, arrays = self._prepare(inputs, keywords)
         return program.lower(arrays)
 
     def trace(self, /, *inputs: Any, **keywords: Any) -> jax.stages.Traced:
-        """The program for these inputs, or shapes, as JAX' `Traced`."""
+        """Return the program for these inputs, or shapes, as JAX' `Traced`."""
         return self._jitted().trace(*inputs, **keywords)
 
     def eval_shape(self, /, *inputs: Any, **keywords: Any) -> Any:
-        """The shapes and dtypes of the outputs."""
+        """Return the shapes and dtypes of the outputs."""
         return self._jitted().eval_shape(*inputs, **keywords)
 
     def _jitted(self) -> Any:
-        # Of the inputs as they are: whoever traces or exports it wants to call the result with
-        # these.
-        return jax.jit(
-            lambda *inputs, **keywords: self._run(inputs, {**self._keywords, **keywords})
-        )
+        """Return the compiled function of the inputs as they are.
 
-    def _prepare(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
-        signature, arrays, _ = partition(
-            inputs, {**self._keywords, **keywords} if keywords else self._keywords
-        )
+        The result of tracing or exporting it is called with inputs of the same form.
+        """
+
+        def run(*inputs: Any, **keywords: Any) -> Any:
+            return self._run(inputs, {**self._keywords, **keywords})
+
+        return jax.jit(run)
+
+    def _prepare(
+        self, inputs: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[jax.stages.Wrapped, list[Any]]:
+        """Return the program for a call, and the arrays that it takes."""
+        keywords = {**self._keywords, **keywords} if keywords else self._keywords
+        signature, arrays, _ = partition(inputs, keywords)
         program = self._programs.get(signature)
         if program is None:
-            me = weakref.ref(
-                self
-            )  # which has what is compiled of this: a cycle, which would hold the variables
-
-            def run(arrays: list[Any]) -> Any:
-                found = me()
-                assert found is not None
-                return found._run(*combine(signature, arrays, ()))
-
-            program = self._programs[signature] = jax.jit(run)
+            program = self._programs[signature] = self._compiled(signature)
         return program, arrays
 
+    def _compiled(self, signature: Hashable) -> jax.stages.Wrapped:
+        # A strong reference would close a cycle, which would keep the variables in memory.
+        reference = weakref.ref(self)
+
+        def run(arrays: list[Any]) -> Any:
+            frozen = reference()
+            assert frozen is not None
+            inputs, keywords = combine(signature, arrays, ())
+            return frozen._run(inputs, keywords)
+
+        return jax.jit(run)
+
     def _run(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-        out, after, changed = self._shot.apply(self._variables, None, inputs, keywords)
+        outputs, after, changed = self._snapshot.apply(self._variables, None, inputs, keywords)
         if changed:
-            old = {name: array for part in self._variables.values() for name, array in part.items()}
-            new = {name: array for part in after.values() for name, array in part.items()}
-            names = ", ".join(name for name in new if new[name] is not old[name])
+            names = ", ".join(_changed_names(self._variables, after))
             raise TypeError(
                 f"the call would change {names}: constants here, so freeze it for training=False"
             )
-        return out
+        return outputs
 
     def __repr__(self) -> str:
-        return f"sb.freeze({' '.join(repr(self._shot.model).split())})"
+        model = " ".join(repr(self._snapshot.model).split())
+        return f"sb.freeze({model})"
+
+
+def _changed_names(before: Parts, after: Parts) -> list[str]:
+    names: list[str] = []
+    for kind, arrays in after.items():
+        for name, array in arrays.items():
+            if array is not before[kind][name]:
+                names.append(name)
+    return names
 
 
 def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: Any) -> Frozen:
-    """A model as it is now, as a compiled function of its inputs alone.
+    """Return a model as it is now, as a compiled function of its inputs alone.
 
     Its variables are constants of the program, so that a call costs what its inputs cost, and the
     compiler may compute with them beforehand. Later edits, assignments and training of the model
@@ -101,11 +119,11 @@ def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: A
 
     Args:
         x: A `Sequential`, a `Layer` or an entry of any library that has its values.
-        *inputs: What to compile it for at once: arrays, `jax.ShapeDtypeStruct`s or shapes, as for
-            `Sequential.build`. Others are compiled when they come.
+        *inputs: The inputs to compile it for at once: arrays, `jax.ShapeDtypeStruct`s or shapes, as
+            for `Sequential.build`. Others are compiled when they come.
         training: The mode of calls that say none.
-        **keywords: What each call is to be given, as far as it doesn't say otherwise. Bools,
-            strings and the like are static, arrays and numbers are traced, as in `jit`.
+        **keywords: Keywords of each call that doesn't give them itself. Bools, strings and the like
+            are static, arrays and numbers are traced, as in `jit`.
 
     Returns:
         A callable; with `lower`, `trace` and `eval_shape` as `jax.jit` has them, so that
@@ -129,13 +147,13 @@ def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: A
     model, _ = as_model(x)
     if not model.built:
         raise RuntimeError(
-            "what isn't built has no values to freeze: sb.Sequential([...]).build(shape) has some"
+            "a model that isn't built has no values to freeze: sb.Sequential([...]).build(shape) "
+            "has some"
         )
     if inputs:
         check_inputs(inputs)
-    check_keywords(
-        model, inputs, call_of({name: value for name, value in keywords.items() if name != "rng"})
-    )
+    for_layers = {name: value for name, value in keywords.items() if name != "rng"}
+    check_keywords(model, inputs, call_of(for_layers))
     frozen = Frozen(Snapshot(model, FLAT, training), keywords)
     if inputs:
         frozen.lower(*specs(inputs)).compile()

@@ -1,13 +1,12 @@
-"""A whole model as one `PureLayer`: the form in which it goes out into other libraries."""
+"""A whole model as one `PureLayer`, the form in which other libraries get it."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from seqbridge._interface import (
     training_of,
     unnest,
 )
-from seqbridge._layers import Layer, LayerList, leaves
+from seqbridge._layers import Item, Layer, LayerList, leaves
 from seqbridge._passes import (
     Build,
     Form,
@@ -36,52 +35,80 @@ from seqbridge._passes import (
     specs,
     traverse,
 )
-from seqbridge._state import Keys, Tracer, locked
+from seqbridge._state import Keys, Tracer, Variable, locked
 
-_ANY = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
+_ANY_INPUTS = inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)
 
 
 def readable(single: bool) -> Naming:
-    """Names as paths of identifiers: `"Conv_0/kernel"`, and in a single layer `"kernel"`."""
+    """Return names that are paths of identifiers.
+
+    Args:
+        single: Whether the model stands for its only layer: `"kernel"`, not `"Conv_0/kernel"`.
+    """
 
     def places(model: LayerList) -> Iterator[tuple[str, Layer]]:
-        return iter([("", next(leaves(model)))]) if single else _places(model)
+        if single:
+            yield "", next(leaves(model))
+        else:
+            yield from _places(model)
 
     def join(place: str, shown: str) -> str:
-        return "/".join(filter(None, [place, *map(_identifier, shown.split("."))]))
+        parts = [place, *(_identifier(part) for part in shown.split("."))]
+        return "/".join(part for part in parts if part)
 
-    return Naming(places, join, _apart)
-
-
-def _apart(names: Iterable[str]) -> dict[str, str]:
-    """Other names for variables that are called like a module beside them."""
-    paths = [name.split("/") for name in names]
-    modules = {"/".join(path[:n]) for path in paths for n in range(1, len(path))}
-    return {name: f"{name}_" for name in modules.intersection("/".join(path) for path in paths)}
+    return Naming(places, join, _rename_clashes)
 
 
 def _places(model: LayerList, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
-        label = item.pure.label if isinstance(item, Layer) else type(item).__name__
-        place = prefix + (name or f"{_identifier(label)}_{i}")
+        place = prefix + (name or f"{_identifier(_label(item))}_{i}")
         if isinstance(item, Layer):
             yield place, item
         else:
             yield from _places(item, f"{place}/")
 
 
-def _identifier(part: str) -> str:
-    return re.sub(r"\W+", "_", part).strip("_") or part if re.search(r"\W", part) else part
+def _rename_clashes(names: Iterable[str]) -> dict[str, str]:
+    """Return new names for variables that are called like a module beside them."""
+    names = list(names)
+    modules: set[str] = set()
+    for name in names:
+        path = name.split("/")
+        modules.update("/".join(path[:n]) for n in range(1, len(path)))
+    return {name: f"{name}_" for name in names if name in modules}
+
+
+def _identifier(text: str) -> str:
+    if re.search(r"\W", text) is None:
+        return text
+    return re.sub(r"\W+", "_", text).strip("_") or text
+
+
+def _label(item: Item) -> str:
+    return item.pure.label if isinstance(item, Layer) else type(item).__name__
+
+
+class _NamedForm(NamedTuple):
+    """The variables of a model under their names.
+
+    Attributes:
+        form: The pure form of the model.
+        frozen: The names of parameters that get no gradients.
+    """
+
+    form: Form
+    frozen: frozenset[str]
 
 
 class Snapshot:
-    """A model as it is now, as pure functions. Edits and values that come later don't show in it.
+    """A model as it is now, as pure functions. Later edits and values don't show in it.
 
     Args:
         model: The model.
         naming: How its variables are called.
         training: The mode of a call that says none.
-        inputs: What the model is for, if it isn't built.
+        inputs: The inputs that the model is for, if it isn't built.
     """
 
     def __init__(
@@ -93,49 +120,61 @@ class Snapshot:
     ):
         model.check_plain_call()
         with locked(lambda: [model]):
-            self._take(model)
-        built_for = model.known_inputs
-        inputs = inputs or (built_for[0] if built_for else ())
+            self._copy_from(model)
+        if not inputs and model.known_inputs:
+            inputs, _ = model.known_inputs
         self.inputs: tuple[Any, ...] = specs(inputs) if inputs else ()
         self._naming = naming
         self._training = training
-        self._form: tuple[Form, frozenset[str]] | None = None
+        self._known: _NamedForm | None = None
         if self.model.built:
-            self._form_of((), Call())
+            self._form((), Call())
 
-    def _take(self, model: LayerList) -> None:
-        kept = [layer for layer in leaves(model) if layer.built]
-        streams = [
-            m.key_stream for m in (model, *model.nested_models()) if m.key_stream is not None
-        ]
-        # The same layers in lists of their own; those that aren't built are copies, which nobody
-        # builds.
-        self.model: LayerList = copy.deepcopy(model, {id(x): x for x in (*kept, *streams)})
-        # Copies, here and at each `init`: whoever trains the one may donate its arrays, and the
-        # other keeps its own.
-        self._values = {layer: [_copy(v.value) for v in layer.own_variables()] for layer in kept}
+    def _copy_from(self, model: LayerList) -> None:
+        # The copied model has the same built layers in lists of its own. The other layers are
+        # copied, and the copies are never built.
+        shared: dict[int, Layer | Variable] = {}
+        # The values are copied here and at each `init`: whoever trains one of these copies may
+        # donate its arrays, and the others keep theirs.
+        self._values: dict[Layer, list[jax.Array]] = {}
+        for layer in leaves(model):
+            if layer.built:
+                shared[id(layer)] = layer
+                self._values[layer] = [_copy(variable.value) for variable in layer.own_variables()]
+        for nested in (model, *model.nested_models()):
+            if nested.key_stream is not None:
+                shared[id(nested.key_stream)] = nested.key_stream
+        self.model: LayerList = copy.deepcopy(model, shared)
 
     def init(self, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Parts:
-        """The values of layers that have some, and fresh ones of the others, or without a key their shapes."""
+        """Return the variables: the values of built layers, and fresh ones of the others.
+
+        Args:
+            key: A PRNG key, or a function that makes one. None: layers that aren't built give
+                shapes in place of values.
+            args: The inputs. Empty: those that the snapshot was taken for.
+            keywords: The keywords of a call.
+        """
         values = self._values
         if key is not None:
             values = {layer: [jnp.copy(a) for a in arrays] for layer, arrays in values.items()}
         if self.model.built:
-            return self._form_of((), Call())[0].parts(values)
+            return self._form((), Call()).form.parts(values)
         args = args or self.inputs
         check_inputs(args)
         build = Build(abstract=key is None)
         call = self._call(keywords).map(keyword_specs, training=True)
-        traverse(self.model, specs(args), call, build, Keys(lazy_key(0 if key is None else key)))
-        arrays = values | {
-            layer: layout.arrays for layer, layout in reversed(build.new.layouts.items())
-        }
-        layouts = built_layouts(self.model) | build.new.layouts
-        for layout in build.new.layouts.values():  # so that nothing of a trace stays
+        keys = Keys(lazy_key(0 if key is None else key))
+        traverse(self.model, specs(args), call, build, keys)
+        # In reverse: of a shared variable, the array of the last layer given to `parts` stays.
+        fresh = {layer: layout.arrays for layer, layout in reversed(build.new.layouts.items())}
+        for layout in build.new.layouts.values():
+            # The layouts are kept, and must keep nothing of a trace.
             layout.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout.arrays]
-        form = Form(self.model, layouts, self._naming)
-        self._form = self._form or (form, _frozen(form))
-        return form.parts(arrays)
+        form = Form(self.model, built_layouts(self.model) | build.new.layouts, self._naming)
+        if self._known is None:
+            self._known = _NamedForm(form, _frozen_names(form))
+        return form.parts(values | fresh)
 
     def apply(
         self,
@@ -144,35 +183,45 @@ class Snapshot:
         args: tuple[Any, ...],
         keywords: Mapping[str, Any],
     ) -> tuple[Any, Parts, bool]:
-        """Outputs, the variables after the call, and whether it has changed any."""
+        """Return the outputs, the variables after the call, and whether it has changed any."""
         call = self._call(keywords)
-        form, frozen = self._form_of(args, call)
-        params = variables.get("params", {})
+        form, frozen = self._form(args, call)
         key = keywords.get("rng", key)
+        params = variables.get("params", {})
         if isinstance(params, Mapping):
-            fixed = {name: jax.lax.stop_gradient(params[name]) for name in frozen & params.keys()}
-            variables = {**variables, "params": {**params, **fixed}}
+            stopped = dict(params)
+            for name in frozen & params.keys():
+                stopped[name] = jax.lax.stop_gradient(params[name])
+            variables = {**variables, "params": stopped}
         return form.run(variables, args, call, Keys(lazy_key(key)))
 
     def frozen(self) -> frozenset[str]:
-        """The parameters that get no gradients, as far as they are known."""
-        return self._form[1] if self._form else frozenset()
+        """Return the parameters that get no gradients, as far as they are known."""
+        return frozenset() if self._known is None else self._known.frozen
 
-    def _form_of(self, args: tuple[Any, ...], call: Call) -> tuple[Form, frozenset[str]]:
-        if (
-            self._form is None
-        ):  # of a model that isn't built, the first call says what reaches the layers
+    def _form(self, args: tuple[Any, ...], call: Call) -> _NamedForm:
+        if self._known is None:
+            # The first call of a model that isn't built says what reaches its layers.
             form = Form(self.model, layouts_of(self.model, args, call), self._naming)
-            self._form = form, _frozen(form)
-        return self._form
+            self._known = _NamedForm(form, _frozen_names(form))
+        return self._known
 
     def _call(self, keywords: Mapping[str, Any]) -> Call:
-        """The call that these keywords make. Without `training`, any mode flag is the mode of the whole."""
-        rest = {k: v for k, v in keywords.items() if k not in ("training", "rng")}
-        training = keywords.get("training")
-        if training is None and (training := training_of(rest)) is not None:
-            rest = {k: v for k, v in rest.items() if k not in MODE_FLAGS}
-        return call_of({**rest, "training": self._training if training is None else training})
+        """Return the call that these keywords make.
+
+        Without `training`, the mode flag of any library decides the mode of the whole model.
+        """
+        given = dict(keywords)
+        given.pop("rng", None)
+        training = given.pop("training", None)
+        if training is None:
+            training = training_of(given)
+            if training is not None:
+                for flag in MODE_FLAGS:
+                    given.pop(flag, None)
+        if training is None:
+            training = self._training
+        return call_of({**given, "training": training})
 
 
 def as_pure_layer(
@@ -182,135 +231,164 @@ def as_pure_layer(
     training: bool | None = None,
     inputs: tuple[Any, ...] = (),
 ) -> PureLayer:
-    """A model as it is now, as one layer.
+    """Return a model as it is now, as one layer.
 
-    Its variables are `{"params": ..., "state": ...}`, nested by readable names. `init` hands over
-    the values of layers that have some, and draws the others; without a key it says their shapes. A
+    Its variables are `{"params": ..., "state": ...}`, nested by readable names. `init` returns the
+    values of layers that have some, and draws the others; without a key it returns their shapes. A
     key may also be a function that makes one, which is called if and only if a layer draws.
 
     Args:
         model: The model.
         single: Whether it stands for its only layer, so that names need not say which.
         training: The mode of a call that says none.
-        inputs: What the model is for, if it isn't built: arrays, `jax.ShapeDtypeStruct`s or shapes.
+        inputs: The inputs that the model is for, if it isn't built: arrays,
+            `jax.ShapeDtypeStruct`s or shapes.
     """
-    shot = Snapshot(model, readable(single), training, inputs)
-    first = next(leaves(model), None) if single else None
+    snapshot = Snapshot(model, readable(single), training, inputs)
+    layers = list(leaves(model))
 
     def init(key: Any, /, *args: Any, **keywords: Any) -> Variables:
-        return _nested(shot.init(key, args, keywords))
+        return _nested(snapshot.init(key, args, keywords))
 
     def apply(
         variables: Variables, key: Any, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
-        given = {
-            kind: {"/".join(path): a for path, a in unnest(tree).items()}
-            for kind, tree in variables.items()
-        }
-        out, after, changed = shot.apply(given, key, args, keywords)
-        return out, {"state": _nested(after)["state"]} if changed else {}
+        outputs, after, changed = snapshot.apply(_flat(variables), key, args, keywords)
+        return outputs, {"state": _nested(after)["state"]} if changed else {}
 
+    if single and layers:
+        label = layers[0].pure.label
+        ecosystem = layers[0].pure.ecosystem
+        text = " ".join(repr(layers[0]).split())
+    else:
+        label = type(model).__name__
+        ecosystem = "seqbridge"
+        text = f"{label}({', '.join(_label(item) for item in model)})"
     return PureLayer(
         init=init,
         apply=apply,
         signature=_signature(model, training),
-        label=_identifier(first.pure.label if first else type(model).__name__),
-        ecosystem=first.pure.ecosystem if first else "seqbridge",
-        text=" ".join(repr(first).split()) if first else _text(model),
-        traceable=all(layer.built or layer.pure.traceable for layer in leaves(model)),
-        takes_key=any(
-            layer.is_random if layer.built else layer.pure.takes_key for layer in leaves(model)
-        ),
+        label=_identifier(label),
+        ecosystem=ecosystem,
+        text=text,
+        traceable=all(layer.built or layer.pure.traceable for layer in layers),
+        takes_key=any(_may_draw(layer) for layer in layers),
         ready=init(None) if model.built else None,
-        reduce=(_again, (shot.model, single, training, shot.inputs)),
-        inputs=shot.inputs,
+        reduce=(_unpickle, (snapshot.model, single, training, snapshot.inputs)),
+        inputs=snapshot.inputs,
         seed=model.start_seed,
-        inside=None if single else (shot.model, 1),
-        frozen=lambda: [("params", *name.split("/")) for name in shot.frozen()],
+        inside=None if single else (snapshot.model, 1),
+        frozen=lambda: [("params", *name.split("/")) for name in snapshot.frozen()],
     )
 
 
-def _text(model: LayerList) -> str:
-    labels = (item.pure.label if isinstance(item, Layer) else type(item).__name__ for item in model)
-    return f"{type(model).__name__}({', '.join(labels)})"
+def _may_draw(layer: Layer) -> bool:
+    return layer.is_random if layer.built else layer.pure.takes_key
 
 
-def _again(
+def _unpickle(
     model: LayerList, single: bool, training: bool | None, inputs: tuple[Any, ...]
 ) -> PureLayer:
     return as_pure_layer(model, single=single, training=training, inputs=inputs)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: jax.Array) -> jax.Array:
     if isinstance(value, Tracer):
         return value
-    with (
-        jax.ensure_compile_time_eval()
-    ):  # so that nothing of a trace stays in what is made inside it
+    with jax.ensure_compile_time_eval():  # a trace around it must leave nothing in the copy
         return jnp.copy(value)
 
 
-def _nested(parts: Variables) -> Variables:
-    return {
-        kind: nest({tuple(name.split("/")): a for name, a in arrays.items()})
-        for kind, arrays in parts.items()
-    }
+def _nested(parts: Parts) -> Variables:
+    """Return variables as nested dicts, from their names by kind."""
+    nested: Variables = {}
+    for kind, arrays in parts.items():
+        nested[kind] = nest({tuple(name.split("/")): array for name, array in arrays.items()})
+    return nested
 
 
-def _frozen(form: Form) -> frozenset[str]:
-    found: set[str] = set()
-    for layer, own in form.names.items():
-        flags = [v.trainable for v in layer.own_variables()] or [
-            s.trainable for s in form.layouts[layer].slots
-        ]
-        trained = (flag and (layer.built or layer.entry_options.trainable) for flag in flags)
-        found |= {
-            name
-            for (name, kind), flag in zip(own, trained, strict=True)
-            if kind == "params" and not flag
-        }
-    return frozenset(found)
+def _flat(variables: Variables) -> Parts:
+    """Return variables by kind and name, from nested dicts."""
+    flat: Parts = {}
+    for kind, tree in variables.items():
+        flat[kind] = {"/".join(path): array for path, array in unnest(tree).items()}
+    return flat
+
+
+def _frozen_names(form: Form) -> frozenset[str]:
+    """Return the names of parameters that get no gradients."""
+    frozen: set[str] = set()
+    for layer, names in form.names.items():
+        slots = layer.own_variables() or form.layouts[layer].slots
+        # Variables of a built layer have taken its option over; slots know nothing of it.
+        trained = layer.built or layer.entry_options.trainable
+        for (name, kind), slot in zip(names, slots, strict=True):
+            if kind == "params" and not (trained and slot.trainable):
+                frozen.add(name)
+    return frozenset(frozen)
 
 
 def _signature(model: LayerList, training: bool | None) -> inspect.Signature:
-    """The inputs of the first layer, the keywords of all, and one mode flag if it makes a difference."""
+    """Return the signature of a whole model.
+
+    It has the inputs of the first layer, the keywords of all, and one mode flag if the mode makes a
+    difference.
+    """
     layers = list(leaves(model))
-    found = {p.name: p for p in (_inputs(layers[0].pure) if layers else [_ANY])}
+    first = _input_parameters(layers[0].pure) if layers else [_ANY_INPUTS]
+    found = {parameter.name: parameter for parameter in first}
     for layer in layers:
-        parameters = dict(layer.pure.signature.parameters) if layer.pure.signature else {}
-        for name, p in list(parameters.items())[1:]:
-            lifted = isinstance(
-                p.default, jax.Array
-            )  # a variable, and no value to repeat at every call
-            if (
-                name in layer.call_parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}
-                and not lifted
-            ):
-                default = (
-                    None if p.kind is not p.KEYWORD_ONLY and p.default is p.empty else p.default
-                )
-                found.setdefault(name, p.replace(kind=p.KEYWORD_ONLY, default=default))
-    modes = {layer.call_parameters.default_mode for layer in layers if layer.call_parameters.flags}
-    undecided = None in modes or len(modes) > 1
-    if undecided or not model.built or any(v.kind == "state" for v in model.own_variables()):
-        # Where no layer knows a mode, it still says whether state may change.
-        default = training if undecided or training is not None else False not in modes
-        found["training"] = inspect.Parameter(
-            "training", inspect.Parameter.KEYWORD_ONLY, default=default
-        )
+        for parameter in _keyword_parameters(layer):
+            found.setdefault(parameter.name, parameter)
+    mode = _mode_parameter(model, layers, training)
+    if mode is not None:
+        found[mode.name] = mode
     if any(layer.call_parameters.any for layer in layers):
         found["keywords"] = inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)
-    return inspect.Signature(sorted(found.values(), key=lambda p: p.kind))
+    return inspect.Signature(sorted(found.values(), key=lambda parameter: parameter.kind))
 
 
-def _inputs(pure: PureLayer) -> list[inspect.Parameter]:
-    """What a layer takes by position, up to a mode flag or a key."""
+def _input_parameters(pure: PureLayer) -> list[inspect.Parameter]:
+    """Return the parameters that a layer takes by position, up to a mode flag or a key."""
     if pure.signature is None:
-        return [_ANY]
-    rest = (*MODE_FLAGS, pure.key_name)
-    return list(
-        itertools.takewhile(
-            lambda p: p.kind <= p.VAR_POSITIONAL and p.name not in rest,
-            pure.signature.parameters.values(),
-        )
-    )
+        return [_ANY_INPUTS]
+    found: list[inspect.Parameter] = []
+    for parameter in pure.signature.parameters.values():
+        if parameter.kind > parameter.VAR_POSITIONAL:
+            break
+        if parameter.name in MODE_FLAGS or parameter.name == pure.key_name:
+            break
+        found.append(parameter)
+    return found
+
+
+def _keyword_parameters(layer: Layer) -> Iterator[inspect.Parameter]:
+    """Yield the keywords of a layer beside its first input, its mode flags and its key."""
+    signature = layer.pure.signature
+    if signature is None:
+        return
+    names = layer.call_parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}
+    for parameter in list(signature.parameters.values())[1:]:
+        default = parameter.default
+        # A default that is an array is a variable, and no value to repeat at every call.
+        if parameter.name not in names or isinstance(default, jax.Array):
+            continue
+        if default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY:
+            default = None
+        yield parameter.replace(kind=parameter.KEYWORD_ONLY, default=default)
+
+
+def _mode_parameter(
+    model: LayerList, layers: list[Layer], training: bool | None
+) -> inspect.Parameter | None:
+    """Return the parameter `training`, or None if the mode makes no difference."""
+    modes = {layer.call_parameters.default_mode for layer in layers if layer.call_parameters.flags}
+    undecided = None in modes or len(modes) > 1
+    # Where no layer has a mode flag, the mode still says whether state may change.
+    has_state = any(variable.kind == "state" for variable in model.own_variables())
+    if model.built and not undecided and not has_state:
+        return None
+    default = training
+    if default is None and not undecided:
+        default = False not in modes
+    return inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=default)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from seqbridge._files import file_path, replacing
 from seqbridge._interface import colour
-from seqbridge._model.sequential import Sequential, as_model, summary_of
+from seqbridge._model.sequential import as_model, summary_of
 from seqbridge._passes import Row
 
-# In pixels: the heights of a layer, of an arrow and of the head of a nested model, how far that is
-# indented, and the width of a letter.
-_BOX, _ARROW, _HEAD, _INDENT, _LETTER = 46, 34, 26, 14, 7.3
-_MOST = 60  # letters of an entry
+# In pixels.
+_LAYER_HEIGHT = 46
+_ARROW_HEIGHT = 34
+_HEAD_HEIGHT = 26  # of a nested model
+_INDENT = 14  # of what stands in a nested model
+_MARGIN = 12
+_LETTER_WIDTH = 7.3
+
+_MOST_LETTERS = 60  # of an entry
 _BOLD = "font-weight='bold'"
 
 
@@ -30,7 +35,7 @@ class Picture:
         self.svg = svg
 
     def save(self, path: str | os.PathLike[str], /) -> None:
-        """Writes the picture to a file.
+        """Write the picture to a file.
 
         Args:
             path: A name that ends in `.svg`, or in `.png`, for which the extra `plot` must be
@@ -38,10 +43,10 @@ class Picture:
 
         Raises:
             ValueError: Another ending.
-            ImportError: What makes a PNG isn't installed.
+            ImportError: The renderer for PNG files isn't installed.
         """
         where = file_path(path)
-        ending = os.path.splitext(where)[1].lower()
+        _, ending = os.path.splitext(where.lower())
         if ending not in (".svg", ".png"):
             raise ValueError(f"a picture is saved as .svg or .png: {where!r} ends otherwise")
         data = self.svg.encode() if ending == ".svg" else _png(self.svg)
@@ -67,7 +72,7 @@ def _png(svg: str) -> bytes:
 
 
 def plot(model: Any, /, *inputs: Any, **keywords: Any) -> Picture:
-    """A picture of the layers in order, each in the colour of its library, with the shapes between them.
+    """Draw the layers in order, each in the colour of its library, with the shapes between them.
 
     Args:
         model: A model, or a layer.
@@ -88,103 +93,146 @@ def plot(model: Any, /, *inputs: Any, **keywords: Any) -> Picture:
     """
     drawn, _ = as_model(model)
     assert isinstance(drawn, Sequential)
-    return Picture(
-        _drawn(type(drawn).__name__, summary_of(drawn, inputs, keywords, count=False).rows)
-    )
+    rows = summary_of(drawn, inputs, keywords, count=False).rows
+    return Picture(_draw(type(drawn).__name__, rows))
 
 
-def _drawn(title: str, rows: Sequence[Row]) -> str:
-    width = 80 + max(
-        [_LETTER * len(text) + 2 * _INDENT * row.depth for row in rows for text in _texts(row)],
-        default=0,
-    )
-    longest = _LETTER * max(
-        [len(text) for row in rows for text in (row.inputs, row.outputs)], default=0
-    )
-    width = max(width, longest + 80)
-    behind: list[tuple[int, str]] = []
-    shapes: list[str] = []
-    nested: list[tuple[int, float]] = []
-    y = 12.0
-    at, before = min(width / 2, width - longest - 30), ""
+class _Frame(NamedTuple):
+    """A nested model whose end isn't drawn yet."""
+
+    depth: int
+    top: float
+
+
+class _Drawing:
+    """A picture in the making, from top to bottom.
+
+    Args:
+        rows: The rows that it will have.
+    """
+
+    def __init__(self, rows: Sequence[Row]):
+        longest = max((_shapes_width(row) for row in rows), default=0.0)
+        needed = max((_row_width(row) for row in rows), default=0.0)
+        self.width = 80 + max(needed, longest)
+        self.height = float(_MARGIN)
+        self._arrow_x = min(self.width / 2, self.width - longest - 30)
+        self._shapes: list[str] = []
+        self._open: list[_Frame] = []
+        self._frames: list[tuple[int, str]] = []
+
+    def add_arrow(self, text: str) -> None:
+        x, y = self._arrow_x, self.height
+        end = y + _ARROW_HEIGHT
+        self._shapes.append(
+            f"<path d='M{x:.0f} {y + 3:.0f}V{end - 8:.0f}' stroke='#777'/>"
+            f"<path d='M{x - 4:.0f} {end - 9:.0f}h8l-4 7z' fill='#777'/>"
+        )
+        self._shapes.append(_text(x + 10, y + 20, text))
+        self.height = end
+
+    def add_layer(self, row: Row) -> None:
+        x, y = _left(row.depth), self.height
+        first, second = _lines(row)
+        line_colour, fill = colour(row.ecosystem), colour(row.ecosystem, 0.94)
+        self._shapes += [
+            f"<g><title>{html.escape(row.entry)}</title>",
+            f"<rect x='{x:.0f}' y='{y:.0f}' width='{self.width - 2 * x:.0f}' "
+            f"height='{_LAYER_HEIGHT}' rx='6' fill='{fill}' stroke='{line_colour}'/>",
+            f"<rect x='{x:.0f}' y='{y:.0f}' width='6' "
+            f"height='{_LAYER_HEIGHT}' rx='3' fill='{line_colour}'/>",
+            _text(x + 16, y + 19, first, more=_BOLD),
+            _text(x + 16, y + 37, second, fill=line_colour),
+            "</g>",
+        ]
+        self.height += _LAYER_HEIGHT
+
+    def open_frame(self, row: Row) -> None:
+        title, _ = _lines(row)
+        self._open.append(_Frame(row.depth, self.height))
+        self._shapes.append(_text(_left(row.depth) + 10, self.height + 18, title, more=_BOLD))
+        self.height += _HEAD_HEIGHT
+
+    def close_frames(self, depth: int = 0) -> None:
+        """Draw the frames of the nested models that end above a row at this depth."""
+        while self._open and self._open[-1].depth >= depth:
+            frame = self._open.pop()
+            x = _left(frame.depth)
+            bottom = self.height + 8
+            shape = (
+                f"<rect x='{x}' y='{frame.top:.0f}' width='{self.width - 2 * x:.0f}' "
+                f"height='{bottom - frame.top:.0f}' rx='8' fill='#f6f6f6' stroke='#999' "
+                "stroke-dasharray='4 3'/>"
+            )
+            self._frames.append((frame.depth, shape))
+            self.height = bottom
+
+    def svg(self, title: str) -> str:
+        # Outer frames first, and all of them behind the layers.
+        frames = "".join(shape for _, shape in sorted(self._frames))
+        return (
+            f"<svg xmlns='http://www.w3.org/2000/svg' width='{self.width:.0f}' "
+            f"height='{self.height + _MARGIN:.0f}' role='img' "
+            "font-family='DejaVu Sans Mono, Menlo, Consolas, monospace' font-size='12'>"
+            f"<title>{html.escape(title)}</title>"
+            "<rect width='100%' height='100%' rx='8' fill='white'/>"
+            f"{frames}{''.join(self._shapes)}</svg>"
+        )
+
+
+def _draw(name: str, rows: Sequence[Row]) -> str:
+    drawing = _Drawing(rows)
+    reaching = ""  # the shapes that reach the row
     for i, row in enumerate(rows):
-        while nested and nested[-1][0] >= row.depth:
-            y = _close(nested, behind, width, y)
-        x = 12 + _INDENT * row.depth
-        inner = i + 1 < len(rows) and rows[i + 1].depth > row.depth
-        if (
-            i == 0 or rows[i - 1].depth >= row.depth
-        ):  # else it is the first in its frame, which has the arrow
-            y = _arrow(shapes, at, y, row.inputs or before)
-        if inner:
-            nested.append((row.depth, y))
-            shapes.append(_text(x + 10, y + 18, _texts(row)[0], _BOLD))
-            y += _HEAD
-            continue
-        shapes.append(_box(x, y, width - 2 * x, row))
-        y, before = y + _BOX, row.outputs
-    while nested:
-        y = _close(nested, behind, width, y)
+        drawing.close_frames(row.depth)
+        first_in_frame = i > 0 and rows[i - 1].depth < row.depth
+        if not first_in_frame:  # else the arrow points to the frame
+            drawing.add_arrow(row.inputs or reaching)
+        has_inner = i + 1 < len(rows) and rows[i + 1].depth > row.depth
+        if has_inner:
+            drawing.open_frame(row)
+        else:
+            drawing.add_layer(row)
+            reaching = row.outputs
+    drawing.close_frames()
     if rows:
-        y = _arrow(shapes, at, y, before)
-    frames = "".join(shape for _, shape in sorted(behind))
-    layers = sum(bool(row.ecosystem) for row in rows)
+        drawing.add_arrow(reaching)
+    layers = sum(1 for row in rows if row.ecosystem)
+    return drawing.svg(f"{name}: {layers} layers")
+
+
+def _left(depth: int) -> int:
+    return _MARGIN + _INDENT * depth
+
+
+def _row_width(row: Row) -> float:
+    letters = max(len(line) for line in _lines(row))
+    return _LETTER_WIDTH * letters + 2 * _INDENT * row.depth
+
+
+def _shapes_width(row: Row) -> float:
+    return _LETTER_WIDTH * max(len(row.inputs), len(row.outputs))
+
+
+def _lines(row: Row) -> tuple[str, str]:
+    """Return the two lines of a layer."""
+    entry = row.entry
+    if len(entry) > _MOST_LETTERS:
+        entry = f"{entry[: _MOST_LETTERS - 3]}..."
+    facts = [row.ecosystem]
+    if row.params:
+        facts.append(f"{row.params:,} parameters")
+    if row.state:
+        facts.append(f"{row.state:,} of state")
+    if row.params and not row.trained:
+        facts.append("frozen")
+    if row.shared:
+        facts.append("shared")
+    return f"{row.place} {entry}", "  ".join(facts)
+
+
+def _text(x: float, y: float, text: str, *, more: str = "", fill: str = "#222") -> str:
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{y + 12:.0f}' "
-        f"role='img' "
-        "font-family='DejaVu Sans Mono, Menlo, Consolas, monospace' font-size='12'>"
-        f"<title>{html.escape(title)}: {layers} layers</title>"
-        f"<rect width='100%' height='100%' rx='8' fill='white'/>{frames}{''.join(shapes)}</svg>"
+        f"<text x='{x:.0f}' y='{y:.0f}' fill='{fill}' xml:space='preserve' {more}>"
+        f"{html.escape(text)}</text>"
     )
-
-
-def _texts(row: Row) -> tuple[str, str]:
-    """The two lines of a layer."""
-    entry = row.entry if len(row.entry) <= _MOST else f"{row.entry[: _MOST - 3]}..."
-    numbers = [f"{row.params:,} parameters"] if row.params else []
-    numbers += [f"{row.state:,} of state"] if row.state else []
-    numbers += ["frozen"] if row.params and not row.trained else []
-    numbers += ["shared"] if row.shared else []
-    return f"{row.place} {entry}", "  ".join([row.ecosystem, *numbers])
-
-
-def _text(x: float, y: float, text: str, more: str = "") -> str:
-    return f"<text x='{x:.0f}' y='{y:.0f}' fill='#222' xml:space='preserve' {more}>{html.escape(text)}</text>"
-
-
-def _box(x: float, y: float, width: float, row: Row) -> str:
-    first, second = _texts(row)
-    own = colour(row.ecosystem)
-    return (
-        f"<g><title>{html.escape(row.entry)}</title><rect x='{x:.0f}' y='{y:.0f}' "
-        f"width='{width:.0f}' height='{_BOX}' "
-        f"rx='6' fill='{colour(row.ecosystem, 0.94)}' stroke='{own}'/><rect x='{x:.0f}' "
-        f"y='{y:.0f}' width='6' "
-        f"height='{_BOX}' rx='3' fill='{own}'/>{_text(x + 16, y + 19, first, _BOLD)}"
-        f"{_text(x + 16, y + 37, second).replace('#222', own)}</g>"
-    )
-
-
-def _arrow(shapes: list[str], x: float, y: float, text: str) -> float:
-    end = y + _ARROW
-    shapes.append(
-        f"<path d='M{x:.0f} {y + 3:.0f}V{end - 8:.0f}' stroke='#777'/><path d='M{x - 4:.0f} "
-        f"{end - 9:.0f}h8l-4 7z' "
-        f"fill='#777'/>{_text(x + 10, y + 20, text)}"
-    )
-    return end
-
-
-def _close(
-    nested: list[tuple[int, float]], behind: list[tuple[int, str]], width: float, y: float
-) -> float:
-    """Draws the frame of a nested model that ends here."""
-    depth, top = nested.pop()
-    x = 12 + _INDENT * depth
-    behind.append((
-        depth,
-        f"<rect x='{x}' y='{top:.0f}' width='{width - 2 * x:.0f}' height='{y + 8 - top:.0f}' "
-        f"rx='8' fill='#f6f6f6' "
-        "stroke='#999' stroke-dasharray='4 3'/>",
-    ))  # fmt: skip
-    return y + 8

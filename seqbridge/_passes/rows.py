@@ -1,12 +1,14 @@
-"""`Row`: what a summary says of one layer, and how it is written."""
+"""`Row`: one layer in a summary, and its text in the columns of the table."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from seqbridge._interface import Column
+import jax
+
+from seqbridge._interface import Column, Kind
 from seqbridge._layers import Layer, Layout
 
 COLUMNS = (
@@ -29,18 +31,18 @@ class Row:
         place: Its position, and its name if it has one: `"[0]"`, `"[3] conv"`.
         depth: In how many models it is nested; 0: it stands in the model itself.
         ecosystem: The library of the entry; empty for a nested model.
-        entry: What was given.
-        inputs: The dtype and shape of what it takes; empty: not known.
-        outputs: Likewise of what it returns.
+        entry: The text of the entry.
+        inputs: The dtypes and shapes of its inputs; empty: not known.
+        outputs: Likewise of its outputs.
         params: How many numbers its parameters hold; None: it isn't built, and not known.
         state: How many numbers its state holds.
         trained: How many numbers of its parameters are trained.
         flops: Floating-point operations of one call; None: not known.
         shared: Whether all of its variables stand in a row above, too.
-        name: Where its variables' names start, `"(Sequential).conv(Conv)"`, as in
+        name: The beginning of its variables' names, `"(Sequential).conv(Conv)"`, as in
             `Sequential.trace`.
-        copies: Where a layer runs others in turn, as `Repeat` does, these stand below it, each with
-            how often it does; what they say is of one run. 0: the layer stands in a model itself.
+        copies: How often the layer above runs this one, as `Repeat` does; the row is about one run.
+            0: the layer stands in a model itself.
     """
 
     place: str
@@ -59,63 +61,101 @@ class Row:
 
 
 def cells(row: Row) -> list[str]:
-    """What stands in the columns."""
-    arrow = f"{row.inputs} -> {row.outputs}" if row.inputs or row.outputs else ""
-    own = "?" if row.params is None else f"{row.params:,}" if row.params else ""
-    part = "" if not row.params else "yes" if row.trained == row.params else "frozen"
-    if row.params and row.trained and row.trained < row.params:
-        part = f"{row.trained:,}"
+    """Return the texts of the columns."""
+    repeated = f"{row.copies} x " if row.copies > 1 else ""
     return [
-        "  " * row.depth + (f"{row.copies} x " if row.copies > 1 else "") + row.place,
+        "  " * row.depth + repeated + row.place,
         row.ecosystem,
         row.entry,
-        arrow,
-        f"{own} shared" if row.shared else own,
+        f"{row.inputs} -> {row.outputs}" if row.inputs or row.outputs else "",
+        _params_text(row),
         f"{row.state:,}" if row.state else "",
-        part,
+        _trained_text(row),
         "" if row.flops is None else count_text(row.flops),
     ]
 
 
+def _params_text(row: Row) -> str:
+    text = ""
+    if row.params is None:
+        text = "?"
+    elif row.params:
+        text = f"{row.params:,}"
+    return f"{text} shared" if row.shared else text
+
+
+def _trained_text(row: Row) -> str:
+    if not row.params:
+        return ""
+    if row.trained == row.params:
+        return "yes"
+    return f"{row.trained:,}" if row.trained else "frozen"
+
+
 def count_text(number: float) -> str:
-    """1,234 or 12.3 M."""
+    """Return a number of operations, as `"1,234"` or `"12.3 M"`."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:,.0f}"
 
 
-class Array(NamedTuple):
-    kind: str
-    value: Any
-    trained: bool
-
-
 def total_flops(rows: Iterable[Row], depth: int = 0) -> float | None:
-    """Those of a model whose layers stand at this depth; None: those of some layer aren't known."""
-    counted = [row.flops for row in rows if row.depth == depth]
-    return None if None in counted or not counted else sum(filter(None, counted))
+    """Return the sum over the rows at this depth; None: there are none, or one isn't known."""
+    total: float | None = None
+    for row in rows:
+        if row.depth != depth:
+            continue
+        if row.flops is None:
+            return None
+        total = row.flops + (total or 0)
+    return total
 
 
 def known_flops(rows: Iterable[Row]) -> float:
-    return sum(
-        row.flops for row in rows if row.ecosystem and not row.copies and row.flops is not None
-    )
+    """Return the sum over the layers that stand in a model, as far as it is known."""
+    total = 0.0
+    for row in rows:
+        if row.ecosystem and not row.copies and row.flops is not None:
+            total += row.flops
+    return total
 
 
-def arrays_of(layer: Layer, layout: Layout) -> dict[Hashable, Array]:
-    """The variables of a layer, by what makes two the same one."""
+class SizedArray(NamedTuple):
+    """The array of a variable, or its shape where the layer isn't built."""
+
+    kind: Kind
+    array: jax.Array | jax.ShapeDtypeStruct
+    trained: bool
+
+
+class Sizes(NamedTuple):
+    """How many numbers variables hold."""
+
+    params: int
+    trained: int
+    state: int
+
+
+def arrays_of(layer: Layer, layout: Layout) -> dict[Hashable, SizedArray]:
+    """Return the arrays of a layer, by keys that are equal for a variable of several layers."""
+    arrays: dict[Hashable, SizedArray] = {}
     if layer.built:
-        return {box: Array(box.kind, box.value, box.trainable) for box in layer.own_variables()}
+        for variable in layer.own_variables():
+            arrays[variable] = SizedArray(variable.kind, variable.value, variable.trainable)
+        return arrays
     trained = layer.entry_options.trainable
-    ties = zip(layer.ties(layout), layout.slots, layout.arrays, strict=True)
-    return {tie: Array(slot.kind, array, trained and slot.trainable) for tie, slot, array in ties}
+    for tie, slot, array in zip(layer.ties(layout), layout.slots, layout.arrays, strict=True):
+        arrays[tie] = SizedArray(slot.kind, array, trained and slot.trainable)
+    return arrays
 
 
-def sizes_of(arrays: Mapping[Hashable, Array]) -> dict[str, int]:
-    params = [(array.size, trained) for kind, array, trained in arrays.values() if kind == "params"]
-    return {
-        "params": sum(n for n, _ in params),
-        "trained": sum(n for n, trained in params if trained),
-        "state": sum(array.size for kind, array, _ in arrays.values() if kind != "params"),
-    }
+def sizes_of(arrays: Mapping[Hashable, SizedArray]) -> Sizes:
+    params = trained = state = 0
+    for kind, array, is_trained in arrays.values():
+        if kind != "params":
+            state += array.size
+        else:
+            params += array.size
+            trained += array.size if is_trained else 0
+    return Sizes(params, trained, state)

@@ -1,4 +1,4 @@
-"""`Summary`: what each layer of a model is, takes and returns, and what it weighs. Nothing is computed for it."""
+"""`Summary`: a table of the layers of a model, made without computing anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import jax
 from seqbridge._interface import (
     Call,
     Column,
-    Variables,
     call_of,
     filled,
     shape_text,
@@ -29,8 +28,8 @@ from seqbridge._passes.forward import traverse
 from seqbridge._passes.pure_form import Layouts, built_layouts, check_sizes, layouts_of
 from seqbridge._passes.rows import (
     COLUMNS,
-    Array,
     Row,
+    SizedArray,
     arrays_of,
     cells,
     count_text,
@@ -50,17 +49,17 @@ from seqbridge._state import Keys
 
 @dataclass(frozen=True)
 class Summary:
-    """A table of the layers of a model. It prints itself, as text, in colours, and as HTML in a notebook.
+    """A table of the layers of a model: text, colours in a terminal, HTML in a notebook.
 
     Attributes:
         rows: The layers in order; a nested model stands above its own.
         params: How many numbers all parameters hold, each variable counted once.
         trained: How many of them are trained.
         state: How many numbers the state holds.
-        size: What parameters and state take, in bytes.
-        flops: Floating-point operations of one call; None: those of some layer aren't known. For
-            what is None in a shape, 1 is taken.
-        remark: What stands below the table.
+        size: The bytes that parameters and state take.
+        flops: Floating-point operations of one call, with 1 for each None in a shape; None: those
+            of some layer aren't known.
+        remark: A line below the table.
     """
 
     rows: Sequence[Row]
@@ -77,7 +76,7 @@ class Summary:
     __repr__ = __str__
 
     def text(self) -> str:
-        """The table as plain text, as wide as it need be."""
+        """Return the table as plain text, as wide as it need be."""
         return "\n".join([table(*self._table()), *self._footer()])
 
     def _repr_html_(self) -> str:
@@ -87,18 +86,32 @@ class Summary:
         return filled(COLUMNS, [cells(row) for row in self.rows], 3)
 
     def _footer(self) -> list[str]:
-        from rich.filesize import decimal  # late: nobody needs it but who looks
+        from rich.filesize import decimal  # late: only whoever prints a summary needs it
 
         frozen = f" ({self.params - self.trained:,} frozen)" if self.params != self.trained else ""
-        total = f"total: {self.params:,} parameters{frozen}, {self.state:,} of state, {decimal(self.size)}"
+        parts = [
+            f"{self.params:,} parameters{frozen}",
+            f"{self.state:,} of state",
+            decimal(self.size),
+        ]
         known = known_flops(self.rows)
-        if self.flops is not None or known:
-            total += f", {'' if self.flops is not None else 'at least '}{count_text(known)} FLOPs"
-        return [total, *([self.remark] if self.remark else [])]
+        if self.flops is not None:
+            parts.append(f"{count_text(known)} FLOPs")
+        elif known:
+            parts.append(f"at least {count_text(known)} FLOPs")
+        total = f"total: {', '.join(parts)}"
+        return [total, self.remark] if self.remark else [total]
 
 
 class _Step(NamedTuple):
-    """What a layer is given, and returns, in shapes; and its operations."""
+    """The call of one layer, in shapes.
+
+    Attributes:
+        args: The inputs.
+        keywords: The keywords.
+        out: The outputs.
+        flops: Floating-point operations; None: not known.
+    """
 
     args: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = {}
@@ -106,8 +119,8 @@ class _Step(NamedTuple):
     flops: float | None = None
 
 
-class _Look:
-    """The visitor of a summary: shapes go in and out, and are noted.
+class _Observer:
+    """The visitor of a summary: notes the shapes that go into each layer and come out of it.
 
     Args:
         layouts: The structure of each layer.
@@ -129,7 +142,7 @@ class _Look:
         /,
     ) -> Any:
         layout = self._layouts[layer]
-        variables: Variables = layer.current_tree() if layer.built else layout.tree(layout.arrays)
+        variables = layer.current_tree() if layer.built else layout.tree(layout.arrays)
         program, out, _ = traced(layer, variables, args, keywords)
         self.steps.append(_Step(args, keywords, out, flops(program) if self._count else None))
         return out
@@ -141,168 +154,204 @@ class _Look:
 def summarize(
     model: LayerList, inputs: tuple[Any, ...], call: Call, *, given: bool, count: bool = True
 ) -> Summary:
-    """The summary of a model.
+    """Return the summary of a model.
 
     Args:
         model: The model.
-        inputs: Shapes, or arrays; without any, the summary shows what can be told.
-        call: The call that is looked at; where it says no mode, it is one in evaluation.
-        given: Whether the inputs are the caller's, who wants to know if they don't fit.
+        inputs: Shapes, or arrays. Empty: the summary says what is known without them.
+        call: The rest of the call; without a mode, it is one in evaluation.
+        given: Whether the caller gave the inputs, and wants an error if they don't fit.
         count: Whether operations are counted, which takes some milliseconds a layer.
     """
     layouts: Layouts = built_layouts(model)
     steps: list[_Step] = []
-    remark = ""
     if inputs:
         count = count and not has_inner_open_sizes(inputs)
         try:
             with explained(inputs):
-                layouts, steps = _look(model, inputs, call, count)
-            remark = (
-                "FLOPs are those for 1 in place of None" if count and has_open_sizes(inputs) else ""
-            )
+                layouts, steps = _observe(model, inputs, call, count)
         except Exception as error:
             if given:
                 raise
-            notes = [
-                note for note in getattr(error, "__notes__", ()) if note.startswith("in layer")
-            ]
-            said = textwrap.shorten(str(error), 100, placeholder=" ...")
-            remark = f"what reaches the layers isn't known: {'; '.join([said, *notes])}"
+            remark = _failure_text(error)
+        else:
+            counted_for_1 = count and has_open_sizes(inputs)
+            remark = "FLOPs are those for 1 in place of None" if counted_for_1 else ""
     else:
-        why = (
-            "what reaches the layers isn't known:"
-            if model.built
-            else "not built yet: call model.build(...), or"
-        )
-        remark = f"{why} give the shapes of the inputs, model.summary((None, 8))"
-    made = _Rows(model, layouts, steps, count)
-    rows, _ = made.of(model)
-    size = sum(array.size * array.dtype.itemsize for _, array, _ in made.seen.values())
+        if model.built:
+            reason = "what reaches the layers isn't known:"
+        else:
+            reason = "not built yet: call model.build(...), or"
+        remark = f"{reason} give the shapes of the inputs, model.summary((None, 8))"
+    lazy_key = _RowMaker(model, layouts, steps, count)
+    rows, _ = lazy_key.rows_of(model)
+    sizes = sizes_of(lazy_key.seen)
     return Summary(
-        tuple(rows), **sizes_of(made.seen), size=size, flops=total_flops(rows), remark=remark
+        rows=tuple(rows),
+        params=sizes.params,
+        trained=sizes.trained,
+        state=sizes.state,
+        size=sum(array.size * array.dtype.itemsize for _, array, _ in lazy_key.seen.values()),
+        flops=total_flops(rows),
+        remark=remark,
     )
 
 
-def _look(
+def _failure_text(error: Exception) -> str:
+    """Return a remark for a model whose layers don't take the shapes that it was built for."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    parts = [textwrap.shorten(str(error), 100, placeholder=" ...")]
+    parts += [note for note in notes if note.startswith("in layer")]
+    return f"what reaches the layers isn't known: {'; '.join(parts)}"
+
+
+def _observe(
     model: LayerList, inputs: tuple[Any, ...], call: Call, count: bool
 ) -> tuple[Layouts, list[_Step]]:
-    """The structure of all layers; and of each its inputs, its outputs and its operations."""
-
-    def layouts_at(size: int) -> Layouts:
-        return layouts_of(model, specs(inputs, size), call.map(keyword_specs, training=True))
-
-    def steps_at(size: int, count: bool) -> tuple[Layouts, list[_Step]]:
-        layouts = layouts_at(size)
-        look, shapes = _Look(layouts, count), call.map(keyword_specs, training=bool(call.training))
-        traverse(model, specs(inputs, size), shapes, look, Keys(unused_key), plain=False)
-        return layouts, look.steps
-
-    layouts, steps = steps_at(1, count)
+    """Return the structure of all layers, and the calls of all layers in order."""
+    layouts, steps = _observe_at(1, model, inputs, call, count)
     if has_open_sizes(inputs):
         if not model.built:
             check_sizes(model, inputs, call.map(keyword_specs, training=True))
-        with contextlib.suppress(
-            Exception
-        ):  # there may be no other size that fits: then 1 is shown
-            # A convolution leaves nothing of an image of 1 by 1: larger ones show what depends on
-            # the size.
-            first = steps if not _vanishes(steps) else steps_at(32, False)[1]
-            second = steps_at(2 if first is steps else 64, False)[1]
-            for i, (one, two) in enumerate(zip(first, second, strict=True)):
-                args, out = jax.tree.map(_opened, (one.args, one.out), (two.args, two.out))
-                steps[i] = steps[i]._replace(args=args, out=out)
+        # Where no other size fits, the shapes with 1 stay.
+        with contextlib.suppress(Exception):
+            _open_sizes(steps, model, inputs, call)
     return layouts, steps
 
 
-def _vanishes(steps: Sequence[_Step]) -> bool:
-    return any(
-        0 in leaf.shape
-        for step in steps
-        for leaf in jax.tree.leaves(step.out)
-        if hasattr(leaf, "shape")
-    )
+def _observe_at(
+    size: int, model: LayerList, inputs: tuple[Any, ...], call: Call, count: bool
+) -> tuple[Layouts, list[_Step]]:
+    """Return the same for one size in place of each None."""
+    shapes = specs(inputs, size)
+    layouts = layouts_of(model, shapes, call.map(keyword_specs, training=True))
+    observer = _Observer(layouts, count)
+    in_mode = call.map(keyword_specs, training=bool(call.training))
+    traverse(model, shapes, in_mode, observer, Keys(unused_key), plain=False)
+    return layouts, observer.steps
 
 
-def _opened(one: Any, two: Any) -> Any:
-    """A shape with None for the sizes in which the two differ."""
+def _open_sizes(steps: list[_Step], model: LayerList, inputs: tuple[Any, ...], call: Call) -> None:
+    """Put None into the shapes of `steps`, those for 1, wherever they depend on the open sizes."""
+
+    def steps_at(size: int) -> list[_Step]:
+        _, observed = _observe_at(size, model, inputs, call, count=False)
+        return observed
+
+    if _has_empty_outputs(steps):
+        # A convolution leaves nothing of an image of 1 by 1; larger ones show what depends on the
+        # size.
+        first, second = steps_at(32), steps_at(64)
+    else:
+        first, second = steps, steps_at(2)
+    for i, (one, two) in enumerate(zip(first, second, strict=True)):
+        args, out = jax.tree.map(_open_size, (one.args, one.out), (two.args, two.out))
+        steps[i] = _Step(args, steps[i].keywords, out, steps[i].flops)
+
+
+def _has_empty_outputs(steps: Sequence[_Step]) -> bool:
+    for step in steps:
+        for leaf in jax.tree.leaves(step.out):
+            if hasattr(leaf, "shape") and 0 in leaf.shape:
+                return True
+    return False
+
+
+def _open_size(one: Any, two: Any) -> Any:
+    """Return a shape with None for the sizes in which the two differ."""
     if not hasattr(one, "shape") or one.shape == two.shape:
         return one
     shape = tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True))
-    return types.SimpleNamespace(dtype=one.dtype, shape=shape)  # JAX has none with a None
+    return types.SimpleNamespace(dtype=one.dtype, shape=shape)  # a shape of JAX holds no None
 
 
-class _Rows:
+class _RowMaker:
     """Makes the rows of a model, and of the models in it, and notes each variable once.
 
     Args:
         model: The model.
         layouts: The structure of the layers that have one.
-        steps: What `_look` has found of each layer, in order; empty: nothing is known.
+        steps: The calls of all layers, in order; empty: nothing is known.
         count: Whether operations are counted.
     """
 
     def __init__(self, model: LayerList, layouts: Layouts, steps: Sequence[_Step], count: bool):
-        self.seen: dict[Hashable, Array] = {}
+        self.seen: dict[Hashable, SizedArray] = {}
         self._layouts = layouts
         self._known = bool(steps)
         self._count = count
-        self._rest = iter(steps)
+        self._steps = iter(steps)
         self._names = (name for name, _ in walk(model))
 
-    def of(self, model: LayerList, depth: int = 0) -> tuple[list[Row], dict[Hashable, Array]]:
-        """The rows, and the variables in them."""
-        rows, arrays = [], {}
+    def rows_of(
+        self, model: LayerList, depth: int = 0
+    ) -> tuple[list[Row], dict[Hashable, SizedArray]]:
+        """Return the rows of a model's items, and the arrays of all variables in them."""
+        rows: list[Row] = []
+        arrays: dict[Hashable, SizedArray] = {}
         for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
             place = f"[{i}] {name}" if name else f"[{i}]"
             before = set(self.seen)
             if isinstance(item, Layer):
-                row, inside, own = self._of_layer(place, depth, item)
+                own = arrays_of(item, self._layouts[item]) if item in self._layouts else {}
+                self.seen.update(own)
+                row, below = self._layer_rows(place, depth, item, own)
             else:
-                inside, own = self.of(item, depth + 1)
-                row = Row(
-                    place, depth, "", type(item).__name__, flops=total_flops(inside, depth + 1)
-                )
-                if inside:
-                    direct = [below for below in inside if below.depth == depth + 1]
-                    row = replace(row, inputs=inside[0].inputs, outputs=direct[-1].outputs)
+                below, own = self.rows_of(item, depth + 1)
+                row = _model_row(place, depth, item, below)
             if own or item.built or self._known:
-                row = replace(row, shared=bool(own) and own.keys() <= before, **sizes_of(own))
-            rows += [row, *inside]
+                params, trained, state = sizes_of(own)
+                shared = bool(own) and own.keys() <= before
+                row = replace(row, params=params, trained=trained, state=state, shared=shared)
+            rows += [row, *below]
             arrays |= own
         return rows, arrays
 
-    def _of_layer(
-        self, place: str, depth: int, layer: Layer
-    ) -> tuple[Row, list[Row], dict[Hashable, Array]]:
-        step = next(self._rest, _Step())
+    def _layer_rows(
+        self, place: str, depth: int, layer: Layer, own: dict[Hashable, SizedArray]
+    ) -> tuple[Row, list[Row]]:
+        """Return the row of a layer, and the rows of the model that it runs, if it runs one."""
+        step = next(self._steps, _Step())
         pure = layer.pure
         row = Row(
-            place,
-            depth,
-            pure.ecosystem,
-            pure.text or pure.label,
+            place=place,
+            depth=depth,
+            ecosystem=pure.ecosystem,
+            entry=pure.text or pure.label,
             flops=step.flops,
             name=next(self._names),
         )
         if self._known:
             row = replace(row, inputs=shapes_text(step.args), outputs=shape_text(step.out))
-        own = arrays_of(layer, self._layouts[layer]) if layer in self._layouts else {}
-        self.seen.update(own)
         if pure.inside is None:
-            return row, [], own
+            return row, []
         model, copies = pure.inside
-        found = summarize(
-            model, step.args, call_of(step.keywords), given=False, count=self._count
-        ).rows
-        frozen = own and not sizes_of(own)["trained"]
-        inside = [
-            replace(
-                r,
-                depth=r.depth + depth + 1,
-                copies=max(r.copies, 1) * copies,
-                trained=0 if frozen else r.trained,
+        inner_call = call_of(step.keywords)
+        inner = summarize(model, step.args, inner_call, given=False, count=self._count)
+        frozen = bool(own) and not sizes_of(own).trained
+        below: list[Row] = []
+        for inner_row in inner.rows:
+            below.append(
+                replace(
+                    inner_row,
+                    depth=inner_row.depth + depth + 1,
+                    copies=max(inner_row.copies, 1) * copies,
+                    trained=0 if frozen else inner_row.trained,
+                )
             )
-            for r in found
-        ]
-        return row, inside, own
+        return row, below
+
+
+def _model_row(place: str, depth: int, model: LayerList, below: Sequence[Row]) -> Row:
+    """Return the row of a nested model, from the rows below it."""
+    row = Row(
+        place=place,
+        depth=depth,
+        ecosystem="",
+        entry=type(model).__name__,
+        flops=total_flops(below, depth + 1),
+    )
+    if not below:
+        return row
+    direct = [inner for inner in below if inner.depth == depth + 1]
+    return replace(row, inputs=below[0].inputs, outputs=direct[-1].outputs)

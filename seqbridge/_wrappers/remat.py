@@ -1,4 +1,4 @@
-"""`remat`: rematerialisation of whatever uses variables."""
+"""`remat`: rematerialisation of functions, models and layers that use variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overlo
 
 import jax
 
-from seqbridge._interface import PureLayer
+from seqbridge._interface import PureLayer, Variables
 from seqbridge._layers import Layer, LayerList
 from seqbridge._state import Stateful
 from seqbridge._transforms import Jitted, combine, holders_of, partition, pure_call
@@ -19,8 +19,8 @@ from seqbridge._wrappers.wrap import as_layer, key_within, wrap
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Of what `remat` takes, that which is an entry to a type checker, too. Others can be called, before
-# and after.
+# What `remat` makes a `Layer` of, as far as a type checker can tell. Of anything else that can be
+# called it makes a function.
 _NoFunction: TypeAlias = (
     functools.partial[Any] | type[Any] | PureLayer | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 )
@@ -40,12 +40,14 @@ def remat(
     function: Callable[P, R], *, vars: Any = None, **options: Unpack[_RematOptions]
 ) -> Callable[P, R]: ...
 def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
-    """`jax.checkpoint` of whatever uses variables: inner values are computed again for the gradients, to save memory.
+    """Apply `jax.checkpoint` to a function, a model or an entry that uses variables.
+
+    Inner values are computed again for the gradients, which saves memory.
 
     Args:
-        function: A function, or a model or a layer that is built; or what is to stand in a model:
+        function: A function, or a model or a layer that is built; or something to put into a model:
             an entry that is no plain function, or a `Layer` or `Sequential` that isn't built.
-        vars: What `function` closes over.
+        vars: The variables that `function` closes over, or what holds them.
         **options: `prevent_cse` and `policy`, as `jax.checkpoint` has them.
 
     Returns:
@@ -56,27 +58,23 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
         >>> import jax.numpy as jnp
         >>> from seqbridge import Variable, grad
         >>> w = Variable(jnp.array([1.0, 2.0]), name="w")
-        >>> bool(jnp.allclose(grad(remat(lambda w: jnp.sin(w.value).sum()))(w)["w"], jnp.cos(w.value)))
+        >>> loss = remat(lambda w: jnp.sin(w.value).sum())
+        >>> bool(jnp.allclose(grad(loss)(w)["w"], jnp.cos(w.value)))
         True
     """
-    built = (
-        function.built
-        if isinstance(function, Layer | LayerList)
-        else isinstance(function, _FUNCTIONS)
-    )
-    if not built:
+    if not _is_ready_to_call(function):
         return _remat_layer(function, options)
-    call: Any = function
+    call: Callable[..., Any] = function
     closed = holders_of(call, vars)
+    checkpoint = functools.partial(jax.checkpoint, **options)
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        return pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
+        return pure_call(checkpoint, call, closed, args, keywords)
 
     return functools.wraps(call, updated=())(wrapped)
 
 
-# Of these, one that holds no variables is a function to JAX, and one that does is for `_hidden` to
-# find.
+# Callables that are called as they are; `holders_of` finds the variables that they hold.
 _FUNCTIONS = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -87,9 +85,16 @@ _FUNCTIONS = (
 )
 
 
+def _is_ready_to_call(function: Any) -> bool:
+    """Whether it is a function, or a model or layer that has its variables."""
+    if isinstance(function, Layer | LayerList):
+        return function.built
+    return isinstance(function, _FUNCTIONS)
+
+
 def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
     layer = as_layer(entry)
-    jax.checkpoint(lambda: None, **options)  # says at once what is wrong with them
+    jax.checkpoint(lambda: None, **options)  # raises at once if an option is wrong
     return Layer(
         _remat_pure(layer, options), name=layer.name, trainable=layer.entry_options.trainable
     )
@@ -98,17 +103,21 @@ def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
 def _remat_pure(layer: Layer, options: Mapping[str, Any]) -> PureLayer:
     pure = wrap(layer)
 
-    def apply(variables: Any, key: Any, /, *inputs: Any, **keywords: Any) -> Any:
+    def apply(
+        variables: Variables, key: Any, /, *inputs: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
         signature, arrays, _ = partition(inputs, keywords)
 
-        def run(variables: Any, key: Any, arrays: list[Any]) -> Any:
-            inside, given = combine(signature, arrays, ())
-            return pure.apply(variables, key, *inside, **given)
+        def run(variables: Variables, key: Any, arrays: list[Any]) -> tuple[Any, Variables]:
+            args, given = combine(signature, arrays, ())
+            return pure.apply(variables, key, *args, **given)
 
         key = key_within(layer, key, variables, inputs, keywords)
         return jax.checkpoint(run, **options)(variables, key, arrays)
 
-    text = f"remat of {pure.text or pure.label}"
     return dataclasses.replace(
-        pure, apply=apply, text=text, reduce=(_remat_pure, (layer, dict(options)))
+        pure,
+        apply=apply,
+        text=f"remat of {pure.text or pure.label}",
+        reduce=(_remat_pure, (layer, dict(options))),
     )

@@ -18,12 +18,12 @@ from seqbridge._wrappers.wrap import as_layer, key_within, wrap
 
 
 class Repeat(Layer):
-    """n copies of a layer, each of which takes what the one before returns, as one loop of the compiled program.
+    """Copies of a layer, one after the other, as one loop of the compiled program.
 
-    It does what a list of n such layers does, with the same initial values and the same random
-    numbers. Each of its variables holds those of all copies, stacked along a new first axis; so the
-    time to trace and to compile doesn't grow with n, nor does the number of arrays. `repeat[17]`
-    shows one copy.
+    It computes what a list of n such layers computes, with the same initial values and the same
+    random numbers: each copy takes what the one before returns. Each of its variables holds those
+    of all copies, stacked along a new first axis; so the time to trace and to compile doesn't grow
+    with n, nor does the number of arrays. `repeat[17]` shows one copy.
 
     Args:
         layer: An entry of any library, a `Layer`, a `Sequential` or a list of entries. One that has
@@ -32,7 +32,7 @@ class Repeat(Layer):
         name: As for a `Layer`.
         per_copy: The names of keywords that hold a value for each copy, stacked along a first axis
             of size `n`. Any other keyword is the same for all.
-        unroll: How many copies stand in the program one after the other, as `jax.lax.scan` has it:
+        unroll: How many copies the program runs in each step of the loop, as in `jax.lax.scan`:
             more of them take longer to compile and may run faster.
 
     Raises:
@@ -75,19 +75,23 @@ class Repeat(Layer):
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
         for word in per_copy:
-            if not one.call_parameters.takes(word, 1) or word in MODE_FLAGS:
+            if word in MODE_FLAGS or not one.call_parameters.takes(word, 1):
                 near = nearest(word, one.call_parameters.names)
                 raise TypeError(
                     f"per_copy={word!r}: no copy takes a value of its own by that name{near}"
                 )
-        super().__init__(
-            _repeated(one, n, per_copy, unroll), name=name, trainable=one.entry_options.trainable
-        )
+        pure = _repeat(one, n, per_copy, unroll)
+        super().__init__(pure, name=name, trainable=one.entry_options.trainable)
+
+    @property
+    def _copies(self) -> _Copies:
+        assert isinstance(self.pure, _Copies)
+        return self.pure
 
     @property
     def n(self) -> int:
         """How many copies there are."""
-        return self.pure.n  # pyright: ignore[reportAttributeAccessIssue]
+        return self._copies.n
 
     def __len__(self) -> int:
         return self.n
@@ -100,7 +104,7 @@ class Repeat(Layer):
     @overload
     def __getitem__(self, index: str) -> Any: ...
     def __getitem__(self, index: SupportsIndex | str) -> Any:
-        """A copy, by its position; or a variable of all copies, by its name."""
+        """Return a copy, by its position; or a variable of all copies, by its name."""
         if isinstance(index, str):
             return super().__getitem__(index)
         if isinstance(index, slice):
@@ -110,107 +114,135 @@ class Repeat(Layer):
         index = operator.index(index)
         if index not in range(-self.n, self.n):
             raise IndexError(f"there is no copy {index}; there are {self.n}")
-        return Copy(self, self.pure.one, range(self.n)[index])  # pyright: ignore[reportAttributeAccessIssue]
+        return Copy(self, self._copies.one, range(self.n)[index])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class _Repeated(PureLayer):
+class _Copies(PureLayer):
+    """Copies of a layer as one layer.
+
+    Args:
+        one: The layer.
+        n: How many copies there are.
+    """
+
     one: Layer
     n: int
 
 
-def _repeated(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> PureLayer:
-    """Copies of a layer as one layer."""
+def _repeat(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> PureLayer:
+    """Return copies of a layer as one layer."""
     inner = wrap(one)
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
         assert inner.init is not None
-        make = inner.init
-        first = {
-            k: jax.tree.map(lambda a: a[0], v) if k in per_copy else v for k, v in keywords.items()
-        }
-        if not inner.traceable:
-            drawn = [make(fold_in(key, i), *inputs, **first) for i in range(n)]
-            return _stacked(jax.tree.map(lambda *arrays: jnp.stack(arrays), *drawn))
-        return _stacked(
-            jax.vmap(lambda i: make(jax.random.fold_in(key, i), *inputs, **first))(jnp.arange(n))
-        )
+        draw = inner.init
+        for_first = dict(keywords)
+        for name in per_copy:
+            if name in keywords:
+                for_first[name] = jax.tree.map(lambda array: array[0], keywords[name])
 
-    def run(
+        def init_copy(i: jax.Array) -> Variables:
+            return draw(jax.random.fold_in(key, i), *inputs, **for_first)
+
+        if inner.traceable:
+            return _with_copy_axis(jax.vmap(init_copy)(jnp.arange(n)))
+        drawn = [draw(fold_in(key, i), *inputs, **for_first) for i in range(n)]
+        return _with_copy_axis(jax.tree.map(lambda *arrays: jnp.stack(arrays), *drawn))
+
+    def apply(
         variables: Variables, key: Any, /, *inputs: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
-        each = {k: keywords.pop(k) for k in per_copy if k in keywords}
-        for name, value in each.items():
-            if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(value)):
-                raise ValueError(
-                    f"{name!r} holds a value for each of the {n} copies: give an array whose first "
-                    f"axis is {n}; got "
-                    f"{value!r:.60}"
-                )
+        each: dict[str, Any] = {}
+        for name in per_copy:
+            if name in keywords:
+                each[name] = keywords.pop(name)
+        _check_first_axis(each, n)
         inputs = jax.tree.map(strong, inputs)
-        rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (variables, each))
-        key = key_within(one, key, rows[0], inputs, {**keywords, **rows[1]})
+        own, given = jax.tree.map(_without_first_axis, (variables, each))
+        key = key_within(one, key, own, inputs, {**keywords, **given})
 
-        def step(carry: Any, copy: Any) -> Any:
+        def step(
+            carry: tuple[Any, ...], copy: tuple[jax.Array, Variables, dict[str, Any]]
+        ) -> tuple[tuple[Any, ...], Variables]:
             i, own, given = copy
             own_key = None if key is None else jax.random.fold_in(key, i)
             out, state = inner.apply(own, own_key, *carry, **keywords, **given)
-            out = jax.tree.map(strong, out if type(out) is tuple else (out,))
-            _check(carry, out)
-            return out, state
+            outputs = jax.tree.map(strong, out if type(out) is tuple else (out,))
+            _check_same_shapes(carry, outputs)
+            return outputs, state
 
-        out, state = jax.lax.scan(step, inputs, (jnp.arange(n), variables, each), unroll=unroll)
-        return out[0] if len(out) == 1 else out, state
+        copies = jnp.arange(n), variables, each
+        outputs, state = jax.lax.scan(step, inputs, copies, unroll=unroll)
+        return outputs[0] if len(outputs) == 1 else outputs, state
 
+    shown = inner.text if 0 < len(inner.text) <= 100 else inner.label
     fields = {field.name: getattr(inner, field.name) for field in dataclasses.fields(inner)}
-    return _Repeated(**{
-        **fields,
-        "init": inner.init and init,
-        "apply": run,
-        "label": "Repeat",
-        "text": f"Repeat({inner.text if 0 < len(inner.text) <= 100 else inner.label}, {n})",
-        "ready": _of_each(one, n) if one.built else None,
-        "sources": {},
-        "reduce": (_repeated, (one, n, per_copy, unroll)),
-        "inside": inner.inside and (inner.inside[0], n),
-        "parts": None,
-        "read": None,
-        "one": one,
-        "n": n,
-    })  # fmt: skip
+    fields.update(
+        init=None if inner.init is None else init,
+        apply=apply,
+        label="Repeat",
+        text=f"Repeat({shown}, {n})",
+        ready=_tiled_values(one, n) if one.built else None,
+        sources={},
+        reduce=(_repeat, (one, n, per_copy, unroll)),
+        inside=None if inner.inside is None else (inner.inside[0], n),
+        parts=None,
+        read=None,
+        one=one,
+        n=n,
+    )
+    return _Copies(**fields)
 
 
-def _stacked(variables: Variables) -> Variables:
-    """What a library says of the axes of its arrays goes for the axes behind the new one."""
-
-    def said(leaf: Any) -> Any:
-        return (
-            dataclasses.replace(leaf, axes=(None, *leaf.axes))
-            if isinstance(leaf, Annotated) and leaf.axes
-            else leaf
-        )
-
-    return jax.tree.map(said, variables, is_leaf=lambda leaf: isinstance(leaf, Annotated))
+def _check_first_axis(each: dict[str, Any], n: int) -> None:
+    for name, value in each.items():
+        if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"{name!r} holds a value for each of the {n} copies: give an array whose first "
+                f"axis is {n}; got {value!r:.60}"
+            )
 
 
-def _of_each(one: Layer, n: int) -> Variables:
-    """The values of a layer, for each of its copies."""
+def _without_first_axis(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+
+
+def _with_copy_axis(variables: Variables) -> Variables:
+    """Return variables whose notes on axes allow for the new first one."""
+
+    def shift_axes(leaf: Any) -> Any:
+        if isinstance(leaf, Annotated) and leaf.axes:
+            return dataclasses.replace(leaf, axes=(None, *leaf.axes))
+        return leaf
+
+    return jax.tree.map(shift_axes, variables, is_leaf=lambda leaf: isinstance(leaf, Annotated))
+
+
+def _tiled_values(one: Layer, n: int) -> Variables:
+    """Return the values of a layer, once for each of its copies."""
     assert one.native_layout is not None
-    told = one.native_layout.described([box.value for box in one.own_variables()])
-    return _stacked(jax.tree.map(lambda a: jnp.tile(a[None], (n, *(1,) * a.ndim)), told))
+    values = one.native_layout.described([variable.value for variable in one.own_variables()])
+
+    def tile(array: jax.Array) -> jax.Array:
+        return jnp.tile(array[None], (n, *(1,) * array.ndim))
+
+    return _with_copy_axis(jax.tree.map(tile, values))
 
 
-def _check(given: Any, out: Any) -> None:
-    """Raises a `TypeError` if a copy can't take what the one before returns."""
-
-    def shown(values: Any) -> str:
-        return ", ".join(
-            f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in jax.tree.leaves(values)
-        )
-
-    if jax.tree.structure(given) != jax.tree.structure(out) or shown(given) != shown(out):
+def _check_same_shapes(given: Any, out: Any) -> None:
+    """Raise a `TypeError` if a copy can't take what the one before returns."""
+    took, returned = _shapes_text(given), _shapes_text(out)
+    if jax.tree.structure(given) != jax.tree.structure(out) or took != returned:
         raise TypeError(
             f"a repeated layer must return what it takes, since the next copy takes it: it took "
-            f"{shown(given)} and "
-            f"returned {shown(out)}"
+            f"{took} and returned {returned}"
         )
+
+
+def _shapes_text(values: Any) -> str:
+    texts: list[str] = []
+    for array in jax.tree.leaves(values):
+        sizes = ",".join(str(size) for size in array.shape)
+        texts.append(f"{array.dtype}[{sizes}]")
+    return ", ".join(texts)

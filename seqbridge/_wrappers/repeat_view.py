@@ -1,4 +1,4 @@
-"""`Copy`: one of the copies of a repeated layer, whose arrays are rows of the variables of all."""
+"""`Copy`: a view of one copy of a repeated layer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from seqbridge._passes import Run, traverse
 from seqbridge._state import CacheKey, Locks, Operators, Stateful, Variable, cast, commit, locked
 
 
-class Row(Operators):
-    """One copy's part of a variable of all copies. It is read and assigned like a variable.
+class CopyVariable(Operators):
+    """The row of one copy in a variable of all copies. It is read and assigned like a variable.
 
     Args:
         whole: The variable of all copies.
@@ -43,14 +43,14 @@ class Row(Operators):
         self.assign(new)
 
     def assign(self, value: Any) -> None:
-        """Replaces this copy's array; as `Variable.assign`."""
+        """Replace this copy's array, as `Variable.assign` does."""
         with self._whole.lock:
-            commit({self._whole: self.put(value)})
+            commit({self._whole: self.replaced(value)})
 
-    def put(self, value: Any) -> jax.Array:
-        """The arrays of all copies, with `value` in place of this one's."""
-        whole = self._whole.value
-        return whole.at[self._index].set(cast(self.name, value, self.value))
+    def replaced(self, value: Any) -> jax.Array:
+        """Return the array of all copies, with `value` in place of this one's."""
+        new = cast(self.name, value, self.value)
+        return self._whole.value.at[self._index].set(new)
 
     @property
     def trainable(self) -> bool:
@@ -72,11 +72,11 @@ class Row(Operators):
         )
 
     def __repr__(self) -> str:
-        return f"Row({self.name}, {self.dtype}{list(self.shape)})"
+        return f"CopyVariable({self.name}, {self.dtype}{list(self.shape)})"
 
 
 class Copy(Stateful):
-    """One of the copies of a repeated layer: `model[3][17]`.
+    """A view of one copy of a repeated layer: `model[3][17]`.
 
     Its variables are attributes and items of it, and it can be called on its own, as a layer can.
 
@@ -107,59 +107,60 @@ class Copy(Stateful):
             )
         return self._repeat.native_layout
 
-    def _rows(self) -> list[Row]:
-        return [Row(box, self._index) for box in self._repeat.own_variables()]
+    def _rows(self) -> list[CopyVariable]:
+        return [CopyVariable(variable, self._index) for variable in self._repeat.own_variables()]
 
-    def _named(self) -> Mapping[str, Row]:
-        return {
-            name: Row(box, self._index) for name, box in self._repeat.variables_by_name().items()
-        }
-
-    def vars(self) -> Mapping[str, Row]:
-        """This copy's variables by name; each can be read and assigned."""
-        return self._named()
+    def vars(self) -> Mapping[str, CopyVariable]:
+        """Return this copy's variables by name; each can be read and assigned."""
+        named = self._repeat.variables_by_name()
+        return {name: CopyVariable(whole, self._index) for name, whole in named.items()}
 
     @property
     def native(self) -> Any:
         """This copy's variables in the structure that the entry's own library uses."""
-        return self._one.pure.to_native(
-            self._layout().annotated([row.value for row in self._rows()])
-        )
+        arrays = [row.value for row in self._rows()]
+        return self._one.pure.to_native(self._layout().annotated(arrays))
 
     def load_native(self, tree: Any, /, *, allow_pickle: bool = False) -> None:
-        """Takes the values of a native tree, or of a file; as `Layer.load_native`."""
+        """Load the values of a native tree, or of a file, as `Layer.load_native` does."""
         native = native_tree(self._one.pure, tree, self.native, allow_pickle=allow_pickle)
         with Locks(self._repeat.own_variables()):
             commit(self._changes("load_native", self._one.pure.from_native(native)))
 
-    def _changes(self, what: str, tree: Variables) -> dict[Variable, Any]:
+    def _changes(self, what: str, tree: Variables) -> dict[Variable, jax.Array]:
+        """Return the arrays of all copies with the values of `tree` in place of this one's."""
         arrays = self._layout().flatten(what, tree)
-        return {row._whole: row.put(new) for row, new in zip(self._rows(), arrays, strict=True)}
+        pairs = zip(self._rows(), arrays, strict=True)
+        return {row._whole: row.replaced(new) for row, new in pairs}
 
     def __call__(
         self, /, *args: Any, training: bool | None = None, rng: Any = None, **keywords: Any
     ) -> Any:
-        """Runs this copy alone; takes what a model takes."""
+        """Run this copy alone, on the arguments that a model takes."""
         alone = self._repeat.model_of_one()
         with locked(lambda: [alone]):
             tree = self._layout().tree([row.value for row in self._rows()])
-            run, changes = Run(lambda _: tree), {}
+            run = Run(lambda _: tree)
+            changes: dict[Variable, Any] = {}
             keys = alone.call_keys(rng, changes).child(self._index)
-            out = traverse(
-                Sequential([self._one]), args, Call(mode_of(training), keywords), run, keys
-            )
+            call = Call(mode_of(training), keywords)
+            outputs = traverse(Sequential([self._one]), args, call, run, keys)
             for state in run.states.values():
                 changes |= self._changes("the state after the call", state)
             commit(changes)
-        return out
+        return outputs
+
+    def _lookup(self, name: str, error: type[Exception]) -> Any:
+        variables: Mapping[str, Any] = self.vars()
+        return lookup(repr(self), variables, name, error, built=self._repeat.built)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return lookup(repr(self), self._named(), name, AttributeError, built=self._repeat.built)  # pyright: ignore
+        return self._lookup(name, AttributeError)
 
     def __getitem__(self, name: str) -> Any:
-        return lookup(repr(self), self._named(), name, KeyError, built=self._repeat.built)  # pyright: ignore
+        return self._lookup(name, KeyError)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "trainable":
@@ -169,10 +170,11 @@ class Copy(Stateful):
         object.__setattr__(self, name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *(name.partition(".")[0] for name in self._named())})
+        names = {name.partition(".")[0] for name in self.vars()}
+        return sorted(names.union(object.__dir__(self)))
 
     def _ipython_key_completions_(self) -> list[str]:
-        return list(self._named())
+        return list(self.vars())
 
     def __repr__(self) -> str:
         return f"copy {self._index} of {self._repeat!r}"

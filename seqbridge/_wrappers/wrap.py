@@ -1,9 +1,9 @@
-"""What stands around a layer and runs it: as the neutral form wants it, in terms of the layer inside."""
+"""The base of all wrappers: a layer as a `PureLayer` that takes a batch and one key."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,45 +17,56 @@ from seqbridge._state import Keys
 
 
 def as_layer(x: Any) -> Layer:
-    """A layer, an entry, or a model as one layer."""
+    """Return a layer, an entry, or a model as one layer."""
+    if isinstance(x, Layer):
+        return x
     if isinstance(x, LayerList | list | Mapping):
-        x = _told(as_pure_layer(as_model(x)[0]))
-    return x if isinstance(x, Layer) else Layer(x)
+        model, _ = as_model(x)
+        return Layer(_annotate_frozen(as_pure_layer(model)))
+    return Layer(x)
 
 
-def _told(pure: PureLayer) -> PureLayer:
-    """The same, whose variables say which of them are frozen."""
+def _annotate_frozen(pure: PureLayer) -> PureLayer:
+    """Return the layer with a note at each of its variables that is frozen."""
 
-    def told(variables: Variables) -> Variables:
+    def annotate(variables: Variables) -> Variables:
         frozen = pure.frozen()
-        return jax.tree_util.tree_map_with_path(
-            lambda path, a: Annotated(a, trainable=False) if path_text(path) in frozen else a,
-            variables,
-        )
+
+        def annotate_leaf(path: tuple[Any, ...], array: Any) -> Any:
+            return Annotated(array, trainable=False) if path_text(path) in frozen else array
+
+        return jax.tree_util.tree_map_with_path(annotate_leaf, variables)
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
         assert pure.init is not None
-        return told(pure.init(key, *inputs, **keywords))
+        return annotate(pure.init(key, *inputs, **keywords))
 
-    ready = None if pure.ready is None else told(pure.ready)
     return dataclasses.replace(
-        pure, init=init, ready=ready, reduce=pure.reduce and (_again, pure.reduce)
+        pure,
+        init=init,
+        ready=None if pure.ready is None else annotate(pure.ready),
+        reduce=None if pure.reduce is None else (_unpickle, pure.reduce),
     )
 
 
-def _again(function: Any, args: tuple[Any, ...]) -> PureLayer:
-    return _told(function(*args))
+def _unpickle(function: Callable[..., PureLayer], args: tuple[Any, ...]) -> PureLayer:
+    return _annotate_frozen(function(*args))
 
 
 def wrap(layer: Layer) -> PureLayer:
-    """The neutral form of a layer that takes a batch, and its key from `apply` alone, whatever its entry takes."""
+    """Return a layer as a `PureLayer` that takes a batch, and its key from `apply` alone."""
     pure = layer.pure
 
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
         assert pure.init is not None
         if pure.per_example:
-            inputs = jax.tree.map(lambda a: a[0], inputs)
+            inputs = jax.tree.map(lambda array: array[0], inputs)
         return pure.init(key, *inputs, **keywords)
+
+    def run(
+        variables: Variables, key: Any, /, *inputs: Any, **keywords: Any
+    ) -> tuple[Any, Variables]:
+        return apply(layer, variables, key, inputs, keywords)
 
     signature = pure.signature
     if signature is not None:
@@ -63,10 +74,8 @@ def wrap(layer: Layer) -> PureLayer:
         signature = signature.replace(parameters=kept)
     return dataclasses.replace(
         pure,
-        init=pure.init and init,
-        apply=lambda variables, key, /, *inputs, **keywords: apply(
-            layer, variables, key, inputs, keywords
-        ),
+        init=None if pure.init is None else init,
+        apply=run,
         signature=signature,
         key_name=None,
         per_example=False,
@@ -77,11 +86,17 @@ def wrap(layer: Layer) -> PureLayer:
 
 
 def key_within(
-    layer: Layer, key: Any, variables: Variables, inputs: tuple[Any, ...], keywords: Any
+    layer: Layer,
+    key: Any,
+    variables: Variables,
+    inputs: tuple[Any, ...],
+    keywords: Mapping[str, Any],
 ) -> Any:
-    """The key for the layer, if it draws: else what stands around would seem to draw, and take one from the stream."""
-    return (
-        None
-        if key is None
-        else key_for(layer, Keys(lambda: key), variables, inputs, keywords, None)
-    )
+    """Return the key for a layer that draws, or None.
+
+    A wrapper that used the key of a layer that draws nothing would itself seem to draw, and would
+    take a key from the model's stream.
+    """
+    if key is None:
+        return None
+    return key_for(layer, Keys(lambda: key), variables, inputs, keywords, None)

@@ -246,13 +246,13 @@ def test_libraries_whose_modules_hold_values_want_a_built_model(export: Any) -> 
 # The ways out themselves
 
 
-def test_the_ways_out_are_those_of_the_adapters() -> None:
+def test_the_exports_are_those_of_the_adapters() -> None:
     assert set(dir(sb)) >= {
         "to_equinox", "to_haiku", "to_keras", "to_linen", "to_nnx", "to_pure", "to_stax", "to_toy",
     }  # fmt: skip
     assert sb.to_linen is sb.to_linen
     assert sb.to_linen.__name__ == "to_linen"
-    assert "*inputs: What it is for" in (sb.to_linen.__doc__ or "")
+    assert "*inputs: The inputs that it is for" in (sb.to_linen.__doc__ or "")
     assert "layer:" not in (sb.to_linen.__doc__ or "")
     with pytest.raises(AttributeError, match="has no 'to_lienn'; did you mean 'to_linen'"):
         sb.to_lienn  # noqa: B018
@@ -260,7 +260,7 @@ def test_the_ways_out_are_those_of_the_adapters() -> None:
         sb.Sequental  # noqa: B018
 
 
-def test_an_adapter_of_somebody_else_has_a_way_out() -> None:
+def test_an_adapter_of_somebody_else_has_an_export() -> None:
     model = make()
     layer = sb.to_toy(model)
     weights, memory = layer.start(KEY, 4)
