@@ -10,6 +10,7 @@ import jax
 
 from seqbridge._export.snapshot import Snapshot
 from seqbridge._interface import call_of
+from seqbridge._layers import FROZEN
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, check_inputs, check_keywords, specs
 from seqbridge._transforms import combine, partition
@@ -55,9 +56,11 @@ class Frozen:
     def _jitted(self) -> Any:
         # Of the inputs as they are: whoever traces or exports it wants to call the result with
         # these.
-        return jax.jit(
-            lambda *inputs, **keywords: self._run(inputs, {**self._keywords, **keywords})
-        )
+        def run(*inputs: Any, **keywords: Any) -> Any:
+            return self._run(inputs, {**self._keywords, **keywords})
+
+        run.__name__ = FROZEN
+        return jax.jit(run)
 
     def _prepare(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
         signature, arrays, _ = partition(
@@ -74,6 +77,7 @@ class Frozen:
                 assert found is not None
                 return found._run(*combine(signature, arrays, ()))
 
+            run.__name__ = FROZEN
             program = self._programs[signature] = jax.jit(run)
         return program, arrays
 

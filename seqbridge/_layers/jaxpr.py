@@ -11,6 +11,9 @@ import jax
 _known: dict[str, float] = {}
 _MOST = 1_000
 
+FROZEN = "frozen_model"
+"""The name of a compiled function whose arrays are constants on purpose."""
+
 
 class Draws(NamedTuple):
     """What a call of a layer does with its PRNG key."""
@@ -41,11 +44,40 @@ def eliminate_dead_code(
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an equation: the body of a loop, a function that is called."""
-    for value in jax.tree.leaves(
-        list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-    ):
-        if hasattr(found := getattr(value, "jaxpr", value), "eqns"):
-            yield found
+    for program in _programs(equation):
+        yield getattr(program, "jaxpr", program)
+
+
+def _programs(equation: Any) -> list[Any]:
+    """The jaxprs inside an equation, closed ones with their constants."""
+    leaves = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+    )
+    return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
+
+
+def captured_arrays(closed: Any) -> list[jax.Array]:
+    """The arrays that a traced program holds as constants, also in what it calls.
+
+    Tracers aren't among them, nor NumPy arrays, nor those of a frozen model.
+    """
+    found: dict[int, jax.Array] = {}
+    frozen: set[int] = set()
+    waiting, seen = [(closed, False)], dict[int, Any]()
+    while waiting:
+        program, is_frozen = waiting.pop()
+        if id(program) in seen:
+            continue
+        seen[id(program)] = program
+        for constant in getattr(program, "consts", ()):
+            if isinstance(constant, jax.Array) and not isinstance(constant, jax.core.Tracer):
+                found[id(constant)] = constant
+                if is_frozen:  # also where a transform, such as a gradient, takes it out of there
+                    frozen.add(id(constant))
+        for equation in program.eqns:
+            inside = is_frozen or equation.params.get("name") == FROZEN
+            waiting.extend((inner, inside) for inner in _programs(equation))
+    return [array for key, array in found.items() if key not in frozen]
 
 
 def flops(closed: Any) -> float | None:

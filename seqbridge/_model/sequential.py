@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import jax
 
 from seqbridge._entries import portable
-from seqbridge._interface import Call, ask, call_of, habit, mode_of, nearest
+from seqbridge._interface import Call, CapturedArrayError, ask, call_of, habit, mode_of, nearest
 from seqbridge._layers import Item, Layer, leaves, share, walk
 from seqbridge._model.layer_list import LayerList, entries_of, first_names, is_entry
 from seqbridge._passes import (
@@ -233,6 +233,8 @@ class Sequential(LayerList):
         build.enter(self, args, call)
         try:
             run_through(self, specs(args), call, build, self._initial_keys())
+        except CapturedArrayError:
+            raise
         except Exception:
             left = any(
                 not layer.built and layer not in build.layouts for layer in leaves(self._layers)

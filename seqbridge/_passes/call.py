@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import Variables
-from seqbridge._layers import Draws, Layer, eliminate_dead_code
+from seqbridge._interface import CapturedArrayError, Variables
+from seqbridge._layers import Draws, Layer, captured_arrays, eliminate_dead_code
 from seqbridge._state import Keys, version
 
 
@@ -134,7 +134,49 @@ def traced(
     batch = (_batch(args),) if layer.pure.per_example else ()
     keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
     closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, shapes)
+    if layer.pure.check_constants is not None:
+        _check(layer.pure.check_constants, captured_arrays(closed), call, keys, shapes)
     return closed, out, state
+
+
+def _check(
+    check: Callable[[Sequence[jax.Array]], None],
+    captured: Sequence[jax.Array],
+    call: Callable[[Any, Any], Any],
+    *given: Any,
+) -> None:
+    """Check the constants of a trace, but for those that the trace itself has made."""
+    try:
+        check(captured)
+    except CapturedArrayError:
+        # Of another function, since JAX remembers the trace of this one.
+        again = captured_arrays(jax.make_jaxpr(functools.partial(call))(*given))
+        check([array for array in captured if any(array is other for other in again)])
+
+
+def look_for_parameters(
+    layer: Layer,
+    variables: Variables,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    mode: Any,
+) -> None:
+    """Check once for each kind of call that a function uses no arrays but its variables.
+
+    Raises:
+        CapturedArrayError: It does.
+    """
+    if layer.pure.check_constants is None:
+        return
+    if _known_draws(layer, args, keywords, mode) is not None:
+        return
+    try:
+        evaluate(layer, variables, args, keywords, mode)
+    except CapturedArrayError:
+        raise
+    except Exception:  # it has run, so it is one that can't be traced
+        if not layer.pure.takes_key:
+            layer._draws[_signature(args, keywords, mode)] = Draws(False, False)
 
 
 def evaluate(

@@ -13,7 +13,7 @@ import jax
 
 from seqbridge._interface import Call, Variables, check_taken, nearest, shape_text, shapes_text
 from seqbridge._layers import Layer, Structure, walk
-from seqbridge._passes.call import apply, key_for
+from seqbridge._passes.call import apply, key_for, look_for_parameters
 from seqbridge._state import Keys, lost
 
 
@@ -57,6 +57,7 @@ class Run:
         variables = self.states.get(layer) or self._tree(layer)
         key = key_for(layer, keys, variables, args, keywords, mode)
         out, state = apply(layer, variables, key, args, keywords)
+        look_for_parameters(layer, variables, args, keywords, mode)
         if state and mode is not False and not _empty(args):
             self.states[layer] = {**variables, **state}
         return out
