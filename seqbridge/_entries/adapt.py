@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
+from seqbridge._entries.captured import check_of_held
 from seqbridge._entries.closure_conversion import check_held
 from seqbridge._entries.function import function_layer
 from seqbridge._interface import PureLayer, ask, bind, known
@@ -19,7 +21,8 @@ def as_pure(entry: Any) -> PureLayer:
     """
     pure = _find(entry)
     check_held(pure)
-    return pure
+    check = check_of_held(pure)
+    return pure if check is None else dataclasses.replace(pure, check_constants=check)
 
 
 def _find(entry: Any) -> PureLayer:
@@ -73,7 +76,8 @@ def owner_of(entry: Any) -> Any:
 
 
 def _known() -> str:
-    return f"there are adapters for {', '.join(known()) or 'nothing (is seqbridge itself installed by pip?)'}"
+    names = ", ".join(known()) or "nothing (is seqbridge itself installed by pip?)"
+    return f"there are adapters for {names}"
 
 
 def _makes_callables(cls: type) -> bool:

@@ -1,4 +1,4 @@
-"""What a function or another callable object holds, and how to make it again with something else in place."""
+"""Parts of functions and objects, and how to make them again with other parts in place."""
 
 from __future__ import annotations
 
@@ -7,221 +7,188 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from seqbridge._entries.bytecode import Use, uses
 from seqbridge._entries.function_like import FunctionLike
 
-_Items = dict | list | tuple | set | frozenset | collections.deque
-Opened: TypeAlias = tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]
+_CONTAINERS = dict | list | tuple | set | frozenset | collections.deque
+_NUMBERS = int | float | complex | np.ndarray | np.generic
+_CONSTANTS = str | bytes | _NUMBERS | None | types.ModuleType | np.dtype
 
 
-def opened(obj: Any, read: Collection[Use] | None = None) -> Opened | None:
-    """The parts of `obj` and how to make it again from such parts; None: it can't be opened.
+class Parts(NamedTuple):
+    """The parts of an object.
 
-    Args:
-        obj: A function, a container, an object.
-        read: The attributes of it that are used, each with what is read of it; None: all of it may
-            be.
+    Attributes:
+        children: Each part with its name.
+        make: From other parts, in the same order, to an object like this one.
     """
+
+    children: list[tuple[str, Any]]
+    make: Callable[[list[Any]], Any]
+
+
+def destructure(obj: Any) -> Parts | None:
+    """Take an object apart; None: it can't be made again."""
     if isinstance(obj, functools.partial):
-        n = 1 + len(obj.args)
-        children = [
-            ("func", obj.func),
-            *((str(i), a) for i, a in enumerate(obj.args)),
-            *obj.keywords.items(),
-        ]
-        return children, lambda c: functools.partial(
-            *c[:n], **dict(zip(obj.keywords, c[n:], strict=True))
-        )
+        return _parts_of_partial(obj)
     if inspect.ismethod(obj):
-        return [("self", obj.__self__), ("func", obj.__func__)], lambda c: types.MethodType(
-            c[1], c[0]
-        )
+        children = [("self", obj.__self__), ("func", obj.__func__)]
+        return Parts(children, lambda c: types.MethodType(c[1], c[0]))
     if inspect.isfunction(obj):
-        return _open_function(obj)
+        return _parts_of_function(obj)
     if isinstance(obj, FunctionLike):  # inside a model that is compiled it makes no difference
-        return [
-            ("func", obj._function),
-            *((str(i), holder) for i, holder in enumerate(obj._closed)),
-        ], lambda c: c[0]
+        holders = [(str(i), holder) for i, holder in enumerate(obj._closed)]
+        return Parts([("func", obj._function), *holders], lambda c: c[0])
     if type(obj) in (dict, types.MappingProxyType):
-        return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))
+        children = [(str(key), value) for key, value in obj.items()]
+        return Parts(children, lambda c: dict(zip(obj, c, strict=True)))
     if isinstance(obj, tuple) and hasattr(obj, "_fields"):
-        return [(f, getattr(obj, f)) for f in obj._fields], lambda c: type(obj)(*c)  # pyright: ignore
+        children = [(field, getattr(obj, field)) for field in obj._fields]
+        return Parts(children, lambda c: type(obj)(*c))
     if type(obj) in (list, tuple):
-        return [(str(i), v) for i, v in enumerate(obj)], type(obj)
-    # A pytree is a module of a library that no adapter is here for; how its parts belong together
-    # isn't known.
-    plain = (
-        hasattr(obj, "__dict__")
-        and not isinstance(obj, type | types.ModuleType | _Items)
-        and not _from_jax(obj)
-    )
-    if (
-        plain
-        and (callable(obj) or read is not None)
-        and all(leaf is obj for leaf in jax.tree.leaves(obj))
-    ):
-        if read is None and _slots(obj):
-            return None
-        held = vars(obj) if read is None else {name: vars(obj)[name] for name, *_ in read}
-        return list(held.items()), lambda c: _with_attributes(obj, dict(zip(held, c, strict=True)))
+        return Parts([(str(i), value) for i, value in enumerate(obj)], type(obj))
+    if is_plain_object(obj):
+        attributes = attributes_of(obj)
+        return Parts(
+            list(attributes.items()),
+            lambda c: _with_attributes(obj, dict(zip(attributes, c, strict=True))),
+        )
     return None
 
 
-def read_of(obj: Any, label: str) -> list[Use] | None:
-    """What a function reads of a variable around it, or a bound method of its object; None: it may use all of that."""
-    if inspect.ismethod(obj) and label == "self":
-        return methods_of(obj)[1]
-    if not inspect.isfunction(obj) or label not in obj.__code__.co_freevars:
-        return None
-    read = [tuple(attributes) for name, *attributes in uses(obj.__code__) if name == label]
-    return read if read and all(read) else None
+def is_constant(obj: Any) -> bool:
+    """Whether a value is one that no function is asked to make a parameter of."""
+    if type(obj) in (list, tuple):
+        return all(is_constant(value) for value in obj)
+    return isinstance(obj, _CONSTANTS) or getattr(type(obj), "holds_constants", False)
 
 
-def methods_of(obj: Any) -> tuple[list[Any], list[Use] | None]:
-    """The function of a bound method, or `__call__` of an object, with what else of its class that uses.
-
-    Returns:
-        The functions and what else is in the class, and what these functions read of their object;
-        None: it may be all.
-    """
-    first, owner = (
-        (obj.__func__, obj.__self__) if inspect.ismethod(obj) else (type(obj).__call__, obj)
-    )
-    found: dict[int, types.FunctionType] = {}
-    others: list[Any] = []
-    read: list[Use] = []
-    whole = (
-        not inspect.isfunction(first) or not hasattr(owner, "__dict__") or isinstance(owner, type)
-    )
-    waiting = [first]
-    while waiting:
-        here = waiting.pop()
-        if not inspect.isfunction(here) or id(here) in found:
-            continue
-        found[id(here)] = here
-        own = here.__code__.co_varnames[0] if here.__code__.co_argcount else None
-        for name, *attributes in uses(here.__code__, own):
-            if name != own:
-                continue
-            member = (
-                inspect.getattr_static(type(owner), attributes[0], None) if attributes else None
-            )
-            if isinstance(member, property):  # which comes before what the object has of that name
-                waiting.append(member.fget or first)
-            elif attributes and attributes[0] in getattr(owner, "__dict__", {}):
-                read.append(tuple(attributes))
-            elif inspect.isfunction(member):
-                waiting.append(member)
-            elif isinstance(member, staticmethod | classmethod):
-                others.append(member.__func__)
-            elif member is not None and not hasattr(type(member), "__get__"):
-                others.append(member)
-            else:  # of the object itself, of nobody knows whom, or what a descriptor makes of it
-                waiting.append(wrapped_by(member))
-                whole = True
-    return [*found.values(), *others], None if whole else read
+def is_plain_object(obj: Any) -> bool:
+    """Whether an object is its attributes and nothing else."""
+    if isinstance(obj, type | _CONTAINERS | _CONSTANTS) or of_jax(obj) or inspect.isroutine(obj):
+        return False
+    if type(obj).__module__ == "functools":  # a cache, say, which only its decorator can make
+        return False
+    # A pytree is a module of a library that has no adapter here: how its parts belong together
+    # isn't known.
+    return all(leaf is obj for leaf in jax.tree.leaves(obj))
 
 
-def cells_of(function: types.FunctionType) -> dict[str, Any]:
-    """What a function closes over."""
-    return {
-        name: cell.cell_contents
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        )
-        if cell != types.CellType()  # an empty cell, of a name that isn't bound yet
-    }
+def attributes_of(obj: Any) -> dict[str, Any]:
+    """The attributes of an object, also those in slots."""
+    return {**getattr(obj, "__dict__", {}), **_slots(obj)}
 
 
-def _open_function(function: types.FunctionType) -> Opened:
-    cells = cells_of(function)
-    defaults = function.__defaults__ or ()
-    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
-    named = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
-    only = function.__kwdefaults__ or {}
-
-    def make(children: list[Any]) -> Callable[..., Any]:
-        inside = dict(zip(cells, children, strict=False))
-        values = children[len(cells) :]
-        closure = tuple(
-            types.CellType(inside[name]) if name in inside else cell
-            for name, cell in zip(
-                function.__code__.co_freevars, function.__closure__ or (), strict=True
-            )
-        )
-        made = types.FunctionType(
-            function.__code__,
-            function.__globals__,
-            function.__name__,
-            tuple(values[: len(named)]) or None,
-            closure,
-        )
-        made.__kwdefaults__ = dict(zip(only, values[len(named) :], strict=True)) or None
-        made.__dict__.update(function.__dict__)
-        return made
-
-    return [*cells.items(), *named.items(), *only.items()], make
-
-
-def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
-    made = copy.copy(obj)
-    if made is obj:  # of which a class says that there is one
-        made = object.__new__(type(obj))
-        made.__dict__.update(vars(obj))
-    made.__dict__.update(attributes)
-    return made
-
-
-def _from_jax(obj: Any) -> bool:
-    return type(obj).__module__.partition(".")[0] in ("jax", "jaxlib")
-
-
-def parts_of(obj: Any) -> list[Any]:
-    """What an object that can't be made again holds."""
+def contents(obj: Any) -> list[Any]:
+    """What is inside an object that can't be made again, as far as that can be seen."""
     wrapped = wrapped_by(obj)
     if wrapped is not None:
         return [wrapped]
-    items = (
-        list(obj.values())
-        if isinstance(obj, dict)
-        else list(obj)
-        if isinstance(obj, _Items)
-        else []
-    )
-    bound = (
-        obj.__self__
-        if inspect.isbuiltin(obj) and not isinstance(obj.__self__, types.ModuleType)
-        else None
-    )
-    leaves = [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
-    return [*getattr(obj, "__dict__", {}).values(), *_slots(obj), *items, bound, *leaves]
+    found = list(attributes_of(obj).values())
+    if isinstance(obj, dict):
+        found += obj.values()
+    elif isinstance(obj, _CONTAINERS):
+        found += obj
+    if inspect.isbuiltin(obj) and not isinstance(obj.__self__, types.ModuleType):
+        found.append(obj.__self__)
+    return found + [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]
 
 
 def wrapped_by(obj: Any) -> Any:
-    """The function that a decorator has wrapped."""
+    """The function that a decorator has wrapped, or None."""
     try:
         return obj.__wrapped__
     except Exception:  # whatever an object of the user's does that is asked for what it hasn't
         return None
 
 
-def _slots(obj: Any) -> list[Any]:
-    found = []
+def of_jax(obj: Any) -> bool:
+    """Whether the class of an object, or a function, is one of JAX."""
+    module = obj.__module__ if inspect.isfunction(obj) else type(obj).__module__
+    return (module or "").partition(".")[0] in ("jax", "jaxlib")
+
+
+@functools.lru_cache(maxsize=1024)
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """The globals and attributes that code names, also in the functions inside of it."""
+    names = frozenset(code.co_names)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            names |= names_in(inner)
+    return names
+
+
+def _parts_of_partial(partial: functools.partial[Any]) -> Parts:
+    arguments = [(str(i), value) for i, value in enumerate(partial.args)]
+    n = 1 + len(arguments)
+
+    def make(parts: list[Any]) -> functools.partial[Any]:
+        keywords = dict(zip(partial.keywords, parts[n:], strict=True))
+        return functools.partial(*parts[:n], **keywords)
+
+    return Parts([("func", partial.func), *arguments, *partial.keywords.items()], make)
+
+
+def _parts_of_function(function: types.FunctionType) -> Parts:
+    code = function.__code__
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    empty = types.CellType()  # that of a name which isn't bound yet
+    closed = {name: cell.cell_contents for name, cell in cells.items() if cell != empty}
+    defaults = function.__defaults__ or ()
+    positional = code.co_varnames[: code.co_argcount]
+    named = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+    keyword_only = function.__kwdefaults__ or {}
+
+    def make(parts: list[Any]) -> Callable[..., Any]:
+        n = len(closed)
+        filled = cells | {
+            name: types.CellType(value) for name, value in zip(closed, parts[:n], strict=True)
+        }
+        made = types.FunctionType(
+            code,
+            function.__globals__,
+            function.__name__,
+            tuple(parts[n : n + len(named)]) or None,
+            tuple(filled.values()),
+        )
+        made.__kwdefaults__ = dict(zip(keyword_only, parts[n + len(named) :], strict=True)) or None
+        made.__dict__.update(function.__dict__)
+        return made
+
+    return Parts([*closed.items(), *named.items(), *keyword_only.items()], make)
+
+
+def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
+    made = copy.copy(obj)
+    if made is obj:  # its class says that there is only one
+        made = object.__new__(type(obj))
+    slots = _slots(obj)
+    for name, value in attributes.items():
+        if name in slots:
+            object.__setattr__(made, name, value)
+        else:
+            made.__dict__[name] = value
+    return made
+
+
+def _slots(obj: Any) -> dict[str, Any]:
+    found = {}
     for base in type(obj).__mro__:
         names = vars(base).get("__slots__", ())
-        for name in [names] if isinstance(names, str) else names:
-            private = name.startswith("__") and not name.endswith("__")
-            found.append(
-                getattr(obj, f"_{base.__name__.lstrip('_')}{name}" if private else name, None)
-            )
-    return [
-        value
-        for value in found
-        if value is not None and value is not getattr(obj, "__dict__", None)
-    ]
+        for written in [names] if isinstance(names, str) else names:
+            name = _mangled(written, base)
+            if name not in ("__dict__", "__weakref__") and hasattr(obj, name):
+                found[name] = getattr(obj, name)
+    return found
+
+
+def _mangled(name: str, cls: type) -> str:
+    """The name under which Python keeps an attribute that is private to a class."""
+    if name.startswith("__") and not name.endswith("__"):
+        return f"_{cls.__name__.lstrip('_')}{name}"
+    return name

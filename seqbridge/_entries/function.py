@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._entries.captured import check_captured, note_modules
 from seqbridge._entries.closure_conversion import lift
 from seqbridge._interface import MODE_FLAGS, PureLayer, Variables, call_text, nest, unnest
 
@@ -23,7 +24,7 @@ _WRAPPERS = (
 
 
 def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
-    """The signature of a callable without its first `skip` parameters; None if it has none that can be read.
+    """The signature of a callable without its first `skip` parameters; None: it can't be read.
 
     Examples:
         >>> signature_of(lambda self, x, scale=1.0: x, skip=1)
@@ -88,7 +89,7 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
             )
         function = base = getattr(jnp, base.__name__)
     signature = signature_of(function)
-    arrays, rebuild = lift(function)
+    lifted = lift(function, _name(function))
     # A transform of a module is called after the module, and takes what that takes.
     inner = inspect.unwrap(base, stop=lambda wrapped: not inspect.isfunction(wrapped))
     if inner is not base and not inspect.isfunction(inner):
@@ -97,20 +98,29 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         signature = None
     named = signature.parameters if signature is not None and inspect.isfunction(inner) else {}
     name = _name(inner)
-    variables = nest({("params", *path): jnp.asarray(array) for path, array in arrays.items()})
+    variables = nest(
+        {("params", *path): jnp.asarray(array) for path, array in lifted.arrays.items()}
+    )
 
     def apply(
         variables: Variables, key: Any, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
-        call = rebuild(unnest(variables["params"])) if rebuild else function
-        return call(*args, **keywords), {}
+        call = function
+        if lifted.rebuild is not None:
+            call = lifted.rebuild(unnest(variables["params"]))
+        try:
+            return call(*args, **keywords), {}
+        except Exception as error:
+            note_modules(error, function, name, lifted.modules)
+            raise
 
     return PureLayer(
         init=lambda key, /, *args, **keywords: variables,
         ready=variables,
-        sources={("params", *path): source for path, source in arrays.sources.items()},
+        sources={("params", *path): source for path, source in lifted.sources.items()},
         shorten=lambda path: tuple(part for part in path if part not in _WRAPPERS) or path,
         apply=apply,
+        check_constants=lambda arrays: check_captured(function, name, arrays),
         signature=signature,
         label=name,
         ecosystem="function",

@@ -1,4 +1,4 @@
-"""Entries as pickle can carry them: by import path where they have one, else as their adapter says."""
+"""Entries as pickle can carry them: by import path, or else as their adapter says."""
 
 from __future__ import annotations
 

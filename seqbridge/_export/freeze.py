@@ -10,6 +10,7 @@ import jax
 
 from seqbridge._export.snapshot import Snapshot
 from seqbridge._interface import call_of
+from seqbridge._layers import FROZEN
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, Parts, check_inputs, check_keywords, specs
 from seqbridge._transforms import combine, partition
@@ -62,6 +63,7 @@ class Frozen:
         def run(*inputs: Any, **keywords: Any) -> Any:
             return self._run(inputs, {**self._keywords, **keywords})
 
+        run.__name__ = FROZEN
         return jax.jit(run)
 
     def _prepare(
@@ -85,6 +87,7 @@ class Frozen:
             inputs, keywords = combine(signature, arrays, ())
             return frozen._run(inputs, keywords)
 
+        run.__name__ = FROZEN
         return jax.jit(run)
 
     def _run(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:

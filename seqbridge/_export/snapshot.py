@@ -21,7 +21,7 @@ from seqbridge._interface import (
     training_of,
     unnest,
 )
-from seqbridge._layers import Item, Layer, LayerList, leaves
+from seqbridge._layers import Child, Layer, LayerList, leaves
 from seqbridge._passes import (
     Build,
     Form,
@@ -85,7 +85,7 @@ def _identifier(text: str) -> str:
     return re.sub(r"\W+", "_", text).strip("_") or text
 
 
-def _label(item: Item) -> str:
+def _label(item: Child) -> str:
     return item.pure.label if isinstance(item, Layer) else type(item).__name__
 
 

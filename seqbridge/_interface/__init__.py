@@ -23,6 +23,7 @@ from seqbridge._interface.paths import path_text as path_text
 from seqbridge._interface.paths import unnest as unnest
 from seqbridge._interface.pure_layer import MODE_FLAGS as MODE_FLAGS
 from seqbridge._interface.pure_layer import Annotated as Annotated
+from seqbridge._interface.pure_layer import CapturedArrayError as CapturedArrayError
 from seqbridge._interface.pure_layer import Kind as Kind
 from seqbridge._interface.pure_layer import Origin as Origin
 from seqbridge._interface.pure_layer import PureLayer as PureLayer

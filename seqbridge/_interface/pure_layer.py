@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -78,6 +78,10 @@ def training_of(keywords: Mapping[str, Any]) -> bool | None:
     return None
 
 
+class CapturedArrayError(TypeError):
+    """A function uses an array that should be one of its parameters."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PureLayer:
     """Pair of pure functions, and all that the core must know to call them.
@@ -119,6 +123,9 @@ class PureLayer:
             and path. Entries that have one in common share that variable.
         remake: From variables to the entry with these in place of its own, so that a function which
             holds the entry can be made again. None: such a function is refused.
+        check_constants: Called with the arrays that a trace of `apply` holds as constants; raises a
+            `CapturedArrayError` if one of them should be a parameter. None: that is up to the
+            library, as for a table in one of its modules.
         held: Functions that the entry calls and its library takes for constants, so that no module
             may hide there.
         reduce: The entry as a function and its arguments that make it again, for pickle. None:
@@ -172,6 +179,7 @@ class PureLayer:
     ready: Variables | None = None
     sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
     remake: Callable[[Variables], Any] | None = None
+    check_constants: Callable[[Sequence[jax.Array]], None] | None = None
     held: tuple[Any, ...] = ()
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
     inputs: tuple[Any, ...] = ()

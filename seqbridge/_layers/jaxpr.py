@@ -11,6 +11,9 @@ import jax
 _known: dict[str, float] = {}
 _MOST = 1_000
 
+FROZEN = "frozen_model"
+"""The name of a compiled function whose arrays are constants on purpose."""
+
 
 def eliminate_dead_code(
     equations: Iterable[Any], results: Iterable[Any], *, effects: bool
@@ -34,15 +37,43 @@ def eliminate_dead_code(
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an equation: the body of a loop, a function that is called."""
+    for program in _programs(equation):
+        yield getattr(program, "jaxpr", program)
+
+
+def _programs(equation: Any) -> list[Any]:
+    """The jaxprs inside an equation, closed ones with their constants."""
     parameters = list(equation.params.values())
-    for value in jax.tree.leaves(parameters, is_leaf=_is_jaxpr):
-        jaxpr = getattr(value, "jaxpr", value)  # of a closed one
-        if _is_jaxpr(jaxpr):
-            yield jaxpr
+    leaves = jax.tree.leaves(parameters, is_leaf=_is_program)
+    return [leaf for leaf in leaves if _is_program(leaf)]
 
 
-def _is_jaxpr(value: Any) -> bool:
+def _is_program(value: Any) -> bool:
     return hasattr(value, "eqns")
+
+
+def captured_arrays(closed: Any) -> list[jax.Array]:
+    """The arrays that a traced program holds as constants, also in what it calls.
+
+    Tracers aren't among them, nor NumPy arrays, nor those of a frozen model.
+    """
+    found: dict[int, jax.Array] = {}
+    frozen: set[int] = set()
+    waiting, seen = [(closed, False)], dict[int, Any]()
+    while waiting:
+        program, is_frozen = waiting.pop()
+        if id(program) in seen:
+            continue
+        seen[id(program)] = program
+        for constant in getattr(program, "consts", ()):
+            if isinstance(constant, jax.Array) and not isinstance(constant, jax.core.Tracer):
+                found[id(constant)] = constant
+                if is_frozen:  # also where a transform, such as a gradient, takes it out of there
+                    frozen.add(id(constant))
+        for equation in program.eqns:
+            inside = is_frozen or equation.params.get("name") == FROZEN
+            waiting.extend((inner, inside) for inner in _programs(equation))
+    return [array for key, array in found.items() if key not in frozen]
 
 
 def flops(closed: Any) -> float | None:

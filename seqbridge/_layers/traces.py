@@ -1,8 +1,8 @@
 """What traces of a layer said, remembered by the signature of the call.
 
 A trace tells the shapes of a call's outputs and whether they depend on the layer's PRNG key. The
-jaxpr itself isn't kept: it would hold alive whatever arrays the entry closes over, and tracers where
-a layer is traced inside another transform.
+jaxpr itself isn't kept: it would hold alive whatever arrays the entry closes over, and tracers
+where a layer is traced inside another transform.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Signature(NamedTuple):
     """A call of a layer, as far as a trace of it can depend on the call.
 
     Attributes:
-        kind: All but the sizes of arrays: the structure, and the value of each leaf that is no array.
+        kind: All but the sizes of arrays: the structure, and the value of each other leaf.
         sizes: The shapes of the arrays.
     """
 
@@ -79,10 +79,11 @@ class TraceCache:
         draws: Whether some call draws random numbers; None if none was traced yet.
     """
 
-    __slots__ = ("_traces", "draws")
+    __slots__ = ("_traces", "_untraceable", "draws")
 
     def __init__(self) -> None:
         self._traces: dict[Hashable, dict[Hashable, Trace]] = {}
+        self._untraceable: dict[Hashable, None] = {}
         self.draws: bool | None = None
 
     def exact(self, signature: Signature) -> Trace | None:
@@ -95,7 +96,7 @@ class TraceCache:
             return next(iter(self._traces.get(signature.kind, {}).values()), None)
 
     def add(self, signature: Signature | None, trace: Trace) -> None:
-        """Remember a trace. Models that the layer stands in may have a stream of keys from now on."""
+        """Remember a trace. Models that hold the layer may show a stream of keys from now on."""
         with version.lock:
             if signature is not None:
                 sizes = self._traces.setdefault(signature.kind, {})
@@ -106,6 +107,17 @@ class TraceCache:
             self.draws = bool(before) or trace.depends_on_key(None)
         if self.draws != before:
             version.bump()
+
+    def is_untraceable(self, signature: Signature | None) -> bool:
+        """Whether a call of this kind can run, and can't be traced."""
+        return signature is not None and signature.kind in self._untraceable
+
+    def note_untraceable(self, signature: Signature | None) -> None:
+        """Remember that a call of this kind can't be traced, though it can run."""
+        if signature is not None:
+            with version.lock:
+                self._untraceable[signature.kind] = None
+                _drop_oldest(self._untraceable, _MOST_KINDS)
 
     def copy(self) -> TraceCache:
         """Return a cache with the same traces, for a copy of the layer."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from seqbridge._files import file_path, replacing
 from seqbridge._interface import colour
-from seqbridge._model.sequential import as_model, summary_of
+from seqbridge._model.sequential import Sequential, as_model, summary_of
 from seqbridge._passes import Row
 
 # In pixels.

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from seqbridge._entries import portable
-from seqbridge._interface import Call, ask, call_of, habit, mode_of, nearest
+from seqbridge._interface import Call, CapturedArrayError, ask, call_of, habit, mode_of, nearest
 from seqbridge._layers import INTERNAL_NAMES, Layer, LayerList, entries_of, is_entry, leaves, walk
 from seqbridge._passes import (
     Build,
@@ -229,6 +229,8 @@ class Sequential(LayerList):
         build.enter(self, args, call)
         try:
             run_through(self, specs(args), call, build, self.initial_keys())
+        except CapturedArrayError:
+            raise
         except Exception:
             made = build.new.layouts
             left = any(not layer.built and layer not in made for layer in leaves(self))

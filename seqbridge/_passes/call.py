@@ -11,8 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import Variables
-from seqbridge._layers import Layer, Signature, Trace, eliminate_dead_code, signature_of_call
+from seqbridge._interface import CapturedArrayError, Variables
+from seqbridge._layers import (
+    Layer,
+    Signature,
+    Trace,
+    captured_arrays,
+    eliminate_dead_code,
+    signature_of_call,
+)
 from seqbridge._state import Keys
 
 
@@ -128,7 +135,43 @@ def traced(
     batch = (_batch(args),) if layer.pure.per_example else ()
     keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
     closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, arrays)
+    if layer.pure.check_constants is not None:
+        _check(layer.pure.check_constants, captured_arrays(closed), call, keys, arrays)
     return closed, out, state
+
+
+def _check(
+    check: Callable[[Sequence[jax.Array]], None],
+    captured: Sequence[jax.Array],
+    call: Callable[[Any, Any], Any],
+    *given: Any,
+) -> None:
+    """Check the constants of a trace, but for those that the trace itself has made."""
+    try:
+        check(captured)
+    except CapturedArrayError:
+        # Of another function, since JAX remembers the trace of this one.
+        again = captured_arrays(jax.make_jaxpr(functools.partial(call))(*given))
+        check([array for array in captured if any(array is other for other in again)])
+
+
+def check_captured(
+    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> None:
+    """Look once at each kind of call of a function that has run without a look.
+
+    Raises:
+        CapturedArrayError: It uses an array that is none of its variables.
+    """
+    signature = signature_of_call(variables, args, keywords)
+    if layer.trace_cache.is_untraceable(signature):
+        return
+    try:
+        trace_of_any_size(layer, variables, args, keywords)
+    except CapturedArrayError:
+        raise
+    except Exception:  # it has run, so it is one that can't be traced
+        layer.trace_cache.note_untraceable(signature)
 
 
 def trace(
@@ -189,6 +232,8 @@ def key_for(
         return None
     try:
         known = trace_of_any_size(layer, variables, args, keywords)
+    except CapturedArrayError:
+        raise
     except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
         with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
             return keys.key

@@ -21,7 +21,7 @@ from seqbridge._interface import (
     shapes_text,
 )
 from seqbridge._layers import Layer, LayerList, walk
-from seqbridge._passes.call import apply, key_for
+from seqbridge._passes.call import apply, check_captured, key_for
 from seqbridge._state import Keys, lost
 
 
@@ -67,6 +67,8 @@ class Run:
         variables = self.states.get(layer) or self._tree(layer)
         key = key_for(layer, keys, variables, args, keywords, mode)
         out, state = apply(layer, variables, key, args, keywords)
+        if layer.pure.check_constants is not None and not layer.pure.takes_key:
+            check_captured(layer, variables, args, keywords)
         if state and mode is not False and not _is_empty(args):
             self.states[layer] = {**variables, **state}
         return out
