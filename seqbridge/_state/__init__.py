@@ -40,5 +40,6 @@ from seqbridge._state.variable import CacheKey as CacheKey
 from seqbridge._state.variable import Stateful as Stateful
 from seqbridge._state.variable import Variable as Variable
 from seqbridge._state.variable import distinct as distinct
+from seqbridge._state.version import cached_by_version as cached_by_version
 from seqbridge._state.version import serial as serial
 from seqbridge._state.version import version as version
