@@ -45,8 +45,8 @@ def opened(obj: Any, read: Collection[Use] | None = None) -> Opened | None:
         return _open_function(obj)
     if isinstance(obj, FunctionLike):  # inside a model that is compiled it makes no difference
         return [
-            ("func", obj._function),
-            *((str(i), holder) for i, holder in enumerate(obj._closed)),
+            ("func", obj.wrapped_function),
+            *((str(i), holder) for i, holder in enumerate(obj.closed_holders)),
         ], lambda c: c[0]
     if type(obj) in (dict, types.MappingProxyType):
         return [(str(k), v) for k, v in obj.items()], lambda c: dict(zip(obj, c, strict=True))

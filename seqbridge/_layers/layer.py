@@ -144,7 +144,7 @@ class Layer(VariableHolder):
         return CacheKey(self._parts())
 
     def _parts(self) -> Hashable:
-        return (self._serial, *((v._serial, v.trainable) for v in self._variables))
+        return (self._serial, *(variable.cache_parts for variable in self._variables))
 
     def vars(self) -> VarCollection:
         """The layer's variables by their names within it, live."""

@@ -234,7 +234,7 @@ class Structure(VariableHolder):
 
     def _parts(self) -> Hashable:
         items = tuple(item._parts() for item in self._layers)
-        stream = None if self._stream is None else self._stream._serial
+        stream = None if self._stream is None else self._stream.cache_parts
         return type(self), items, tuple(self._labels), stream
 
     def variables_by_name(self) -> Mapping[str, Variable]:

@@ -85,7 +85,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source")
 
-    _steady = False  # its source may be anybody's function
+    steady_key = False  # its source may be anybody's function
 
     def __init__(
         self,
@@ -121,11 +121,9 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     def cache_key(self) -> CacheKey:
         table = self._source()
-        seen = (version.number, *table, *[v._serial for v in table.values()])
+        seen = (version.number, *table, *[v.buffer_slot.serial for v in table.values()])
         if seen != self._seen:
-            self._made = CacheKey(
-                tuple((name, v._serial, v.trainable) for name, v in table.items())
-            )
+            self._made = CacheKey(tuple((name, v.cache_parts) for name, v in table.items()))
             self._seen = seen
         return self._made
 
@@ -301,7 +299,7 @@ def _unflatten(aux: Any, leaves: Iterable[Any]) -> VarCollection:
     for leaf, (kind, collection, path, trainable) in zip(leaves, rest, strict=True):
         # JAX puts anything into a pytree (a tracer, a shape, None), so the leaf isn't converted.
         boxes.append(
-            Variable._holding(
+            Variable.from_leaf(
                 leaf, kind=kind, collection=collection, path=path, trainable=trainable
             )
         )

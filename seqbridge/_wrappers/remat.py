@@ -70,7 +70,8 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     closed = holders_of(call, vars)
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        return pure_call(functools.partial(jax.checkpoint, **options), call, closed, args, keywords)
+        checkpoint = functools.partial(jax.checkpoint, **options)
+        return pure_call(checkpoint, call, closed, args, keywords, name="sb.remat")
 
     return functools.wraps(call, updated=())(wrapped)
 
