@@ -42,8 +42,8 @@ def destructure(obj: Any) -> Parts | None:
     if inspect.isfunction(obj):
         return _parts_of_function(obj)
     if isinstance(obj, FunctionLike):  # inside a model that is compiled it makes no difference
-        holders = [(str(i), holder) for i, holder in enumerate(obj._closed)]
-        return Parts([("func", obj._function), *holders], lambda c: c[0])
+        holders = [(str(i), holder) for i, holder in enumerate(obj.closed_holders)]
+        return Parts([("func", obj.wrapped_function), *holders], lambda c: c[0])
     if type(obj) in (dict, types.MappingProxyType):
         children = [(str(key), value) for key, value in obj.items()]
         return Parts(children, lambda c: dict(zip(obj, c, strict=True)))

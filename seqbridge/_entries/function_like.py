@@ -15,8 +15,8 @@ R = TypeVar("R")
 class FunctionLike(Generic[P, R]):
     """What is made of a function and stands in its place."""
 
-    _function: Callable[P, R]
-    _closed: list[Any]  # what holds variables and is used by the function
+    wrapped_function: Callable[P, R]
+    closed_holders: list[Any]  # of variables that the function uses and doesn't take
 
     @overload
     def __get__(self, owner: None, cls: type, /) -> Self: ...
@@ -29,11 +29,11 @@ class FunctionLike(Generic[P, R]):
         return me if owner is None else types.MethodType(me, owner)
 
     def __reduce__(self) -> str:
-        if not isinstance(self._function, types.FunctionType):
+        if not isinstance(self.wrapped_function, types.FunctionType):
             raise TypeError(f"{self!r} is for one object: copy that, and make sb.jit of the copy")
         return (
-            self._function.__qualname__
+            self.wrapped_function.__qualname__
         )  # as Python has functions: by name, and no copy is another
 
     def __repr__(self) -> str:
-        return f"sb.jit({getattr(self._function, '__name__', type(self._function).__name__)})"
+        return f"sb.jit({getattr(self.wrapped_function, '__name__', type(self.wrapped_function).__name__)})"

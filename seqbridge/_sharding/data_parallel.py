@@ -1,8 +1,8 @@
-"""`BatchSharding`: how the inputs, the variables and the outputs of a compiled function lie on a mesh."""
+"""`BatchSharding`: how inputs, variables and outputs of a compiled function lie on a mesh."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqbridge._sharding.placement import as_auto, axes_of, batch_sharding, put
-from seqbridge._state import Cell, Stateful, Tracer, Variable, cell_of, living
+from seqbridge._state import Buffer, Stateful, Tracer, Variable
 
 
 class BatchSharding:
-    """How the inputs and outputs of a compiled function are spread over a mesh.
+    """How the inputs, variables and outputs of a compiled function lie on a mesh.
 
     Args:
         mesh: The mesh.
@@ -41,114 +41,129 @@ class BatchSharding:
         self.mesh = as_auto(mesh)
         self._rows, self._parts = batch_sharding(self.mesh, batch_axis)
         self.axes = tuple(axes_of(self._rows.spec))
-        self._batched, self._replicated, self._uneven = (
-            frozenset(batched),
-            frozenset(replicated),
-            uneven,
-        )
+        self._batched = frozenset(batched)
+        self._replicated = frozenset(replicated)
+        self._uneven = uneven
         self._whole = NamedSharding(self.mesh, PartitionSpec())
         self.many = self.mesh.size > 1
 
     def inputs(
         self, args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-        """The arguments with their arrays in place, and the size of the batch, which is the first array's.
+        """Return the arguments with their arrays in place, and the size of the batch.
+
+        The size is that of the first array.
 
         Raises:
-            ValueError: The batch isn't even, and is to be.
+            ValueError: The batch isn't even, and is to be; an array lies on another mesh.
         """
         batch = next((x.shape[0] for x in _arrays((*args, *keywords.values())) if x.ndim), 0)
         if batch % self._parts and self._uneven == "error":
             raise ValueError(f"a batch of {batch} can't be split evenly over {self._parts} devices")
+        placed = tuple(self._place_argument(arg, i, batch) for i, arg in enumerate(args))
+        named = {}
+        for name, value in keywords.items():
+            named[name] = self._place_argument(value, name, batch)
+        return placed, named, batch
 
-        def place(value: Any, name: str | int) -> Any:
-            if _is_stateful(value) or _is_array(
-                value
-            ):  # as nearly everything is, and `jax.tree` takes its time
-                return self._place(value, name, batch)
-            return jax.tree.map(lambda x: self._place(x, name, batch), value, is_leaf=_is_stateful)
-
-        placed = tuple(place(arg, i) for i, arg in enumerate(args))
-        return placed, {name: place(value, name) for name, value in keywords.items()}, batch
+    def _place_argument(self, value: Any, name: str | int, batch: int) -> Any:
+        # As nearly every argument is, and `jax.tree` takes its time.
+        if _is_stateful(value) or _is_array(value):
+            return self._place(value, name, batch)
+        return jax.tree.map(lambda x: self._place(x, name, batch), value, is_leaf=_is_stateful)
 
     def _place(self, value: Any, name: str | int, batch: int) -> Any:
         if not _is_array(value) or isinstance(value, Tracer):
             return value
-        lies = getattr(value, "sharding", None)
+        sharding = getattr(value, "sharding", None)
         if (
-            isinstance(lies, NamedSharding)
-            and lies.mesh.size > 1
-            and lies.device_set != self._whole.device_set
+            isinstance(sharding, NamedSharding)
+            and sharding.mesh.size > 1
+            and sharding.device_set != self._whole.device_set
         ):
             raise ValueError(
-                f"input {name!r} lies on another mesh, {lies.mesh}, than mesh=, {self.mesh}"
+                f"input {name!r} lies on another mesh, {sharding.mesh}, than mesh=, {self.mesh}"
             )
-        split = (
-            value.ndim
-            and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-            and name not in self._replicated
-        )
-        split = split and (value.shape[0] == batch or name in self._batched)
-        return put(
-            value, self._rows if split and value.shape[0] % self._parts == 0 else self._whole
-        )
+        return put(value, self._rows if self._is_split(value, name, batch) else self._whole)
 
-    def variables(self, boxes: Iterable[Variable], cells: Iterable[Cell]) -> None:
-        """Puts variables that don't lie on the mesh there: the state of an optimizer beside its parameter.
+    def _is_split(self, value: Any, name: str | int, batch: int) -> bool:
+        """Whether an input is split along its first dimension."""
+        if not value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return False
+        if name in self._replicated or value.shape[0] % self._parts:
+            return False
+        return value.shape[0] == batch or name in self._batched
+
+    def place_variables(self, variables: Iterable[Variable], buffers: Iterable[Buffer]) -> None:
+        """Put variables that don't lie on the mesh there.
+
+        The state of an optimizer is put beside its parameter.
+
+        Args:
+            variables: The variables of a program.
+            buffers: Their buffers.
 
         Raises:
             ValueError: One that isn't an optimizer's lies on another mesh.
         """
         moving: list[Variable] = []
-        for cell in cells:
-            sharding = cell._array.sharding
-            if sharding is self._whole or (
-                isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh
-            ):
+        for buffer in buffers:
+            sharding = buffer.array.sharding
+            if sharding is self._whole:
                 continue
-            if (
-                isinstance(sharding, NamedSharding)
-                and sharding.mesh.size > 1
-                and not _of_an_optimizer(cell)
-            ):
-                raise ValueError(
-                    f"{cell.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) moves it"
-                )
-            if not isinstance(cell, Variable):
-                cell.dissolve()
-            moving += living(cell)
-        if moving:
-            named = {box.name: box for box in boxes}
-            for box in sorted(moving, key=_of_an_optimizer):  # after the parameters
-                beside = next((named[part] for part in box.path if part in named), None)
-                lies: Any = self._whole
-                if (
-                    beside is not None
-                    and beside is not box
-                    and beside.stored.shape == box.stored.shape
-                ):
-                    lies = beside.stored.sharding
-                box.stored = put(box.stored, lies)
+            if isinstance(sharding, NamedSharding):
+                if sharding.mesh == self.mesh:
+                    continue
+                if sharding.mesh.size > 1 and not _is_of_optimizer(buffer):
+                    raise ValueError(
+                        f"{buffer.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) "
+                        f"moves it"
+                    )
+            buffer.dissolve()
+            moving += buffer.variables()
+        if not moving:
+            return
+        by_name = {variable.name: variable for variable in variables}
+        moving.sort(key=_belongs_to_optimizer)  # parameters first
+        for variable in moving:
+            variable.stored = put(variable.stored, self._sharding_beside(variable, by_name))
 
-    def used(self, box: Variable, value: Any) -> Any:
-        """A parameter where it is used: whole along the axes of the batch, which are for the batch then."""
-        spec = self._spec(cell_of(box))
-        if box.kind != "params" or not set(axes_of(spec)) & set(self.axes):
+    def _sharding_beside(
+        self, variable: Variable, by_name: Mapping[str, Variable]
+    ) -> NamedSharding:
+        """Return the sharding of the parameter that a state of an optimizer is of, or no split."""
+        for part in variable.path:
+            other = by_name.get(part)
+            if other is None:
+                continue
+            if other is not variable and other.stored.shape == variable.stored.shape:
+                return other.stored.sharding
+            break
+        return self._whole
+
+    def used(self, variable: Variable, value: Any) -> Any:
+        """Return a parameter as it is used: whole along the axes of the batch.
+
+        These are for the batch then.
+        """
+        spec = self._spec(variable.buffer_slot.buffer)
+        if variable.kind != "params" or set(axes_of(spec)).isdisjoint(self.axes):
             return value
-        kept = [
-            tuple(axis for axis in axes_of([part]) if axis not in self.axes) or None
-            for part in spec
-        ]
+        kept = []
+        for part in spec:
+            axes = tuple(axis for axis in axes_of([part]) if axis not in self.axes)
+            kept.append(axes or None)
         return jax.lax.with_sharding_constraint(
             value, NamedSharding(self.mesh, PartitionSpec(*kept))
         )
 
-    def stored(self, cell: Cell, value: Any) -> Any:
-        """A new value as it is kept: laid out as the old one."""
-        return jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, self._spec(cell)))
+    def stored(self, buffer: Buffer, value: Any) -> Any:
+        """Return a new value as it is kept: laid out as the old one."""
+        sharding = NamedSharding(self.mesh, self._spec(buffer))
+        return jax.lax.with_sharding_constraint(value, sharding)
 
     def split(self, tree: Any, batch: int, *, outputs: bool = False) -> Any:
-        """Inputs or outputs of a program, split where they are as long as the batch."""
+        """Return inputs or outputs of a program, split where they are as long as the batch."""
         even = batch % self._parts == 0
 
         def constrain(x: Any) -> Any:
@@ -156,18 +171,22 @@ class BatchSharding:
                 return x
             if outputs and not even:  # or the compiler might choose what JAX has no name for
                 return jax.lax.with_sharding_constraint(x, self._whole)
-            rows = x.ndim and x.shape[0] == batch
-            return jax.lax.with_sharding_constraint(x, self._rows) if rows else x
+            is_batch = x.ndim and x.shape[0] == batch
+            return jax.lax.with_sharding_constraint(x, self._rows) if is_batch else x
 
         return jax.tree.map(constrain, tree)
 
-    def _spec(self, cell: Cell) -> PartitionSpec:
-        sharding = cell._array.sharding
+    def _spec(self, buffer: Buffer) -> PartitionSpec:
+        sharding = buffer.array.sharding
         return sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
 
 
-def _of_an_optimizer(cell: Cell) -> bool:
-    return all(box.collection == "optimizer" for box in living(cell))
+def _belongs_to_optimizer(variable: Variable) -> bool:
+    return variable.collection == "optimizer"
+
+
+def _is_of_optimizer(buffer: Buffer) -> bool:
+    return all(_belongs_to_optimizer(variable) for variable in buffer.variables())
 
 
 def _is_stateful(value: Any) -> bool:
@@ -183,6 +202,7 @@ def _arrays(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _is_array(value: Any) -> bool:
+    # A `np.bool_` is static.
     return isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(
         value, np.bool_
-    )  # that is static
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,10 @@ from seqbridge._state import Variable
 
 
 def as_auto(mesh: Mesh) -> Mesh:
-    """The mesh with axes along which the compiler decides, as code that knows of no mesh needs them."""
+    """Return the mesh with axes along which the compiler decides.
+
+    Code that knows of no mesh needs such ones.
+    """
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f'mesh= takes a jax.sharding.Mesh, jax.make_mesh((8,), ("data",)), not '
@@ -58,26 +62,26 @@ class Placement:
                     )
         self.rules: list[tuple[str, PartitionSpec]] = []
         for rule in rules.items() if isinstance(rules, Mapping) else rules:
-            if not (
-                isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)
-            ):
-                raise TypeError(
-                    f"a rule is a regular expression and a PartitionSpec, got {rule!r:.80}"
+            self.rules.append(self._checked_rule(rule))
+
+    def _checked_rule(self, rule: Any) -> tuple[str, PartitionSpec]:
+        is_pair = isinstance(rule, tuple) and len(rule) == 2
+        if not is_pair or not isinstance(rule[1], PartitionSpec):
+            raise TypeError(f"a rule is a regular expression and a PartitionSpec, got {rule!r:.80}")
+        pattern, spec = rule
+        re.compile(pattern)
+        for axis in axes_of(spec):
+            if axis not in self.mesh.axis_names:
+                raise ValueError(
+                    f"the rule {pattern!r}: {spec} names the axis {axis!r}, and the mesh has "
+                    f"{_quoted(self.mesh.axis_names)}"
                 )
-            pattern, spec = rule
-            re.compile(pattern)
-            for axis in axes_of(spec):
-                if axis not in self.mesh.axis_names:
-                    raise ValueError(
-                        f"the rule {pattern!r}: {spec} names the axis {axis!r}, and the mesh has "
-                        f"{', '.join(map(repr, self.mesh.axis_names))}"
-                    )
-            self.rules.append((pattern, spec))
+        return pattern, spec
 
     def shardings(
         self, table: Mapping[str, Variable], *, new: bool = False
     ) -> dict[Variable, NamedSharding]:
-        """How the variables of a model are laid out, by its rules.
+        """Return how the variables of a model are laid out, by its rules.
 
         Args:
             table: The variables by name; one with several names has the rule of any.
@@ -91,12 +95,14 @@ class Placement:
         found: dict[Variable, tuple[str, PartitionSpec]] = {}
         unused = dict.fromkeys(pattern for pattern, _ in self.rules)
         for name, variable in table.items():
-            rule = next((rule for rule in self.rules if re.search(rule[0], name)), None)
-            for pattern in [p for p in unused if re.search(p, name)]:
-                del unused[pattern]
-            if rule is None and variable.axes:
-                rule = "its own axes", self._own(variable.axes)
-            if rule is None:
+            matching = [rule for rule in self.rules if re.search(rule[0], name)]
+            for pattern, _ in matching:
+                unused.pop(pattern, None)
+            if matching:
+                rule = matching[0]
+            elif variable.axes:
+                rule = "its own axes", self._own_spec(variable.axes)
+            else:
                 continue
             if variable in found and found[variable][1] != rule[1]:
                 raise ValueError(
@@ -110,18 +116,26 @@ class Placement:
                 f"the rule {pattern!r} matches no variable{nearest(pattern, table)}; see "
                 f"model.vars()"
             )
-        specs = {v: found[v][1] if v in found else PartitionSpec() for v in table.values()}
-        return {variable: NamedSharding(self.mesh, spec) for variable, spec in specs.items()}
+        shardings = {}
+        for variable in table.values():
+            _, spec = found.get(variable, ("", PartitionSpec()))
+            shardings[variable] = NamedSharding(self.mesh, spec)
+        return shardings
 
-    def _own(self, axes: tuple[Any, ...]) -> PartitionSpec:
-        """What a library says, in terms of the mesh."""
-
-        def known(name: Any) -> tuple[str, ...]:
-            found = self.logical.get(name, name)
-            return tuple(axis for axis in axes_of([found]) if axis in self.mesh.axis_names)
-
-        parts = (tuple(axis for name in axes_of([part]) for axis in known(name)) for part in axes)
-        return PartitionSpec(*(part[0] if len(part) == 1 else part or None for part in parts))
+    def _own_spec(self, axes: tuple[Any, ...]) -> PartitionSpec:
+        """Return the axes that a library names, in terms of the mesh."""
+        parts: list[Any] = []
+        for part in axes:
+            known: list[str] = []
+            for name in axes_of([part]):
+                for axis in axes_of([self.logical.get(name, name)]):
+                    if axis in self.mesh.axis_names:
+                        known.append(axis)
+            if not known:
+                parts.append(None)
+            else:
+                parts.append(known[0] if len(known) == 1 else tuple(known))
+        return PartitionSpec(*parts)
 
     def _check(self, rule: tuple[str, PartitionSpec], name: str, variable: Variable) -> None:
         pattern, spec = rule
@@ -130,7 +144,7 @@ class Placement:
         if len(spec) > len(shape):
             raise ValueError(f"{says} has {len(spec)} dimensions, and {name} has shape {shape}")
         for dimension, part in enumerate(spec):
-            n = int(np.prod([self.mesh.shape[axis] for axis in axes_of([part])]))
+            n = math.prod(self.mesh.shape[axis] for axis in axes_of([part]))
             if shape[dimension] % n:
                 raise ValueError(
                     f"{says} splits dimension {dimension} of {name} into {n}, which doesn't divide "
@@ -149,13 +163,16 @@ def _nowhere() -> None:
 
 
 def axes_of(spec: Iterable[Any]) -> Iterator[str]:
-    """The mesh axes that a `PartitionSpec` names."""
+    """Yield the mesh axes that a `PartitionSpec` names."""
     for part in spec:
-        yield from part if isinstance(part, tuple) else () if part is None else (part,)
+        if isinstance(part, tuple):
+            yield from part
+        elif part is not None:
+            yield part
 
 
 def batch_sharding(mesh: Mesh, batch_axis: str | tuple[str, ...]) -> tuple[NamedSharding, int]:
-    """How a batch lies on a mesh, and in how many parts.
+    """Return the sharding of a batch on a mesh, and the number of its parts.
 
     Raises:
         ValueError: The mesh has no such axis.
@@ -163,16 +180,20 @@ def batch_sharding(mesh: Mesh, batch_axis: str | tuple[str, ...]) -> tuple[Named
     axes = (batch_axis,) if isinstance(batch_axis, str) else tuple(batch_axis)
     for axis in axes:
         if axis not in mesh.axis_names:
-            raise ValueError(
-                f"batch_axis={axis!r}: the mesh has {', '.join(map(repr, mesh.axis_names))}"
-            )
-    return NamedSharding(mesh, PartitionSpec(axes)), int(
-        np.prod([mesh.shape[axis] for axis in axes])
-    )
+            raise ValueError(f"batch_axis={axis!r}: the mesh has {_quoted(mesh.axis_names)}")
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    return NamedSharding(mesh, PartitionSpec(axes)), parts
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join([repr(name) for name in names])
 
 
 def put(value: Any, sharding: NamedSharding) -> Any:
-    """`value` laid out as `sharding` says. What isn't spread over several processes yet is the same in each."""
+    """Return `value` laid out as `sharding` says.
+
+    A value that isn't spread over several processes yet is the same in each.
+    """
     if getattr(value, "sharding", None) == sharding:
         return value
     if sharding.is_fully_addressable:
@@ -180,8 +201,7 @@ def put(value: Any, sharding: NamedSharding) -> Any:
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return jax.jit(lambda x: x, out_shardings=sharding)(value)
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            put(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value)
-        )
+        numbers = put(jax.random.key_data(value), sharding)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(value))
     host = np.asarray(value)  # `device_put` would compare it among the processes, which takes long
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -1,4 +1,4 @@
-"""Several processes: what each gives, and whether they agree."""
+"""Several processes: their parts of a batch, and whether they agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seqbridge._sharding.placement import as_auto, batch_sharding
 
 
 def of_all_processes(array: np.ndarray) -> np.ndarray:
-    """What each process gives, (processes, ...)."""
+    """Return the arrays of all processes, (processes, ...)."""
     if jax.process_count() == 1:
         return array[None]
     from jax.experimental import multihost_utils  # late, since nobody needs it in one process
@@ -24,14 +24,21 @@ def of_all_processes(array: np.ndarray) -> np.ndarray:
 
 
 def check_agreement(said: Mapping[str, Any]) -> None:
-    """Raises in every process if they don't all say the same."""
+    """Raise in every process if they don't all say the same.
+
+    Args:
+        said: Statements of this process, by what they are about.
+
+    Raises:
+        RuntimeError: They differ in some.
+    """
     # A function stands at another address in each.
     texts = [re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for value in said.values()]
     digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
     given = of_all_processes(np.frombuffer(b"".join(digests), "uint32").reshape(len(said), 2))
-    if differing := [
-        name for name, same in zip(said, (given == given[:1]).all((0, 2)), strict=True) if not same
-    ]:
+    agreed = dict(zip(said, (given == given[:1]).all((0, 2)), strict=True))
+    differing = [name for name in said if not agreed[name]]
+    if differing:
         shown = "; ".join(f"{name} here: {said[name]!r:.200}" for name in differing)
         raise RuntimeError(
             f"the processes disagree on the {', '.join(differing)} of this call. {shown}"
@@ -41,14 +48,13 @@ def check_agreement(said: Mapping[str, Any]) -> None:
 def feed(
     batch: Any, mesh: Mesh | None = None, *, batch_axis: str | tuple[str, ...] = "data"
 ) -> Any:
-    """The global batch, of which each process gives its own rows.
+    """Return the global batch, of which each process gives its own rows.
 
-    What a process gives to `sb.jit(mesh=...)` is the same in all processes; this is how they give
-    different rows.
+    Processes give the same arrays to `sb.jit(mesh=...)`; this is how they give different rows.
 
     Args:
-        batch: A tree of arrays, of this process' rows: an equal number in each process. Where the
-            batch isn't split over processes, each gives all rows.
+        batch: A tree of arrays with the rows of this process: an equal number in each process.
+            Where the batch isn't split over processes, each gives all rows.
         mesh: The mesh; by default all devices in one axis, `"data"`.
         batch_axis: The axis of the mesh, or axes, over which the batch is split.
 
@@ -64,7 +70,9 @@ def feed(
         >>> feed({"x": np.ones((16, 3))}, jax.make_mesh((8,), ("data",)))["x"].shape
         (16, 3)
     """
-    mesh = as_auto(jax.make_mesh((len(jax.devices()),), ("data",)) if mesh is None else mesh)
+    if mesh is None:
+        mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+    mesh = as_auto(mesh)
     sharding, parts = batch_sharding(mesh, batch_axis)
     places = sharding.addressable_devices_indices_map((parts,)).values()
     mine = len({(index[0].start, index[0].stop) for index in places if index})
@@ -77,14 +85,15 @@ def feed(
     given = of_all_processes(np.array(rows))
     if (given != given[:1]).any():
         raise ValueError(f"the processes give different numbers of rows: {given.tolist()}")
-    if bad := [n for n in rows if n % mine]:
-        raise ValueError(
-            f"this process gives {bad[0]} rows, which can't be split evenly over its {mine} devices"
-        )
+    for n in rows:
+        if n % mine:
+            raise ValueError(
+                f"this process gives {n} rows, which can't be split evenly over its {mine} devices"
+            )
 
-    def spread(leaf: Any) -> Any:
+    def global_array(leaf: Any) -> Any:
         local = np.asarray(leaf)
         shape = (local.shape[0] * parts // mine, *local.shape[1:])
         return jax.make_array_from_process_local_data(sharding, local, shape)
 
-    return jax.tree.map(spread, batch)
+    return jax.tree.map(global_array, batch)

@@ -1,10 +1,15 @@
 """Variables: boxes that hold arrays, and what keeps them consistent.
 
-A `Variable` holds a slot of a buffer. A transform never writes tracers into it: it opens a `Frame`,
-which holds the values that its function sees. `commit` writes several variables at once, under
-their locks. Keys of random numbers and the version of all structures belong to it, too.
+A variable's array is a slot of a `Buffer`, which is what programs pass. A transform never writes
+tracers into it: it opens a `Frame`, which holds the values that its function sees. `commit` writes
+several variables at once, under their locks. Keys of random numbers and the version of all
+structures belong here, too.
 """
 
+from seqbridge._state.buffers import Buffer as Buffer
+from seqbridge._state.buffers import Buffers as Buffers
+from seqbridge._state.buffers import lost as lost
+from seqbridge._state.buffers import store as store
 from seqbridge._state.dtypes import cast as cast
 from seqbridge._state.dtypes import category as category
 from seqbridge._state.dtypes import owned as owned
@@ -16,18 +21,13 @@ from seqbridge._state.frames import in_frame as in_frame
 from seqbridge._state.frames import read as read
 from seqbridge._state.frames import refuse_in_trace as refuse_in_trace
 from seqbridge._state.frames import tracing as tracing
-from seqbridge._state.frames import writer as writer
+from seqbridge._state.interrupts import call_and_keep as call_and_keep
+from seqbridge._state.interrupts import finish_on_interrupt as finish_on_interrupt
+from seqbridge._state.interrupts import writer as writer
 from seqbridge._state.locks import Locks as Locks
 from seqbridge._state.locks import locked as locked
 from seqbridge._state.operators import Operators as Operators
-from seqbridge._state.packing import Cell as Cell
-from seqbridge._state.packing import Cells as Cells
-from seqbridge._state.packing import cell_of as cell_of
-from seqbridge._state.packing import living as living
-from seqbridge._state.packing import lost as lost
 from seqbridge._state.packing import pack as pack
-from seqbridge._state.packing import store as store
-from seqbridge._state.packing import values as values
 from seqbridge._state.prng import Keys as Keys
 from seqbridge._state.prng import as_key as as_key
 from seqbridge._state.prng import fold_in as fold_in

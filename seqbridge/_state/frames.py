@@ -1,4 +1,4 @@
-"""Where a variable's value comes from: its own slot, or the frame of the transform that is being traced.
+"""Where a variable's value comes from: its buffer, or the frame of the transform that is tracing.
 
 A transform never writes tracers into variables. It opens a `Frame`, which holds the values that its
 function sees and collects what the function assigns, for its own thread only. So an exception needs
@@ -9,22 +9,24 @@ nowhere to stay: the write is refused.
 from __future__ import annotations
 
 import functools
-import sys
 import threading
-import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import jax
 import jax.core
 
+from seqbridge._state.interrupts import finish_on_interrupt, writer
+
 Tracer = jax.core.Tracer
 
 
-class Slot(Protocol):
-    """A variable, as far as frames know it: a slot for a value, with a name. Equal by identity."""
+class VariableLike(Protocol):
+    """A variable, as far as frames, locks and buffers know it. Equal by identity."""
 
     stored: Any
+    lock: threading.RLock
+    aliased: bool
 
     @property
     def name(self) -> str: ...
@@ -37,7 +39,8 @@ def _state_getter() -> Callable[[], Any]:
 
     if hasattr(jax.extend.core, "get_opaque_trace_state"):
         return jax.extend.core.get_opaque_trace_state
-    return jax.core.get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]  (before jax 0.10)
+    # Before jax 0.10.
+    return jax.core.get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def trace_state() -> Any:
@@ -46,21 +49,14 @@ def trace_state() -> Any:
 
 
 @functools.cache
-def _outside() -> Any:
+def _state_outside() -> Any:
+    """The trace state while nothing is traced."""
     # Of a new thread, as this one may be inside a trace when it asks for the first time.
     states: list[Any] = []
     thread = threading.Thread(target=lambda: states.append(trace_state()))
     thread.start()
     thread.join()
     return states[0]
-
-
-_CURES = {  # what the tracer's type says of the transform that made it
-    "DynamicJaxprTracer": "sb.jit (or sb.scan for a loop)",
-    "JVPTracer": "sb.value_and_grad or sb.grad",
-    "LinearizeTracer": "sb.value_and_grad or sb.grad",
-    "BatchTracer": "sb.vmap",
-}
 
 
 class _Stack(threading.local):
@@ -75,16 +71,20 @@ class Frame:
 
     Args:
         values: What each variable that the transform knows of reads as, at first.
+        transform: The transform that opens the frame, as errors name it: `"sb.jit"`.
         compiled: Whether the traced program is kept and run again. A variable that the program
             reads without the transform knowing of it would be a constant in it for ever, so that
             read is refused.
     """
 
-    __slots__ = ("compiled", "start", "state", "values")
+    __slots__ = ("compiled", "start", "state", "transform", "values")
 
-    def __init__(self, values: Mapping[Slot, Any], *, compiled: bool = False):
+    def __init__(
+        self, values: Mapping[VariableLike, Any], *, transform: str, compiled: bool = False
+    ):
         self.start = values
         self.values = dict(values)
+        self.transform = transform
         self.compiled = compiled
 
     def __enter__(self) -> Self:
@@ -95,130 +95,137 @@ class Frame:
     def __exit__(self, *_: object) -> None:
         _stack.frames = _stack.frames[:-1]
 
-    def changes(self) -> dict[Slot, Any]:
-        """The variables that were assigned within, with their last values."""
-        return {v: self.values[v] for v, old in self.start.items() if self.values[v] is not old}
+    def changes(self) -> dict[VariableLike, Any]:
+        """Return the variables that were assigned within, with their last values."""
+        changed: dict[VariableLike, Any] = {}
+        for variable, old in self.start.items():
+            new = self.values[variable]
+            if new is not old:
+                changed[variable] = new
+        return changed
 
 
 def tracing() -> bool:
     """Whether JAX is tracing in this thread, by whatever transform."""
-    return trace_state() != _outside()
+    return trace_state() != _state_outside()
 
 
 def in_frame() -> bool:
+    """Whether one of our own transforms is tracing in this thread."""
     return bool(_stack.frames)
 
 
-_writers: set[types.CodeType] = set()
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def writer(function: F) -> F:
-    """Notes a function that writes variables in turn, or gives their arrays away meanwhile."""
-    _writers.add(function.__code__)
-    return function
-
-
-def refuse_within_write() -> None:
-    """Raises if this thread is in a writer already: what is to happen would see half of a step, or change it.
-
-    The calls on the stack say so. A flag would cost each step a little, and Ctrl-C might leave it
-    set.
-    """
-    frame = sys._getframe()
-    while (frame := frame.f_back) is not None:
-        if frame.f_code in _writers:
-            raise RuntimeError(
-                "a signal handler has come into the middle of a step, whose variables are half "
-                "written: let the "
-                "handler set a flag, and save, load or call when the step is done"
-            )
-
-
-def born(variable: Slot) -> None:
-    """A variable that is made inside a frame belongs to it, whatever it holds."""
+def note_new(variable: VariableLike) -> None:
+    """Let a variable that is made inside a frame belong to it, whatever it holds."""
     if _stack.frames:
         _stack.frames[-1].values[variable] = variable.stored
 
 
-def read(variable: Slot) -> Any:
-    """The value that `variable` has here and now."""
+def read(variable: VariableLike) -> Any:
+    """Return the value that `variable` has here and now."""
     for frame in reversed(_stack.frames):
         if variable in frame.values:
             return frame.values[variable]
         if frame.compiled:
             raise RuntimeError(
-                f"{variable.name} is read inside sb.jit, which doesn't know of it: its value would "
-                f"be a constant of "
-                "the compiled program. Pass the model as an argument, or sb.jit(fn, "
-                "vars=model.vars())."
+                f"{variable.name} is read inside {frame.transform}, which doesn't know of it: its "
+                f"value would be a constant of the compiled program. Pass the model as an "
+                f"argument, or {frame.transform}(fn, vars=model.vars())."
             )
     return variable.stored
 
 
-def commit(changes: Mapping[Slot, Any]) -> None:
-    """Writes all of `changes`, which are checked already, or raises and writes none."""
-    traced_first = sorted(
-        changes.items(), key=lambda item: not isinstance(item[1], Tracer)
-    )  # they say more in errors
-    targets = {variable: _target(variable, value) for variable, value in traced_first}
-    try:
-        _write(targets, changes)
-    except BaseException:  # Ctrl-C, between two of them
-        _write(targets, changes)
-        raise
+def commit(changes: Mapping[Any, Any]) -> None:
+    """Write all of `changes`, which are checked already, or raise and write none."""
+    # Tracers first: they say more in errors.
+    ordered = sorted(changes.items(), key=lambda item: not isinstance(item[1], Tracer))
+    targets = {variable: _target(variable, value) for variable, value in ordered}
+    _write(targets, changes)
 
 
+@finish_on_interrupt
 @writer
-def _write(targets: Mapping[Slot, Frame | None], changes: Mapping[Slot, Any]) -> None:
+def _write(
+    targets: Mapping[VariableLike, Frame | None], changes: Mapping[VariableLike, Any]
+) -> None:
     for variable, value in changes.items():
-        if (frame := targets[variable]) is None:
+        frame = targets[variable]
+        if frame is None:
             variable.stored = value
         else:
             frame.values[variable] = value
 
 
-def _target(variable: Slot, value: Any) -> Frame | None:
-    """The frame that takes `value`; None: the variable itself."""
+def _target(variable: VariableLike, value: Any) -> Frame | None:
+    """Return the frame that takes `value`; None: the variable itself."""
     for frame in reversed(_stack.frames):
         if variable in frame.values:
             if frame.state != trace_state():
-                raise _leak(variable, value)
+                raise _leak(variable)
             return frame
         if frame.compiled:
-            raise _leak(variable, value)
+            raise _leak(variable, frame)
     # A value that isn't traced, too: the next key of a stream under jax.vmap, say, would be one key
     # for all examples.
     if isinstance(value, Tracer) or tracing():
-        raise _leak(variable, value)
+        innermost = _stack.frames[-1] if _stack.frames else None
+        if innermost is not None and innermost.state == trace_state():
+            raise _leak(variable, innermost)
+        raise _leak(variable)
     return None
 
 
-def _leak(variable: Slot, value: Any) -> RuntimeError:
-    cure = _CURES.get(type(value).__name__, "sb.jit, sb.value_and_grad, sb.vmap or sb.scan")
+def _leak(variable: VariableLike, frame: Frame | None = None) -> RuntimeError:
+    """Return the error for an assignment that a transform can't see.
+
+    Args:
+        variable: What is assigned.
+        frame: That of the transform, if it is one of our own that wasn't told of the variable.
+    """
+    if frame is None:
+        where = "a JAX transform that doesn't know of it"
+        cure = (
+            "Use sb.jit in place of jax.jit, sb.value_and_grad or sb.grad in place of jax.grad, "
+            "sb.vmap in place of jax.vmap, sb.scan in place of jax.lax.scan, with the model as an "
+            "argument or vars=model.vars(); or the pure form, model.apply(variables, ...), which "
+            "assigns nothing."
+        )
+    else:
+        where = f"{frame.transform}, which doesn't know of it"
+        cure = (
+            f"Pass the model as an argument, or {frame.transform}(fn, vars=model.vars()); or use "
+            f"the pure form, model.apply(variables, ...), which assigns nothing."
+        )
     return RuntimeError(
-        f"{variable.name} is assigned inside a JAX transform that doesn't know of it: the new "
-        f"value would be lost, or "
-        f"leak out as a tracer. Use {cure} in place of the plain JAX transform, with the model as "
-        f"an argument or "
-        "vars=model.vars(); or the pure form, model.apply(variables, ...), which assigns nothing."
+        f"{variable.name} is assigned inside {where}: the new value would be lost, or leak out as "
+        f"a tracer. {cure}"
     )
 
 
 def has_tracer(tree: Any) -> bool:
+    """Whether a tree holds something that is traced."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def refuse_in_trace(what: str, arguments: Iterable[Any] = ()) -> None:
-    """Raises if JAX is tracing, since what is about to happen would be lost or would leak.
+    """Raise if JAX is tracing, since what is about to happen would be lost or would leak.
+
+    Args:
+        what: What is about to happen, as the error begins: `"building a model"`.
+        arguments: What it is given, in which a tracer may show that JAX is tracing.
 
     Raises:
         RuntimeError: With the cure.
     """
-    if tracing() or has_tracer(list(arguments)):
-        cure = ", for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and model.apply"
-        raise RuntimeError(
-            f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store "
-            f"tracers. "
-            f"Do it before{cure if 'build' in what else ', or after it'}."
+    if not tracing() and not has_tracer(list(arguments)):
+        return
+    cure = ", or after it"
+    if "build" in what:
+        cure = (
+            ", for instance model.build((1, 28, 28, 1)), or use the pure form: model.init and "
+            "model.apply"
         )
+    raise RuntimeError(
+        f"{what} inside a JAX transform (jit, grad, vmap, ...) is refused: it would store "
+        f"tracers. Do it before{cure}."
+    )

@@ -8,14 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
-from seqbridge._state.frames import in_frame, refuse_within_write
+from seqbridge._state.frames import VariableLike, in_frame
+from seqbridge._state.interrupts import refuse_within_write
 from seqbridge._state.version import version
-
-
-class Guarded(Protocol):
-    """A variable, as far as locks know it."""
-
-    lock: threading.RLock
 
 
 class Lockable(Protocol):
@@ -25,12 +20,16 @@ class Lockable(Protocol):
 
 
 class Locks(tuple[threading.RLock, ...]):
-    """Several locks held as one, always in the same order, so that no two threads wait for each other."""
+    """Several locks held as one.
+
+    They are always taken in the same order, so that no two threads wait for each other.
+    """
 
     __slots__ = ()
 
-    def __new__(cls, variables: Iterable[Guarded], *more: threading.RLock) -> Self:
-        distinct = {id(lock): lock for lock in (*(v.lock for v in variables), *more)}
+    def __new__(cls, variables: Iterable[VariableLike], *more: threading.RLock) -> Self:
+        distinct = {id(variable.lock): variable.lock for variable in variables}
+        distinct |= {id(lock): lock for lock in more}
         return super().__new__(cls, (distinct[key] for key in sorted(distinct)))
 
     def __enter__(self) -> None:
@@ -56,15 +55,17 @@ class Locks(tuple[threading.RLock, ...]):
 
 @contextlib.contextmanager
 def locked(find: Callable[[], Iterable[Lockable]]) -> Iterator[None]:
-    """Holds the locks of what `find` finds, which it is asked again if a model was edited before they were held.
+    """Hold the locks of everything that `find` returns.
 
-    A transform holds those of all that its function knows of. Inside of it nothing more is taken:
-    that would be one lock after another, in no order, and two threads could wait for each other.
+    `find` is asked again if a model was edited before the locks were held. A transform holds those
+    of all that its function knows of. Inside of it nothing more is taken: that would be one lock
+    after another, in no order, and two threads could wait for each other.
     """
     while not in_frame():
         refuse_within_write()
         edit = version.number
-        with Locks((), *(lock for holder in find() for lock in holder.variable_locks())):
+        locks = [lock for holder in find() for lock in holder.variable_locks()]
+        with Locks((), *locks):
             if version.number == edit:
                 yield
                 return

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 
-_IN_PLACE = {
-    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
+_IN_PLACE = {  # the operators that are refused in place: `v += x`
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**",
+    "matmul": "@",
 }  # fmt: skip
 
 
 def _plain(other: Any) -> Any:
+    """Return the array of an operand."""
     return other.value if isinstance(other, Operators) else other
 
 
@@ -97,17 +100,16 @@ class Operators:
 
     def __setitem__(self, index: Any, new: Any) -> None:
         raise TypeError(
-            "a part is replaced by `v.value = v.value.at[index].set(x)`, and all of it by `v.value "
-            "= x`"
+            "a part is replaced by `v.value = v.value.at[index].set(x)`, and all of it by "
+            "`v.value = x`"
         )
 
 
-def _refusal(sign: str) -> Any:
-    def refuse(self: Operators, other: Any) -> Any:
+def _refusal(sign: str) -> Callable[[Operators, Any], NoReturn]:
+    def refuse(self: Operators, other: Any) -> NoReturn:
         raise TypeError(
             f"`v {sign}= x` would give the name v to a new array and leave the variable as it is: "
-            f"write "
-            f"`v.value {sign}= x`, which changes it"
+            f"write `v.value {sign}= x`, which changes it"
         )
 
     return refuse

@@ -17,7 +17,9 @@ _STREAM = 2**31 - 1  # the position that a model's stream is folded with; no lis
 
 
 class Keys:
-    """A PRNG key that is made when the first layer asks for it, so that a call that draws nothing makes none.
+    """A PRNG key that is made when the first layer asks for it.
+
+    So a call that draws nothing makes none.
 
     Args:
         make: Makes the key.
@@ -34,10 +36,12 @@ class Keys:
 
     @functools.cached_property
     def key(self) -> jax.Array:
+        """The key."""
         return self._make()
 
     def child(self, position: int) -> Keys:
-        inner = self.initial and self.initial.child(position)
+        """Return the keys of the layer at a position of a list."""
+        inner = None if self.initial is None else self.initial.child(position)
         return Keys(lambda: fold_in(self.key, position), inner, (*self.path, position))
 
 
@@ -51,16 +55,18 @@ _split = jax.jit(_pair)
 
 
 def fold_in(key: jax.Array, data: int) -> jax.Array:
+    """Return `jax.random.fold_in`, quickly."""
     # Compiled where it runs at once; inlined in a trace, as a person would write it.
     return jax.random.fold_in(key, data) if tracing() else _fold_in(key, data)
 
 
 def split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the next key of a stream, and one to draw with."""
     return _pair(key) if tracing() else _split(key)
 
 
 def as_key(key: Any) -> jax.Array:
-    """A typed PRNG key from a seed, a raw key or a typed one.
+    """Return a typed PRNG key from a seed, a raw key or a typed one.
 
     Raises:
         TypeError: It is none of these.
@@ -80,10 +86,9 @@ def as_key(key: Any) -> jax.Array:
 
 def same_key(a: Any, b: Any) -> bool:
     """Whether two seeds or keys mean one key."""
-    pair: Any = [jax.random.key_data(as_key(key)) for key in (a, b)]
-    return np.array_equal(*pair)
+    return np.array_equal(jax.random.key_data(as_key(a)), jax.random.key_data(as_key(b)))
 
 
 def stream(seed: Any) -> jax.Array:
-    """The first value of the stream of a model that starts from `seed`."""
+    """Return the first value of the stream of a model that starts from `seed`."""
     return fold_in(as_key(seed), _STREAM)

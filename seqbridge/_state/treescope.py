@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Content(NamedTuple):
-    """What one line shows, and what it unfolds to.
+    """The text of one line, and the lines that it unfolds to.
 
     Attributes:
         head: The text before the opening bracket.
@@ -28,11 +28,11 @@ class PlainText(str):
 
 
 def unfolding(content: Content, path: str | None, render: Any) -> Any:
-    """Return what treescope asks a `__treescope_repr__` for.
+    """Return a line as a `__treescope_repr__` is to return it.
 
-    treescope marks by itself what it meets again, such as a shared variable.
+    treescope marks whatever it meets again, such as a shared variable.
     """
-    from treescope import rendering_parts  # late: only who looks at a tree needs it
+    from treescope import rendering_parts  # late: needed by who looks at a tree alone
 
     lines = []
     for label, place, child in content.rows:

@@ -1,4 +1,4 @@
-"""`Variable`: a box that holds one array, with its name and where it came from."""
+"""`Variable`: one array, with its name and where it came from; and what holds variables."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._interface import Kind
-from seqbridge._state.buffers import Bare, Within
+from seqbridge._state.buffers import ArrayBuffer, BufferSlot, own_slot
 from seqbridge._state.dtypes import cast, strong
-from seqbridge._state.frames import Tracer, born, commit, read
+from seqbridge._state.frames import Tracer, commit, note_new, read
 from seqbridge._state.locks import Locks
 from seqbridge._state.operators import Operators
 from seqbridge._state.treescope import Content, unfolding
-from seqbridge._state.version import serial, version
+from seqbridge._state.version import version
 
 
 class CacheKey:
-    """What a compiled program depends on of one holder of variables. Holds no array and no object alive."""
+    """All that a compiled program depends on of one holder of variables.
+
+    It keeps no array and no object alive.
+    """
 
     __slots__ = ("_hash", "parts")
 
@@ -42,30 +45,30 @@ class Stateful(ABC):
 
     __slots__ = ()
 
-    # Whether the token can't change while no model is edited.
-    _steady = True
+    # Whether the cache key stays the same while no model is edited.
+    steady_key = True
 
     @abstractmethod
     def own_variables(self) -> tuple[Variable, ...]:
-        """The distinct variables, in order."""
+        """Return the distinct variables, in order."""
 
     @abstractmethod
     def cache_key(self) -> CacheKey:
-        """Equal if and only if a program that was traced with the one holds for the other."""
+        """Return a key that is equal for two holders if one's programs hold for the other."""
 
     @abstractmethod
     def variables_by_name(self) -> Mapping[str, Variable]:
-        """The variables by name."""
+        """Return the variables by name."""
 
     def variable_locks(self) -> Locks:
-        """What a thread holds that reads all of this at one moment, or changes it."""
+        """Return the locks of all variables, for a thread that reads or changes them together."""
         return Locks(self.own_variables())
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         return unfolding(self._tree_content(), path, subtree_renderer)
 
     def _tree_content(self) -> Content:
-        """What an interactive tree shows of this, closed and unfolded."""
+        """Return the line of an interactive tree for this, closed and unfolded."""
         variables = self.variables_by_name().items()
         rows = [(f"{name!r}: ", f"[{name!r}]", variable) for name, variable in variables]
         return Content(type(self).__name__, "({", "})", rows)
@@ -74,8 +77,8 @@ class Stateful(ABC):
 class Variable(Operators, Stateful):
     """A box that holds one array.
 
-    Two variables are equal when they are the same box. Arithmetic works on the value (`v + 1`, `v @
-    x`, `v[0]`, `-v`); a `jnp` function wants the array itself: `jnp.sum(v.value)`.
+    Two variables are equal when they are the same object. Arithmetic works on the value (`v + 1`,
+    `v @ x`, `v[0]`, `-v`); a `jnp` function wants the array itself: `jnp.sum(v.value)`.
 
     Args:
         value: The array.
@@ -102,13 +105,12 @@ class Variable(Operators, Stateful):
 
     __slots__ = (
         "__weakref__",
-        "_array",
-        "_label",
-        "_serial",
         "_trainable",
         "aliased",
         "axes",
+        "buffer_slot",
         "collection",
+        "default_name",
         "kind",
         "lock",
         "metadata",
@@ -128,10 +130,8 @@ class Variable(Operators, Stateful):
         metadata: Any = None,
         axes: tuple[Any, ...] = (),
     ):
-        array: Any = strong(value)
-        is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key) and not isinstance(array, Tracer)
-        self._array: Any = Within(Bare(self, array), 0) if is_key else array
-        born(self)
+        self.buffer_slot: BufferSlot = own_slot(self, strong(value))
+        note_new(self)
         if kind not in get_args(Kind):
             raise ValueError(
                 f"the kind of a variable is one of {', '.join(get_args(Kind))}, not {kind!r}"
@@ -141,53 +141,51 @@ class Variable(Operators, Stateful):
         self.path: tuple[str, ...] = path
         self.metadata: Any = metadata
         self.axes: tuple[Any, ...] = axes
-        self._label = name or ".".join(path) or "variable"
+        self.default_name = name or ".".join(path) or "variable"
         self.namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
-        self.aliased = (
-            False  # whether the array may be that of an object of the user's, which keeps it
-        )
+        # Whether the array may be that of an object of the user's, which keeps it.
+        self.aliased = False
         self.lock = threading.RLock()
-        self._serial = serial()
 
     @classmethod
-    def _holding(cls, leaf: Any, **options: Any) -> Variable:
-        """A variable that holds `leaf` as it is, even if that is no array."""
+    def from_leaf(cls, leaf: Any, **options: Any) -> Variable:
+        """Return a variable that holds a leaf of a pytree as it is, even if that is no array."""
         variable = cls(np.zeros(()), **options)
-        variable._array = leaf
-        born(variable)
+        variable.buffer_slot = BufferSlot(ArrayBuffer(variable, leaf))
+        note_new(variable)
         return variable
 
     @property
     def stored(self) -> Any:
         """The array, whatever transform is being traced."""
-        array = self._array
-        return array.holder.get(array.place) if type(array) is Within else array
+        place = self.buffer_slot
+        return place.buffer.get(place.index)
 
     @stored.setter
     def stored(self, new: Any) -> None:
-        place = self._array
-        if type(place) is not Within or not place.holder.set(place.place, new):
-            self._array = new
+        place = self.buffer_slot
+        place.buffer.set(place.index, new)
 
     def own_variables(self) -> tuple[Variable, ...]:
         return (self,)
 
     def cache_key(self) -> CacheKey:
-        return CacheKey((self._serial, self.trainable))
+        return CacheKey(self.cache_parts)
 
     def variables_by_name(self) -> Mapping[str, Variable]:
         return {self.name: self}
 
     @property
     def cache_parts(self) -> Hashable:
-        """What a compiled program depends on of this variable."""
-        return self._serial, self.trainable
+        """All that a compiled program depends on of this variable."""
+        return self.buffer_slot.serial, self.trainable
 
     @property
     def name(self) -> str:
         """The name in the model that holds the variable: `"(Sequential)[0](Dense).kernel"`."""
-        return (self.namer and self.namer(self)) or self._label
+        given = self.namer(self) if self.namer is not None else None
+        return given or self.default_name
 
     @property
     def value(self) -> jax.Array:
@@ -199,11 +197,11 @@ class Variable(Operators, Stateful):
         self.assign(new)
 
     def assign(self, value: Any) -> None:
-        """Replaces the array.
+        """Replace the array.
 
         Args:
-            value: What `jnp.asarray` takes, of this variable's shape; it is cast to this variable's
-                dtype.
+            value: Anything that `jnp.asarray` takes, of this variable's shape; it is cast to this
+                variable's dtype.
 
         Raises:
             ValueError: Another shape.
@@ -237,12 +235,12 @@ class Variable(Operators, Stateful):
 
     @property
     def ndim(self) -> int:
-        """How many axes the array has."""
+        """The number of axes of the array."""
         return self.value.ndim
 
     @property
     def size(self) -> int:
-        """How many numbers the array holds."""
+        """The number of elements of the array."""
         return self.value.size
 
     def _tree_content(self) -> Content:
@@ -290,25 +288,26 @@ class Variable(Operators, Stateful):
         return iter(self.value)
 
     def __dir__(self) -> list[str]:
-        return [
-            name
-            for name in object.__dir__(self)
-            if not isinstance(getattr(type(self), name, None), _OfTheArray)
-        ]
+        shown = []
+        for name in object.__dir__(self):
+            of_the_array = isinstance(getattr(type(self), name, None), _OfTheArray)
+            if not of_the_array and name not in _INTERNAL:
+                shown.append(name)
+        return shown
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> Variable:
         with jax.ensure_compile_time_eval():  # a value, even if JAX is tracing something else
-            return _restore(jnp.copy(self._concrete()), *self._rest())
+            return _restore(jnp.copy(self._untraced_value()), *self._description())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        value = self._concrete()
+        value = self._untraced_value()
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             saved = (np.asarray(jax.random.key_data(value)), str(jax.random.key_impl(value)))
         else:
             saved = np.asarray(value)
-        return _restore, (saved, *self._rest())
+        return _restore, (saved, *self._description())
 
-    def _concrete(self) -> jax.Array:
+    def _untraced_value(self) -> jax.Array:
         value = self.value
         if isinstance(value, Tracer):
             raise RuntimeError(
@@ -316,24 +315,39 @@ class Variable(Operators, Stateful):
             )
         return value
 
-    def _rest(self) -> tuple[Any, ...]:
+    def _description(self) -> tuple[Any, ...]:
+        """All but the value, as `_restore` takes it."""
         return (
             self.kind,
             self.collection,
             self.path,
-            self._label,
+            self.default_name,
             self._trainable,
             self.metadata,
             self.axes,
         )
 
 
+# What the package needs of a variable, and nobody else.
+_INTERNAL = frozenset({
+    "aliased", "buffer_slot", "cache_key", "cache_parts", "default_name", "from_leaf", "lock",
+    "namer", "own_variables", "steady_key", "stored", "variable_locks", "variables_by_name",
+})  # fmt: skip
+
+
 def _restore(
-    saved: Any, kind: Kind, collection: str, path: Any, name: str, trainable: Any, *said: Any
+    saved: Any,
+    kind: Kind,
+    collection: str,
+    path: tuple[str, ...],
+    name: str,
+    trainable: bool | None,
+    metadata: Any,
+    axes: tuple[Any, ...],
 ) -> Variable:
     if isinstance(saved, tuple):
-        saved = jax.random.wrap_key_data(jnp.array(saved[0]), impl=saved[1])
-    metadata, axes = said
+        numbers, impl = saved
+        saved = jax.random.wrap_key_data(jnp.array(numbers), impl=impl)
     return Variable(
         saved,
         kind=kind,
@@ -360,8 +374,11 @@ class _OfTheArray:
         if variable is None:
             return self
         # Never forwards to the array: that would make copy and pickle see the array in place of the
-        # box.
-        message = f"a Variable has no attribute {self._name!r}; the array has it: write .value.{self._name}"
+        # variable.
+        message = (
+            f"a Variable has no attribute {self._name!r}; the array has it: write "
+            f".value.{self._name}"
+        )
         raise AttributeError(message, name=self._name, obj=variable)
 
 
@@ -371,4 +388,5 @@ for _name in dir(jax.Array):
 
 
 def distinct(variables: Iterable[Variable]) -> tuple[Variable, ...]:
+    """Return each variable once, in order."""
     return tuple(dict.fromkeys(variables))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._state import Frame, Stateful, Variable, commit, locked
-from seqbridge._transforms.partition import boxes_of, holders_of, partition, values_of
+from seqbridge._transforms.partition import holders_of, partition, values_of, variables_of
 from seqbridge._variables import Filter, VarCollection, selector
 
 A = TypeVar("A")
@@ -51,7 +51,7 @@ def value_and_grad(
     has_aux: bool = False,
     vars: Any = None,
 ) -> Callable[..., Any]:
-    """A function that returns the value of `function` and its gradients.
+    """Return a function that returns the value of `function` and its gradients.
 
     Args:
         function: Returns a scalar; with `has_aux`, a pair of a scalar and anything.
@@ -59,7 +59,8 @@ def value_and_grad(
             function of a `Variable`, a collection, a layer or a model. By default all trainable
             ones of the arguments and of `vars`.
         has_aux: Whether `function` returns a pair.
-        vars: What `function` closes over: `model.vars()`, a model, or a list of them.
+        vars: Holders of variables that `function` closes over: `model.vars()`, a model, or a list
+            of them.
 
     Returns:
         A function with the signature of `function` that returns `(value, gradients)`, where the
@@ -84,15 +85,13 @@ def value_and_grad(
 
     @functools.wraps(function)
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        holders = (
-            closed
-            + partition(args, keywords)[2]
-            + ([wrt] if isinstance(wrt, VarCollection) else [])
-        )
+        holders = closed + partition(args, keywords)[2]
+        if isinstance(wrt, VarCollection):
+            holders.append(wrt)
 
         def pure(values: dict[str, Any]) -> Any:
             inside = {chosen[name]: value for name, value in values.items()}
-            with Frame({**values_of(boxes), **inside}) as frame:
+            with Frame({**values_of(variables), **inside}, transform="sb.value_and_grad") as frame:
                 out = function(*args, **keywords)
             if has_aux and not (isinstance(out, tuple | list) and len(out) == 2):
                 raise TypeError(
@@ -100,29 +99,21 @@ def value_and_grad(
                     f"{type(out).__name__}"
                 )
             value, aux = out if has_aux else (out, None)
-            return value, (aux, frame.changes())
+            # Values alone, as JAX couldn't sort a dict of variables.
+            changes = frame.changes()
+            changed[:] = changes
+            return value, (aux, list(changes.values()))
 
         with locked(lambda: holders):
-            chosen, boxes = _differentiable(holders, wrt), boxes_of(holders)
-            now = {name: box.value for name, box in chosen.items()}
-            (value, (aux, changes)), grads = _of_changes(jax.value_and_grad, pure, now)
-            commit(changes)
+            chosen = _differentiable(holders, wrt)
+            variables = variables_of(holders)
+            changed: list[Variable] = []
+            now = {name: variable.value for name, variable in chosen.items()}
+            (value, (aux, new)), grads = jax.value_and_grad(pure, has_aux=True)(now)
+            commit(dict(zip(changed, new, strict=True)))
         return ((value, aux) if has_aux else value), grads
 
     return wrapped
-
-
-def _of_changes(transform: Callable[..., Any], pure: Callable[..., Any], values: Any) -> Any:
-    """`transform(pure)(values)`, where `pure` returns changes by variable, which JAX couldn't sort."""
-    keys: list[Variable] = []
-
-    def sortable(values: Any) -> Any:
-        value, (aux, changes) = pure(values)
-        keys[:] = changes
-        return value, (aux, list(changes.values()))
-
-    (value, (aux, arrays)), grads = transform(sortable, has_aux=True)(values)
-    return (value, (aux, dict(zip(keys, arrays, strict=True)))), grads
 
 
 @overload
@@ -156,7 +147,9 @@ def grad(
     has_aux: bool = False,
     vars: Any = None,
 ) -> Callable[..., Any]:
-    """`value_and_grad` without the value: a function that returns `gradients`, or `(gradients, aux)`.
+    """Return a function that returns the gradients of `function`, or `(gradients, aux)`.
+
+    It is `value_and_grad` without the value.
 
     Args:
         function: See `value_and_grad`.
@@ -181,29 +174,32 @@ def grad(
 
 
 def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Variable]:
-    """The variables to differentiate, each once, by its first name."""
+    """Return the variables to differentiate, each once, by its first name."""
     if isinstance(wrt, VarCollection):
         holders = [wrt]
     choose = selector(wrt) if wrt is not None else dict[str, Variable]
     found: dict[str, Variable] = {}
-    names: dict[Variable, str] = {}
+    met: set[Variable] = set()
     for holder in holders:
-        for name, box in choose(holder.variables_by_name()).items():
-            if box in names or not (box.trainable and jnp.issubdtype(box.dtype, jnp.inexact)):
+        for name, variable in choose(holder.variables_by_name()).items():
+            if variable in met or not _is_differentiable(variable):
                 continue
             if name in found:
                 raise ValueError(
                     f"two models have a variable {name!r}: say which with wrt=model.vars()"
                 )
-            found[name], names[box] = box, name
+            found[name] = variable
+            met.add(variable)
     if not found:
-        why = (
-            "that wrt= lets through"
-            if wrt is not None
-            else "(is the model built, by model.build(...)?)"
-        )
+        why = "(is the model built, by model.build(...)?)"
+        if wrt is not None:
+            why = "that wrt= lets through"
         raise ValueError(
             f"there is nothing to differentiate: arguments and vars= hold no trainable variable "
             f"{why}"
         )
     return found
+
+
+def _is_differentiable(variable: Variable) -> bool:
+    return variable.trainable and jnp.issubdtype(variable.dtype, jnp.inexact)

@@ -12,70 +12,89 @@ import jax.numpy as jnp
 from seqbridge._entries import signature_of
 from seqbridge._interface import check_flags, nearest
 from seqbridge._sharding import BatchSharding, check_agreement
-from seqbridge._state import Stateful, tracing, version
-from seqbridge._transforms.partition import places_of
-from seqbridge._transforms.program import Bound, Jitted, Program
+from seqbridge._state import tracing, version
+from seqbridge._transforms.partition import is_stateful, places_of
+from seqbridge._transforms.program import Bound, Jitted, Prepared
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class MeshJitted(Jitted[P, R]):
-    """What `jit` returns for a mesh: puts arrays and variables in place, and then does the same."""
+    """A compiled function for a mesh: it puts arrays and variables in place before each call.
 
-    def __init__(self, spread: BatchSharding, check_processes: bool, *options: Any):
+    Args:
+        sharding: How they lie on the mesh.
+        check_processes: Whether several processes make sure that they call the same.
+        *options: Those of `Jitted`.
+    """
+
+    _sharding: BatchSharding
+
+    def __init__(self, sharding: BatchSharding, check_processes: bool, *options: Any):
         super().__init__(*options)
-        self._spread = spread
-        self._check = check_processes
+        self._sharding = sharding
+        self._check_processes = check_processes
 
     def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> R:
-        return self._placed(super().__call__, args, keywords)
+        return self._on_mesh(super().__call__, args, keywords)
 
     def lower(self, /, *args: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
-        """The program for these arguments, as they are spread over the mesh."""
-        return self._placed(super().lower, args, keywords)
+        """Return the program for these arguments, as they are split over the mesh."""
+        return self._on_mesh(super().lower, args, keywords)
 
-    def _placed(
+    def _on_mesh(
         self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
-        assert self._spread is not None
         if tracing():  # the program around this one has its arrays in place
-            self._now.batch = 0
+            self._current.batch = 0
             return call(*args, **keywords)
-        with jax.set_mesh(self._spread.mesh):  # whatever mesh the caller has set
-            args, keywords, self._now.batch = self._spread.inputs(args, keywords)
+        with jax.set_mesh(self._sharding.mesh):  # whatever mesh the caller has set
+            args, keywords, self._current.batch = self._sharding.inputs(args, keywords)
             return call(*args, **keywords)
 
-    def _prepare(
-        self, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[Program, Bound, list[Any]]:
-        program, bound, arrays = super()._prepare(args, keywords)
-        if self._spread is not None and not tracing():
-            if self._check:
-                self._agree(args, keywords, bound)
-            before = version.number
-            with bound.lock:
-                self._spread.variables(bound.boxes, bound.cells)
-            if version.number != before:
-                return super()._prepare(args, keywords)
-        return program, bound, arrays
+    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Prepared:
+        prepared = super()._prepare(args, keywords)
+        if tracing():
+            return prepared
+        _, bound, _ = prepared
+        if self._check_processes:
+            self._check_agreement(args, keywords, bound)
+        before = version.number
+        with bound.lock:
+            self._sharding.place_variables(bound.variables, bound.buffers)
+        return prepared if version.number == before else super()._prepare(args, keywords)
 
-    def _agree(self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound) -> None:
-        """Raises in every process if they don't call the same."""
-        leaves, treedef = jax.tree.flatten(
-            (args, keywords), is_leaf=lambda leaf: isinstance(leaf, Stateful)
+    def _check_agreement(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound
+    ) -> None:
+        """Raise in every process if they don't call the same."""
+        leaves, treedef = jax.tree.flatten((args, keywords), is_leaf=is_stateful)
+        arrays: list[Any] = []
+        static: list[Any] = []
+        keys: list[Any] = []
+        for variable in bound.variables:
+            if variable.kind == "rng":
+                keys.append(variable.stored)
+        for leaf in leaves:
+            if is_stateful(leaf):
+                continue
+            if not hasattr(leaf, "dtype"):
+                static.append(leaf)
+                continue
+            arrays.append(leaf)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                keys.append(leaf)
+        described = [(v.name, v.stored.shape, str(v.stored.dtype)) for v in bound.variables]
+        check_agreement(
+            {
+                "values that aren't arrays": static,
+                "structure": str(treedef),
+                "shapes": [(array.shape, str(array.dtype)) for array in arrays],
+                "variables": described,
+                "random keys": [jax.device_get(jax.random.key_data(key)).tolist() for key in keys],
+            }
         )
-        leaves = [leaf for leaf in leaves if not isinstance(leaf, Stateful)]
-        arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
-        keys = [box.stored for box in bound.boxes if box.kind == "rng"]
-        keys += [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-        check_agreement({
-            "values that aren't arrays": [leaf for leaf in leaves if not hasattr(leaf, "dtype")],
-            "structure": str(treedef),
-            "shapes": [(leaf.shape, str(leaf.dtype)) for leaf in arrays],
-            "variables": [(box.name, box.stored.shape, str(box.stored.dtype)) for box in bound.boxes],
-            "random keys": [jax.device_get(jax.random.key_data(key)).tolist() for key in keys],
-        })  # fmt: skip
 
 
 class _Options(TypedDict, total=False):
@@ -92,15 +111,18 @@ class _Options(TypedDict, total=False):
 
 
 def _check_known(function: Callable[..., Any], places: Iterable[str | int]) -> None:
-    """Raises a `TypeError` if an option names what the function can't take."""
+    """Raise a `TypeError` if an option names an argument that the function doesn't take."""
     signature = signature_of(function)
-    if signature is None or any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+    if signature is None:
+        return
+    parameters = signature.parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for name in places:
-        if isinstance(name, str) and name not in signature.parameters:
-            near = nearest(name, signature.parameters)
+        if isinstance(name, str) and name not in parameters:
             raise TypeError(
-                f"sb.jit was told of an argument {name!r}, but the function takes no {name!r}{near}"
+                f"sb.jit was told of an argument {name!r}, but the function takes no {name!r}"
+                f"{nearest(name, parameters)}"
             )
 
 
@@ -123,9 +145,9 @@ def jit(
     uneven: str = "auto",
     check_processes: bool = False,
 ) -> Any:
-    """Compiles a function of models, layers, collections, optimizers and arrays.
+    """Compile a function of models, layers, collections, optimizers and arrays.
 
-    What the function does to their variables comes back out. Arrays, floats and ints are traced;
+    Their variables keep what the function assigns to them. Arrays, floats and ints are traced;
     bools, strings, None, enums and callables are static, so a new value of them is a new program,
     as is an edit of a model.
 
@@ -136,7 +158,8 @@ def jit(
 
     Args:
         function: The function, or a model itself.
-        vars: What the function closes over: `model.vars()`, a model, or a list of them.
+        vars: Holders of variables that the function closes over: `model.vars()`, a model, or a list
+            of them.
         static_argnames: Keywords that are static, too; an int that chooses an axis, for instance.
         donate: Whether the arrays of the variables that change are given to the program, which
             saves memory and time. Whoever else holds such an array loses it. If the program fails
@@ -180,8 +203,9 @@ def jit(
         (6.0, 1.0)
     """
     if function is None:
-        given = {k: v for k, v in locals().items() if k != "function"}
-        return functools.partial(jit, **given)
+        options = dict(locals())
+        del options["function"]
+        return functools.partial(jit, **options)
     if not callable(function):
         raise TypeError(f"sb.jit takes a function or a model, not {type(function).__name__}")
     check_flags(donate=donate, pack=pack, check_processes=check_processes)
@@ -191,5 +215,5 @@ def jit(
     _check_known(function, places_of(function, static_argnames) | batched | replicated)
     if mesh is None:
         return Jitted(function, vars, static_argnames, donate, pack)
-    spread = BatchSharding(mesh, batch_axis, batched, replicated, uneven)
-    return MeshJitted(spread, check_processes, function, vars, static_argnames, donate, pack)
+    sharding = BatchSharding(mesh, batch_axis, batched, replicated, uneven)
+    return MeshJitted(sharding, check_processes, function, vars, static_argnames, donate, pack)

@@ -1,4 +1,4 @@
-"""`vmap`, `scan`, `remat` and `eval_shape` of functions that use stateful objects."""
+"""`vmap`, `scan` and `eval_shape` of functions that use stateful objects."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from seqbridge._state import Frame, Stateful, Variable, commit, locked
-from seqbridge._transforms.partition import boxes_of, combine, holders_of, partition, values_of
+from seqbridge._transforms.partition import (
+    combine,
+    holders_of,
+    partition,
+    values_of,
+    variables_of,
+)
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -26,17 +33,17 @@ class _LoopOptions(TypedDict, total=False):
 def vmap(
     function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None
 ) -> Callable[P, R]:
-    """Maps a function over axes of its array arguments; models and what else holds variables aren't mapped.
+    """Map a function over axes of its array arguments.
 
-    Each example draws its own random numbers. A state that would differ between the examples is
-    refused.
+    Models, and whatever else holds variables, aren't mapped. Each example draws its own random
+    numbers. A state that would differ between the examples is refused.
 
     Args:
-        function: What is mapped.
-        in_axes: As `jax.vmap` has it; what it says of stateful and static arguments doesn't count.
+        function: The function.
+        in_axes: As `jax.vmap` has it; it doesn't count for stateful and static arguments.
             Keywords that hold arrays are mapped over axis 0.
         out_axes: As `jax.vmap` has it.
-        vars: What `function` closes over.
+        vars: Holders of variables that `function` closes over.
 
     Raises:
         ValueError: A variable would get another value for each example.
@@ -53,65 +60,81 @@ def vmap(
     @functools.wraps(function)
     def wrapped(*args: P.args, **keywords: P.kwargs) -> Any:
         holders = closed + partition(args, keywords)[2]
-        axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
-        if len(axes) != len(args):
-            raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
-        mapped = {
-            i: (a, axis)
-            for i, (a, axis) in enumerate(zip(args, axes, strict=True))
-            if _only_arrays(a)
-        }
-        mapped |= {name: (a, 0) for name, a in keywords.items() if _only_arrays(a)}
-        arrays = (
-            (leaf, axis)
-            for a, axis in mapped.values()
-            if isinstance(axis, int)
-            for leaf in jax.tree.leaves(a)
-        )
-        size = next((leaf.shape[axis] for leaf, axis in arrays if jax.numpy.ndim(leaf)), None)
-        if size is None:
-            raise ValueError("vmap: no argument is an array that could be mapped over")
+        mapped, axes = _mapped_arguments(args, keywords, in_axes)
+        size = _mapped_size(mapped, axes)
         changed: list[Variable] = []
 
         def one(keys: list[Any], values: list[Any]) -> Any:
-            streams = dict(zip(rngs, keys, strict=True))
-            arrays = dict(zip(mapped, values, strict=True))  # JAX couldn't sort positions and names
-            with Frame({**values_of(boxes), **streams}) as frame:
-                given = [arrays.get(i, a) for i, a in enumerate(args)]
-                out: Any = call(*given, **{n: arrays.get(n, a) for n, a in keywords.items()})
-            changed[:] = changes = frame.changes()
-            return out, [new for box, new in changes.items() if box not in streams]
+            """Call the function for one example."""
+            own_keys = dict(zip(streams, keys, strict=True))
+            given = dict(zip(mapped, values, strict=True))
+            with Frame({**values_of(variables), **own_keys}, transform="sb.vmap") as frame:
+                inside = [given.get(i, arg) for i, arg in enumerate(args)]
+                options = {name: given.get(name, arg) for name, arg in keywords.items()}
+                out: Any = call(*inside, **options)
+            changes = frame.changes()
+            changed[:] = changes
+            # The streams go on from outside.
+            return out, [new for variable, new in changes.items() if variable not in own_keys]
 
         with locked(lambda: holders):
-            boxes = boxes_of(holders)
-            rngs = [box for box in boxes if box.kind == "rng"]
-            pairs = [jax.random.split(box.value) for box in rngs]
+            variables = variables_of(holders)
+            streams = [variable for variable in variables if variable.kind == "rng"]
+            pairs = [jax.random.split(stream.value) for stream in streams]
+            following = {stream: pair[0] for stream, pair in zip(streams, pairs, strict=True)}
             keys = [jax.random.split(pair[1], size) for pair in pairs]
-            values, over = ([pair[n] for pair in mapped.values()] for n in (0, 1))
+            # A list, as JAX couldn't sort positions and names.
+            values = list(mapped.values())
             try:
-                out, new = jax.vmap(one, in_axes=(0, over), out_axes=(out_axes, None))(keys, values)
+                out, new = jax.vmap(one, in_axes=(0, axes), out_axes=(out_axes, None))(keys, values)
             except ValueError as error:
-                if "out_axes" in str(error) and changed:
+                # If the function has returned, JAX refuses what it has returned.
+                names = [variable.name for variable in changed if variable not in following]
+                if names:
                     error.add_note(
-                        f"{', '.join(box.name for box in changed if box not in rngs)} would get "
-                        f"another value for each "
-                        "example: run the model on the whole batch, or with training=False"
+                        f"{', '.join(names)} would get another value for each example: run the "
+                        f"model on the whole batch, or with training=False"
                     )
                 raise
-            changes = dict(zip((box for box in changed if box not in rngs), new, strict=True))
-            commit(
-                {
-                    **changes,
-                    **{
-                        box: pair[0]
-                        for box, pair in zip(rngs, pairs, strict=True)
-                        if box in changed
-                    },
-                }
-            )
+            state = [variable for variable in changed if variable not in following]
+            changes = dict(zip(state, new, strict=True))
+            for stream, key in following.items():
+                if stream in changed:
+                    changes[stream] = key
+            commit(changes)
         return out
 
     return wrapped
+
+
+def _mapped_arguments(
+    args: tuple[Any, ...], keywords: Mapping[str, Any], in_axes: Any
+) -> tuple[dict[int | str, Any], list[Any]]:
+    """Return the arguments that are mapped, by position or name, and their axes."""
+    axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
+    if len(axes) != len(args):
+        raise ValueError(f"vmap: in_axes= says {len(axes)} axes for {len(args)} arguments")
+    mapped: dict[int | str, Any] = {}
+    over: list[Any] = []
+    for i, (arg, axis) in enumerate(zip(args, axes, strict=True)):
+        if _only_arrays(arg):
+            mapped[i] = arg
+            over.append(axis)
+    for name, arg in keywords.items():
+        if _only_arrays(arg):
+            mapped[name] = arg
+            over.append(0)
+    return mapped, over
+
+
+def _mapped_size(mapped: Mapping[int | str, Any], axes: list[Any]) -> int:
+    """Return the number of examples, by the first array that is mapped."""
+    for arg, axis in zip(mapped.values(), axes, strict=True):
+        if isinstance(axis, int):
+            for leaf in jax.tree.leaves(arg):
+                if jnp.ndim(leaf):
+                    return leaf.shape[axis]
+    raise ValueError("vmap: no argument is an array that could be mapped over")
 
 
 def _only_arrays(value: Any) -> bool:
@@ -148,14 +171,15 @@ def scan(
     vars: Any,
     **options: Unpack[_LoopOptions],
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` of a function that uses, and may change, variables.
+    """Run `jax.lax.scan` of a function that uses, and may change, variables.
 
     Args:
         function: From `(carry, x)` to `(carry, y)`.
         init: The first carry: arrays.
         xs: Arrays that are scanned over their leading axis.
         length: The number of steps, if `xs` doesn't say.
-        vars: What `function` closes over: `model.vars()`, a model, or a list of them.
+        vars: Holders of variables that `function` closes over: `model.vars()`, a model, or a list
+            of them.
         **options: `reverse` and `unroll`, as `jax.lax.scan` has them.
 
     Returns:
@@ -171,42 +195,43 @@ def scan(
         Array([0., 1., 3.], dtype=float32)
     """
     holders = holders_of(function, vars)
-    if given := partition((init, xs), {})[2]:
+    _, _, given = partition((init, xs), {})
+    if given:
         raise TypeError(
             f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over "
             f"it"
         )
-    changing: list[Variable] = []
+    changing: list[Variable] = []  # what the loop must carry
+    found: list[Variable] = []
 
     def step(carry: Any, x: Any) -> Any:
         values, own = carry
-        with Frame(values_of(boxes) | dict(zip(changing, values, strict=True))) as frame:
+        carried = dict(zip(changing, values, strict=True))
+        with Frame(values_of(variables) | carried, transform="sb.scan") as frame:
             own, y = function(own, x)
-        if not changing:
-            found.extend(frame.changes())
-        return ([frame.values[box] for box in changing], own), y
+        found[:] = frame.changes()
+        return ([frame.values[variable] for variable in changing], own), y
 
     with locked(lambda: holders):
-        found, boxes = list[Variable](), boxes_of(holders)
+        variables = variables_of(holders)
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-        jax.eval_shape(
-            step, ([], init), first
-        )  # finds what changes, which is all that the loop must carry
+        jax.eval_shape(step, ([], init), first)  # finds what changes
         changing.extend(found)
-        (values, carry), ys = jax.lax.scan(
-            step, ([box.value for box in changing], init), xs, length, **options
-        )
+        start = [variable.value for variable in changing]
+        (values, carry), ys = jax.lax.scan(step, (start, init), xs, length, **options)
         commit(dict(zip(changing, values, strict=True)))
     return carry, ys
 
 
 def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **keywords: Any) -> Any:
-    """The shapes and dtypes of what a function returns; nothing is computed and no variable changes.
+    """Return the shapes and dtypes of what a function returns.
+
+    Nothing is computed, and no variable changes.
 
     Args:
         function: A function, a model or a layer.
         *args: Its arguments; `jax.ShapeDtypeStruct` will do for arrays.
-        vars: What `function` closes over.
+        vars: Holders of variables that `function` closes over.
         **keywords: Its keywords.
 
     Examples:
@@ -216,7 +241,8 @@ def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **key
         (5,)
     """
     shapes = functools.partial(functools.partial, jax.eval_shape)
-    return pure_call(shapes, function, holders_of(function, vars), args, keywords, keep=False)
+    closed = holders_of(function, vars)
+    return pure_call(shapes, function, closed, args, keywords, keep=False, name="sb.eval_shape")
 
 
 def pure_call(
@@ -225,22 +251,35 @@ def pure_call(
     closed: list[Stateful],
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
+    *,
+    name: str,
     keep: bool = True,
 ) -> Any:
-    """Calls `function` through `transform`, as a pure function of values and arrays, and keeps what it changes."""
+    """Call `function` through `transform`, as a pure function of values and arrays.
+
+    Args:
+        transform: From a pure function to another.
+        function: The function.
+        closed: The holders of variables that it closes over.
+        args: Its arguments.
+        keywords: Its keywords.
+        name: The name of the transform in errors.
+        keep: Whether variables keep what the function assigns to them.
+    """
     signature, arrays, holders = partition(args, keywords)
     changed: list[Variable] = []
 
     def pure(values: list[Any], arrays: list[Any]) -> Any:
-        with Frame(dict(zip(boxes, values, strict=True))) as frame:
+        with Frame(dict(zip(variables, values, strict=True)), transform=name) as frame:
             inside, options = combine(signature, arrays, holders)
             out = function(*inside, **options)
-        changed[:] = changes = frame.changes()
+        changes = frame.changes()
+        changed[:] = changes
         return out, list(changes.values())
 
     with locked(lambda: closed + holders):
-        boxes = boxes_of(closed + holders)
-        out, new = transform(pure)([box.value for box in boxes], arrays)
+        variables = variables_of(closed + holders)
+        out, new = transform(pure)([variable.value for variable in variables], arrays)
         if keep:
             commit(dict(zip(changed, new, strict=True)))
     return out

@@ -1,4 +1,4 @@
-"""`Optimizer`: a gradient transformation together with its state and the variables that it updates."""
+"""`Optimizer`: a gradient transformation, its state, and the variables that it updates."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from seqbridge._state import (
     CacheKey,
     Stateful,
     Variable,
+    cached_by_version,
     cast,
     commit,
     locked,
@@ -27,26 +28,31 @@ from seqbridge._variables import Filter, VarCollection, VariableHolder
 
 
 class Transformation(Protocol):
-    """What optax calls a `GradientTransformation`: two pure functions."""
+    """Two pure functions: a `GradientTransformation` of optax."""
 
     @property
     def init(self) -> Any:
-        """From parameters to a state."""
+        """The function from parameters to a state."""
 
     @property
     def update(self) -> Any:
-        """From gradients, state and parameters to updates and a new state."""
+        """The function from gradients, state and parameters to updates and a new state."""
 
 
 class _Fitted(NamedTuple):
-    """The state that fits the variables which the model has, as long as no model is edited."""
+    """A state, and the parameters that it fits.
 
-    edit: int = -1
+    Attributes:
+        params: The variables that are updated, by name.
+        state: The variables of the state.
+        names: Their names.
+        treedef: The structure of the state, as the transformation has it; None: there is none yet.
+    """
+
     params: dict[str, Variable] = {}  # noqa: RUF012  (nobody changes it)
     state: tuple[Variable, ...] = ()
     names: tuple[str, ...] = ()
     treedef: Any = None
-    token: CacheKey | None = None
 
 
 class Optimizer(VariableHolder):
@@ -79,9 +85,8 @@ class Optimizer(VariableHolder):
             )
         if not all(callable(getattr(transformation, part, None)) for part in ("init", "update")):
             raise TypeError(
-                "an Optimizer takes a gradient transformation that was made, such as adam(1e-3), "
-                "not "
-                f"{transformation!r:.60}"
+                f"an Optimizer takes a gradient transformation that was made, such as adam(1e-3), "
+                f"not {transformation!r:.60}"
             )
         self._serial = 0
         self._guard = threading.RLock()
@@ -89,11 +94,8 @@ class Optimizer(VariableHolder):
         self._model, self._wrt = model, wrt
         self._source = self._trained()
         self._fitted = _Fitted()
-        if (
-            wrt is not None
-            and getattr(model, "built", True)
-            and not VarCollection(model.variables_by_name).subset(wrt)
-        ):
+        everything = VarCollection(model.variables_by_name)
+        if wrt is not None and getattr(model, "built", True) and not everything.subset(wrt):
             raise ValueError(
                 f"there is nothing to update: wrt={wrt!r:.60} lets no variable through"
             )
@@ -101,7 +103,7 @@ class Optimizer(VariableHolder):
 
     @property
     def transformation(self) -> Transformation:
-        """What turns gradients into updates. Another one is another program."""
+        """The transformation of gradients into updates. Another one is another program."""
         return self._transformation
 
     @transformation.setter
@@ -118,19 +120,17 @@ class Optimizer(VariableHolder):
         object.__setattr__(self, name, value)
 
     def _trained(self) -> VarCollection:
-        return (
-            VarCollection(self._model.variables_by_name)
-            .subset(lambda v: v.trainable)
-            .subset(self._wrt)
-        )
+        """Return the variables that are updated, live."""
+        everything = VarCollection(self._model.variables_by_name)
+        return everything.subset(lambda variable: variable.trainable).subset(self._wrt)
 
     def update(self, gradients: Mapping[str, Any], /, *more: Any, **extra: Any) -> None:
-        """Takes one step: changes the parameters and the optimizer's state.
+        """Take one step: change the parameters and the optimizer's state.
 
         Args:
             gradients: From variable name to array, as `value_and_grad` returns it.
             *more: Nothing: an optimizer knows its model.
-            **extra: What the transformation's `update` takes beside; the loss, for instance.
+            **extra: More arguments of the transformation's `update`; the loss, for instance.
 
         Raises:
             KeyError: Gradients are missing, or are of no variable of this optimizer.
@@ -147,28 +147,27 @@ class Optimizer(VariableHolder):
             check_names(
                 "the gradients don't belong to the optimizer's variables", gradients, fitted.params
             )
-            params = {name: box.value for name, box in fitted.params.items()}
+            params = {name: variable.value for name, variable in fitted.params.items()}
             for name, param in params.items():
-                if (shape := np.shape(gradients[name])) != param.shape:
+                shape = np.shape(gradients[name])
+                if shape != param.shape:
                     raise ValueError(
                         f"{name} has shape {param.shape}: its gradient can't have shape {shape}"
                     )
-            state = jax.tree.unflatten(fitted.treedef, [box.value for box in fitted.state])
-            steps, state = self.transformation.update(
-                {n: gradients[n] for n in params}, state, params, **extra
-            )
-            new = {
-                box: params[n] + jnp.asarray(steps[n], params[n].dtype)
-                for n, box in fitted.params.items()
-            }
-            leaves = fitted.treedef.flatten_up_to(state)
-            new |= {
-                v: cast(v.name, leaf, v.value) for v, leaf in zip(fitted.state, leaves, strict=True)
-            }
+            own = {name: gradients[name] for name in params}
+            before = jax.tree.unflatten(fitted.treedef, [v.value for v in fitted.state])
+            updates, after = self.transformation.update(own, before, params, **extra)
+            new: dict[Variable, Any] = {}
+            for name, variable in fitted.params.items():
+                param = params[name]
+                new[variable] = param + jnp.asarray(updates[name], param.dtype)
+            leaves = fitted.treedef.flatten_up_to(after)
+            for variable, leaf in zip(fitted.state, leaves, strict=True):
+                new[variable] = cast(variable.name, leaf, variable.value)
             commit(new)
 
     def vars(self) -> VarCollection:
-        """The variables that hold the optimizer's state, live."""
+        """Return the variables that hold the optimizer's state, live."""
         return VarCollection(self._own)
 
     def _own(self) -> dict[str, Variable]:
@@ -182,60 +181,56 @@ class Optimizer(VariableHolder):
         fitted = self._follow()
         return (*fitted.params.values(), *fitted.state)
 
+    # With a lock of its own, since the transformation is other people's code, and without one each
+    # of two threads would make new state, and one would train what is forgotten.
+    @cached_by_version(lock="_guard")
     def cache_key(self) -> CacheKey:
-        token = self._follow().token
-        assert token is not None
-        return token
+        state = tuple(variable.cache_parts for variable in self._follow().state)
+        return CacheKey((self._serial, self._source.cache_key(), state))
 
+    @cached_by_version(lock="_guard")
     def _follow(self) -> _Fitted:
-        """Makes the state fit the variables that the model has now."""
-        if self._fitted.edit != version.number:
-            with (
-                self._guard
-            ):  # or each of two threads would make new state, and one would train what is forgotten
-                self._fitted = self._fit(self._fitted, version.number)
-        return self._fitted
-
-    def _fit(self, old: _Fitted, edit: int) -> _Fitted:
-        params, new = dict(self._source.distinct_by_name()), old
+        """Make the state fit the variables that the model has now."""
+        old, params = self._fitted, dict(self._source.distinct_by_name())
         if old.treedef is None or params != old.params:
             refuse_in_trace("fitting an optimizer to an edited model")
-            fresh = self.transformation.init({name: box.value for name, box in params.items()})
-            leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh)
-            old_names = {box: name for name, box in old.params.items()}
-            kept = dict(zip(old.names, old.state, strict=True))
-            names, state = [], []
-            for path, leaf in leaves:
-                keys = [
-                    str(next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a)))
-                    for k in path
-                ]
-                before = [old_names.get(params[k], k) if k in params else k for k in keys]
-                name, was = (f"(Optimizer).{'.'.join(parts)}" for parts in (keys, before))
-                box = kept.get(was)
-                if box is None or box.shape != jnp.shape(leaf):
-                    box = Variable(
-                        leaf, kind="state", collection="optimizer", path=tuple(keys), name=name
-                    )
-                box._label = name
-                names.append(name)
-                state.append(box)
-            new = _Fitted(edit, params, tuple(state), tuple(names), treedef)
-        lock = next((box.lock for box in new.params.values()), self._guard)
-        for box in new.state:
-            box.lock = (
-                lock  # one for all: `sb.jit` takes the locks of all of its variables at each call
-            )
-        token = CacheKey(
-            (self._serial, self._source.cache_key(), tuple(v._serial for v in new.state))
-        )
-        return new._replace(edit=edit, token=token)
+            self._fitted = self._fit(old, params)
+        fitted = self._fitted
+        # One for all: `sb.jit` takes the locks of all of its variables at each call.
+        lock = next((variable.lock for variable in fitted.params.values()), self._guard)
+        for variable in fitted.state:
+            variable.lock = lock
+        return fitted
+
+    def _fit(self, old: _Fitted, params: dict[str, Variable]) -> _Fitted:
+        """Return a state for `params`, with what there is of it in the old one."""
+        values = {name: variable.value for name, variable in params.items()}
+        fresh = self.transformation.init(values)
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh)
+        old_names = {variable: name for name, variable in old.params.items()}
+        kept = dict(zip(old.names, old.state, strict=True))
+        names: list[str] = []
+        state: list[Variable] = []
+        for path, leaf in leaves:
+            keys = [_key_text(key) for key in path]
+            before = [old_names.get(params[key], key) if key in params else key for key in keys]
+            name = f"(Optimizer).{'.'.join(keys)}"
+            variable = kept.get(f"(Optimizer).{'.'.join(before)}")
+            if variable is None or variable.shape != jnp.shape(leaf):
+                variable = Variable(
+                    leaf, kind="state", collection="optimizer", path=tuple(keys), name=name
+                )
+            variable.default_name = name
+            names.append(name)
+            state.append(variable)
+        return _Fitted(params, tuple(state), tuple(names), treedef)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {
-            k: v for k, v in self.__dict__.items() if k not in ("_guard", "_serial", "_source")
-        }
-        return state | {"_fitted": self._fitted._replace(edit=-1, token=None)}
+        state = {}
+        for name, value in self.__dict__.items():
+            if name not in ("_guard", "_serial", "_source") and not name.endswith("_by_version"):
+                state[name] = value
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _guard=threading.RLock(), _serial=serial())
@@ -252,3 +247,11 @@ class Optimizer(VariableHolder):
         return (
             f"Optimizer({len(self._fitted.params)} variables, {len(self._fitted.state)} of state)"
         )
+
+
+def _key_text(key: Any) -> str:
+    """Return a key of a path in a pytree as it stands in a name."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"the state of an optimizer is nested by {type(key).__name__}")

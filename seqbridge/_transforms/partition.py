@@ -1,4 +1,4 @@
-"""The arguments of a transformed function, sorted: holders of variables, static values, arrays."""
+"""The arguments of a transformed function: holders of variables, static values and arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ARRAY, _STATIC, _BOOL, _STATEFUL, _DICT, _TREE = range(6)
 
 
 class _Tree(NamedTuple):
-    """A container: its keys if it is a dict, else JAX' own description, and its parts."""
+    """A container in a signature: the keys of a dict, or JAX' description, and its parts."""
 
     treedef: Any
     leaves: tuple[Any, ...]
@@ -32,29 +32,32 @@ class _Unhashable(tuple[type, Any]):
     def __hash__(self) -> int:
         raise TypeError(
             f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static "
-            f"argument must be "
-            "hashable: give a tuple or a frozenset of it, say, or let the function close over it"
+            f"argument must be hashable: give a tuple or a frozenset of it, say, or let the "
+            f"function close over it"
         )
 
 
 _GIVEN = object()  # the place of an array in a signature
-_kinds: dict[type, int] = {}
+_kinds: dict[type, int] = {}  # of the types that were met
 
-
-Partitioned: TypeAlias = tuple[
-    Hashable, list[Any], list[Stateful]
-]  # a named tuple would take half as long again to make
+# A signature, arrays and holders. A named tuple would take half as long again to make.
+Partitioned: TypeAlias = tuple[Hashable, list[Any], list[Stateful]]
 
 
 def partition(
     args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()
 ) -> Partitioned:
-    """Takes arguments apart; `combine` puts them together.
+    """Take arguments apart; `combine` puts them together.
+
+    Args:
+        args: The positional arguments.
+        keywords: The arguments by keyword.
+        static: The positions and names of those that are static in any case.
 
     Returns:
         The signature, which is everything but arrays and holders: two calls of one signature run
-        one program, unless their arrays differ in shape or dtype. The arrays, which are traced. The
-        models, layers, collections and optimizers.
+            one program, unless their arrays differ in shape or dtype. The arrays, which are traced.
+            The models, layers, collections and optimizers.
     """
     arrays: list[Any] = []
     holders: list[Stateful] = []
@@ -73,7 +76,10 @@ def partition(
             parts.append(_partition(value, arrays, holders))
     for name, value in sorted(keywords.items()):
         parts.append(name)
-        parts.append((type(value), value) if name in static else _partition(value, arrays, holders))
+        if name in static:
+            parts.append((type(value), value))
+        else:
+            parts.append(_partition(value, arrays, holders))
     return tuple(parts), arrays, holders
 
 
@@ -83,6 +89,7 @@ def is_array(value: Any) -> bool:
 
 
 def _partition(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
+    """Return the part of a signature for one value; add its arrays and holders to the lists."""
     kind = _kinds.get(type(value))
     if kind is None:
         kind = _kinds[type(value)] = _kind_of(type(value))
@@ -94,17 +101,21 @@ def _partition(value: Any, arrays: list[Any], holders: list[Stateful]) -> Any:
     if kind == _BOOL:
         return bool, bool(value)
     if kind == _DICT:  # JAX would want its keys to be sortable
-        return _Tree(
-            tuple(value), tuple([_partition(leaf, arrays, holders) for leaf in value.values()])
-        )
+        leaves = tuple([_partition(leaf, arrays, holders) for leaf in value.values()])
+        return _Tree(tuple(value), leaves)
     if kind == _STATEFUL:
         holders.append(value)
         return value.cache_key()
-    leaves, treedef = jax.tree.flatten(value, is_leaf=lambda leaf: isinstance(leaf, Stateful))
+    leaves, treedef = jax.tree.flatten(value, is_leaf=is_stateful)
     if len(leaves) == 1 and leaves[0] is value:
         static = type(value), value
         return static if callable(value) or isinstance(value, Hashable) else _Unhashable(static)
     return _Tree(treedef, tuple([_partition(leaf, arrays, holders) for leaf in leaves]))
+
+
+def is_stateful(value: Any) -> bool:
+    """Whether a value holds variables."""
+    return isinstance(value, Stateful)
 
 
 def _kind_of(cls: type) -> int:
@@ -127,14 +138,14 @@ def _kind_of(cls: type) -> int:
 def combine(
     signature: Any, arrays: Iterable[Any], holders: Iterable[Stateful]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inverse of `partition`, with other arrays and holders in place."""
-    each, holder = iter(arrays), iter(holders)
+    """Return the arguments that `partition` took apart, with other arrays and holders in place."""
+    each_array, each_holder = iter(arrays), iter(holders)
     n, *parts = signature
-    args = tuple(_combine(part, each, holder) for part in parts[:n])
-    names, values = parts[n::2], parts[n + 1 :: 2]
-    return args, {
-        name: _combine(part, each, holder) for name, part in zip(names, values, strict=True)
-    }
+    args = [_combine(part, each_array, each_holder) for part in parts[:n]]
+    keywords = {}
+    for name, part in zip(parts[n::2], parts[n + 1 :: 2], strict=True):
+        keywords[name] = _combine(part, each_array, each_holder)
+    return tuple(args), keywords
 
 
 def _combine(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> Any:
@@ -151,17 +162,22 @@ def _combine(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> A
 
 
 def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
-    """The holders of variables that a function brings along: itself, its `self`, and what `vars=` names.
+    """Return the holders of variables that a function brings along.
+
+    These are the function itself, the `self` of a method, and what `vars=` names.
 
     Args:
-        function: What is to be transformed.
+        function: The function that is to be transformed.
         vars: A holder, or a list or dict of holders; None: none.
 
     Raises:
         TypeError: `vars` is something else.
     """
-    found = [h for h in (function, getattr(function, "__self__", None)) if isinstance(h, Stateful)]
-    given = partition((vars,), {})[2]
+    found: list[Stateful] = []
+    for holder in (function, getattr(function, "__self__", None)):
+        if isinstance(holder, Stateful):
+            found.append(holder)
+    _, _, given = partition((vars,), {})
     if vars is not None and not given:
         raise TypeError(
             f"vars= takes model.vars(), a model or a list of them, not {type(vars).__name__}"
@@ -169,23 +185,31 @@ def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
     return found + given
 
 
-def boxes_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
-    return distinct(box for holder in holders for box in holder.own_variables())
+def variables_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
+    """Return the variables of some holders, each once."""
+    found: list[Variable] = []
+    for holder in holders:
+        found += holder.own_variables()
+    return distinct(found)
 
 
-def values_of(boxes: Iterable[Variable]) -> dict[Variable, Any]:
-    return {box: box.value for box in boxes}
+def values_of(variables: Iterable[Variable]) -> dict[Variable, Any]:
+    """Return the values that variables have here and now."""
+    return {variable: variable.value for variable in variables}
 
 
 def places_of(function: Callable[..., Any], names: Iterable[str]) -> frozenset[str | int]:
-    """Arguments by their names, and by the positions at which a call may give them."""
+    """Return arguments by their names, and by the positions at which a call may give them."""
     chosen = {names} if isinstance(names, str) else set(names)
     signature = signature_of(function) if chosen else None
-    positions = enumerate(signature.parameters) if signature is not None else ()
-    return frozenset(chosen | {i for i, name in positions if name in chosen})
+    if signature is None:
+        return frozenset(chosen)
+    positions = {i for i, name in enumerate(signature.parameters) if name in chosen}
+    return frozenset(chosen | positions)
 
 
 def is_hashable(value: Any) -> bool:
+    """Whether a value, with all that it holds, can be hashed."""
     try:
         hash(value)
     except TypeError:
@@ -194,9 +218,10 @@ def is_hashable(value: Any) -> bool:
 
 
 def weakly(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of an object that keeps what is compiled of it: a cycle otherwise, which would hold variables.
+    """Return a function that calls a method, and doesn't keep its object alive.
 
-    In profiles and in what JAX logs it is called like `function`, which it runs.
+    For what an object keeps compiled of its own method: a cycle otherwise, which would hold
+    variables. In profiles and in what JAX logs it is called like `function`, which it runs.
     """
     found: Any = weakref.WeakMethod(method)
 

@@ -108,7 +108,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source", "_whole")
 
-    _steady = False  # the source may be anybody's function
+    steady_key = False  # its source may be anybody's function
 
     def __init__(
         self,
@@ -146,11 +146,10 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     def cache_key(self) -> CacheKey:
         table = self._source()
-        seen = (version.number, *table, *[v._serial for v in table.values()])
+        seen = (version.number, *table, *[v.buffer_slot.serial for v in table.values()])
         if seen != self._seen:
-            self._made = CacheKey(
-                tuple((name, v._serial, v.trainable) for name, v in table.items())
-            )
+            whole = None if self._whole is None else self._whole.cache_key()
+            self._made = CacheKey((whole, *((name, v.cache_parts) for name, v in table.items())))
             self._seen = seen
         return self._made
 
@@ -357,7 +356,7 @@ def _unflatten(static: _Static, leaves: Iterable[Any]) -> VarCollection:
     for leaf, attributes in zip(leaves, static.attributes, strict=True):
         kind, collection, path, trainable = attributes
         # JAX puts anything into a pytree (a tracer, a shape, None), so the leaf isn't converted.
-        variable = Variable._holding(
+        variable = Variable.from_leaf(
             leaf, kind=kind, collection=collection, path=path, trainable=trainable
         )
         variables.append(variable)

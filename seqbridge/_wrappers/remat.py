@@ -69,7 +69,7 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
     checkpoint = functools.partial(jax.checkpoint, **options)
 
     def wrapped(*args: Any, **keywords: Any) -> Any:
-        return pure_call(checkpoint, call, closed, args, keywords)
+        return pure_call(checkpoint, call, closed, args, keywords, name="sb.remat")
 
     return functools.wraps(call, updated=())(wrapped)
 

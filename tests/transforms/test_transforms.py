@@ -362,16 +362,18 @@ def test_gradients_by_name_aux_and_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "transform",
+    ("name", "transform"),
     [
-        lambda function, known: sb.grad(function)(known),
-        lambda function, known: sb.vmap(lambda known, x: function(known) * x)(known, X),
-        lambda function, known: sb.scan(lambda c, x: (c, function(known) * x), None, X, vars=known),
-        lambda function, known: sb.remat(function)(known),
+        ("value_and_grad", lambda function, known: sb.grad(function)(known)),
+        ("vmap", lambda function, known: sb.vmap(lambda known, x: function(known) * x)(known, X)),
+        ("scan", lambda function, known: sb.scan(lambda c, x: (c, function(known) * x), None, X, vars=known)),
+        ("remat", lambda function, known: sb.remat(function)(known)),
     ],
     ids=["grad", "vmap", "scan", "remat"],
-)
-def test_what_a_transform_does_not_know_of_can_be_read_and_not_assigned(transform: Any) -> None:
+)  # fmt: skip
+def test_what_a_transform_does_not_know_of_can_be_read_and_not_assigned(
+    name: str, transform: Any
+) -> None:
     known, other = (
         sb.Variable(jnp.float32(2), name="known"),
         sb.Variable(jnp.float32(3), name="other"),
@@ -379,7 +381,7 @@ def test_what_a_transform_does_not_know_of_can_be_read_and_not_assigned(transfor
     expected = transform(lambda known: known.value * 3, known)
     assert_close(transform(lambda known: known.value * other.value, known), expected)
     with pytest.raises(
-        RuntimeError, match="other is assigned inside a JAX transform that doesn't know of it"
+        RuntimeError, match=f"other is assigned inside sb.{name}, which doesn't know of it"
     ):
         transform(lambda known: [other.assign(known.value), known.value][1], known)
     assert float(other.value) == 3
