@@ -43,7 +43,8 @@ settings.load_profile("seqbridge")
 PAGES = NUMBER | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 pytest_collect_file = (
     Sybil(
-        parsers=[DocTestParser(optionflags=NUMBER)], patterns=["seqbridge/**/*.py", "adapters/*/*.py"]
+        parsers=[DocTestParser(optionflags=NUMBER)],
+        patterns=["seqbridge/**/*.py", "adapters/*/*.py"],
     )
     + Sybil(
         parsers=[PythonCodeBlockParser(doctest_optionflags=PAGES)],

@@ -65,7 +65,7 @@ M = TypeVar("M", bound="LayerList")
 
 
 def _exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """Wait for other threads before the list is read: of two that append, neither's layer is lost."""
+    """Wait for other threads before the list is read, so that of two that append no layer is lost."""
 
     @functools.wraps(method)
     def alone(self: M, *args: P.args, **keywords: P.kwargs) -> R:
@@ -695,7 +695,7 @@ def entries_of(values: Any) -> Entries:
 
 
 def first_names(items: Sequence[Child], names: Names) -> Names:
-    """The names, where an item that stands twice under one name keeps it at its first place only."""
+    """The names, where an item that stands twice under one name keeps it at its first place."""
     first: dict[str, Child] = {}
     kept: Names = []
     for item, name in zip(items, names, strict=True):

@@ -365,7 +365,11 @@ class Sequential(LayerList):
             >>> from seqbridge import Sequential
             >>> model = Sequential([lambda x, w=jnp.ones((4, 8)): x @ w])
             >>> mesh = jax.make_mesh((1,), ("data",))
-            >>> tuple(model.shard(mesh, {"w$": jax.sharding.PartitionSpec(None, "data")})[0].w.value.sharding.spec)
+            >>> model.shard(mesh, {"w$": jax.sharding.PartitionSpec(None, "data")})
+            Sequential(
+              [0] function <lambda>
+            )
+            >>> tuple(model[0].w.value.sharding.spec)
             (None, 'data')
         """
         refuse_in_trace("laying a model out")
@@ -474,7 +478,7 @@ def summary_of(
 
 
 def as_model(x: Any) -> tuple[LayerList, bool]:
-    """Return the model that holds `x`, and whether `x` is one layer or entry, and no model itself."""
+    """Return the model that holds `x`, and whether `x` is a layer or an entry, and no model."""
     if isinstance(x, LayerList):
         return x, False
     if isinstance(x, list | Mapping):

@@ -120,7 +120,10 @@ def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:
 def traced(
     layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> tuple[Any, Any, Any]:
-    """The program of a call, whose first argument is the key, and its outputs' and state's shapes."""
+    """Trace a call. Return the program, whose first argument is the key, and shapes.
+
+    The shapes are those of the outputs and of the state after the call.
+    """
     leaves, treedef = jax.tree.flatten((variables, args, keywords))
     arrays = {}
     for i, leaf in enumerate(leaves):
@@ -214,7 +217,7 @@ def _look(
 
 
 def _depend_on(key: Any, jaxpr: Any, results: Sequence[Any]) -> bool:
-    """Whether results, or what the program does beside them, such as printing, depend on the key."""
+    """Whether results depend on the key, or what the program does beside them, such as printing."""
     _, read = eliminate_dead_code(jaxpr.eqns, results, effects=True)
     return id(key) in read
 

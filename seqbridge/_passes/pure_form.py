@@ -165,7 +165,11 @@ def apply(
 
 
 def lazy_key(key: Any) -> Callable[[], jax.Array]:
-    """Return a function that makes the key of a call, of a key, a function that makes one, or None."""
+    """Return a function that makes the key of a call.
+
+    Args:
+        key: A key, a function that makes one, or None.
+    """
 
     def make() -> jax.Array:
         if key is None:

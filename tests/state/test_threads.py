@@ -246,7 +246,9 @@ WAYS = {
     ),
     "saved": Way(saved, stop=(_saving, "_on_host", True)),
     "loaded": Way(
-        lambda model, folder: model.load(folder / "50"), lambda n: 50.0, (_saving, "match_stored", False)
+        lambda model, folder: model.load(folder / "50"),
+        lambda n: 50.0,
+        (_saving, "match_stored", False),
     ),
     "assigned": Way(assigned, lambda n: 100.0, (_collection, "cast", False)),
     "assigned, pure": Way(lambda model, _: model.assign(PURE), lambda n: 30.0),
@@ -261,7 +263,9 @@ WAYS = {
     "summarized": Way(lambda model, _: str(model.summary())),
     "shown": Way(lambda model, _: (repr(model), str(model.vars()))),
     "laid out": Way(lambda model, _: model.shard(MESH), stop=(_list, "put", False)),
-    "appended": Way(lambda model, _: model.append(jnp.tanh), stop=(_list, "share", True), version=1),
+    "appended": Way(
+        lambda model, _: model.append(jnp.tanh), stop=(_list, "share", True), version=1
+    ),
     "added": Way(
         lambda model, _: model.__setitem__(slice(3, 3), [jnp.sin]),
         stop=(_list, "share", True),

@@ -366,7 +366,12 @@ def test_gradients_by_name_aux_and_state() -> None:
     [
         ("value_and_grad", lambda function, known: sb.grad(function)(known)),
         ("vmap", lambda function, known: sb.vmap(lambda known, x: function(known) * x)(known, X)),
-        ("scan", lambda function, known: sb.scan(lambda c, x: (c, function(known) * x), None, X, vars=known)),
+        (
+            "scan",
+            lambda function, known: sb.scan(
+                lambda c, x: (c, function(known) * x), None, X, vars=known
+            ),
+        ),
         ("remat", lambda function, known: sb.remat(function)(known)),
     ],
     ids=["grad", "vmap", "scan", "remat"],
