@@ -31,9 +31,9 @@ class FunctionLike(Generic[P, R]):
     def __reduce__(self) -> str:
         if not isinstance(self.wrapped_function, types.FunctionType):
             raise TypeError(f"{self!r} is for one object: copy that, and make sb.jit of the copy")
-        return (
-            self.wrapped_function.__qualname__
-        )  # as Python has functions: by name, and no copy is another
+        # As Python has functions: by name, and no copy is another.
+        return self.wrapped_function.__qualname__
 
     def __repr__(self) -> str:
-        return f"sb.jit({getattr(self.wrapped_function, '__name__', type(self.wrapped_function).__name__)})"
+        name = getattr(self.wrapped_function, "__name__", type(self.wrapped_function).__name__)
+        return f"sb.jit({name})"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.core
 
 # The floating-point operations of programs that were counted lately, by their text.
 _known: dict[str, float] = {}

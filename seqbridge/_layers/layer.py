@@ -71,7 +71,7 @@ class Layer(VariableHolder):
     """
 
     # The class of a model, which makes a list of one of a layer that is called alone.
-    model_class: ClassVar[Callable[[list[Layer]], Any]]
+    model_class: ClassVar[type[Any]]
 
     # Public names inside the package: `call_parameters`, what a call may give; `entry_options`;
     # `native_layout`, None until the layer is built; `origin_path`, the positions that the key of

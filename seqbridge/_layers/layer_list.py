@@ -65,7 +65,10 @@ M = TypeVar("M", bound="LayerList")
 
 
 def _exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """Wait for other threads before the list is read, so that of two that append no layer is lost."""
+    """Wait for other threads before the list is read.
+
+    Of two threads that append, neither's layer is lost.
+    """
 
     @functools.wraps(method)
     def alone(self: M, *args: P.args, **keywords: P.kwargs) -> R:

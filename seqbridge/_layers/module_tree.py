@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 from seqbridge._layers.layer import Layer
@@ -13,7 +13,7 @@ class ModelTree(Protocol):
 
     def __iter__(self) -> Iterator[Item]: ...
 
-    def named_children(self) -> list[tuple[str, Item]]:
+    def named_children(self) -> Sequence[tuple[str, Item]]:
         """Each item with its place as variables' names have it: `"[0]"`, `".conv"`."""
         ...
 

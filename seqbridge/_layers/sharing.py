@@ -14,7 +14,7 @@ from seqbridge._state import Variable
 Undo = Callable[[], None]
 
 
-def share(items: list[Item], own: Sequence[Item]) -> Undo:
+def share(items: list[Any], own: Sequence[Item]) -> Undo:
     """Make one layer of those of one entry, and one variable of those of one object behind them.
 
     Two that both have values of their own by now stay two.

@@ -115,7 +115,7 @@ def activations(source: LayerList, target: LayerList) -> Problem | None:
 
 
 def _activations_of(model: LayerList) -> frozenset[str] | None:
-    inputs = getattr(model, "_inputs", None)
+    inputs = model.known_inputs
     if inputs is None:
         return None
     args, call = inputs
