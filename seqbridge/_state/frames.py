@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import jax
 import jax.core
@@ -30,6 +30,9 @@ class VariableLike(Protocol):
 
     @property
     def name(self) -> str: ...
+
+
+V = TypeVar("V", bound=VariableLike)
 
 
 @functools.cache
@@ -60,13 +63,13 @@ def _state_outside() -> Any:
 
 
 class _Stack(threading.local):
-    frames: tuple[Frame, ...] = ()
+    frames: tuple[Frame[Any], ...] = ()
 
 
 _stack = _Stack()
 
 
-class Frame:
+class Frame(Generic[V]):
     """The values that the variables have while one transform traces its function.
 
     Args:
@@ -79,9 +82,7 @@ class Frame:
 
     __slots__ = ("compiled", "start", "state", "transform", "values")
 
-    def __init__(
-        self, values: Mapping[VariableLike, Any], *, transform: str, compiled: bool = False
-    ):
+    def __init__(self, values: Mapping[V, Any], *, transform: str, compiled: bool = False):
         self.start = values
         self.values = dict(values)
         self.transform = transform
@@ -95,9 +96,9 @@ class Frame:
     def __exit__(self, *_: object) -> None:
         _stack.frames = _stack.frames[:-1]
 
-    def changes(self) -> dict[VariableLike, Any]:
+    def changes(self) -> dict[V, Any]:
         """Return the variables that were assigned within, with their last values."""
-        changed: dict[VariableLike, Any] = {}
+        changed: dict[V, Any] = {}
         for variable, old in self.start.items():
             new = self.values[variable]
             if new is not old:
@@ -146,7 +147,7 @@ def commit(changes: Mapping[Any, Any]) -> None:
 @finish_on_interrupt
 @writer
 def _write(
-    targets: Mapping[VariableLike, Frame | None], changes: Mapping[VariableLike, Any]
+    targets: Mapping[VariableLike, Frame[Any] | None], changes: Mapping[VariableLike, Any]
 ) -> None:
     for variable, value in changes.items():
         frame = targets[variable]
@@ -156,7 +157,7 @@ def _write(
             frame.values[variable] = value
 
 
-def _target(variable: VariableLike, value: Any) -> Frame | None:
+def _target(variable: VariableLike, value: Any) -> Frame[Any] | None:
     """Return the frame that takes `value`; None: the variable itself."""
     for frame in reversed(_stack.frames):
         if variable in frame.values:
@@ -175,7 +176,7 @@ def _target(variable: VariableLike, value: Any) -> Frame | None:
     return None
 
 
-def _leak(variable: VariableLike, frame: Frame | None = None) -> RuntimeError:
+def _leak(variable: VariableLike, frame: Frame[Any] | None = None) -> RuntimeError:
     """Return the error for an assignment that a transform can't see.
 
     Args:

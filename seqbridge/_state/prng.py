@@ -80,7 +80,9 @@ def as_key(key: Any) -> jax.Array:
     if dtype == "uint32" and array.ndim == 1:
         with contextlib.suppress(TypeError):  # of a length that no key has
             return jax.random.wrap_key_data(array)
-    got = f"{key!r:.60}" if dtype is None else f"{dtype}[{','.join(map(str, array.shape))}]"
+    got = f"{key!r:.60}"
+    if dtype is not None:
+        got = f"{dtype}[{','.join([str(size) for size in array.shape])}]"
     raise TypeError(f"a key is an int, jax.random.key(0) or jax.random.PRNGKey(0), not {got}")
 
 

@@ -29,8 +29,6 @@ class MeshJitted(Jitted[P, R]):
         *options: Those of `Jitted`.
     """
 
-    _sharding: BatchSharding
-
     def __init__(self, sharding: BatchSharding, check_processes: bool, *options: Any):
         super().__init__(*options)
         self._sharding = sharding
@@ -46,6 +44,7 @@ class MeshJitted(Jitted[P, R]):
     def _on_mesh(
         self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
+        assert self._sharding is not None
         if tracing():  # the program around this one has its arrays in place
             self._current.batch = 0
             return call(*args, **keywords)
@@ -54,6 +53,7 @@ class MeshJitted(Jitted[P, R]):
             return call(*args, **keywords)
 
     def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Prepared:
+        assert self._sharding is not None
         prepared = super()._prepare(args, keywords)
         if tracing():
             return prepared

@@ -11,7 +11,7 @@ import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
@@ -149,7 +149,9 @@ class Program:
                 by_number[i] = changes[variable]
         return out, by_number
 
-    def _run(self, start: dict[Variable, Any], arrays: list[Any]) -> tuple[Any, Mapping[Any, Any]]:
+    def _run(
+        self, start: dict[Variable, Any], arrays: list[Any]
+    ) -> tuple[Any, dict[Variable, Any]]:
         """Return the outputs of the function for traced values, and the variables that change."""
         assert self._current.call is not None
         sharding, batch = self._sharding, self._current.batch

@@ -84,12 +84,6 @@ fault(
     "is read inside sb.jit, which doesn't know of it: .* constant of",
 )(lambda model: sb.jit(lambda x: model(x, training=False))(X))
 fault(
-    "an assignment to what sb.jit doesn't know of",
-    RuntimeError,
-    f"{KERNEL} is assigned inside sb.jit, which doesn't know of it: .* leak out as a tracer",
-    r"as an argument, or sb\.jit\(fn, vars=model\.vars\(\)\).*model\.apply",
-)(lambda model: sb.jit(lambda x: model[0].kernel.assign(x))(model[0].kernel.value))
-fault(
     "a deep copy of what is traced",
     RuntimeError,
     "can't be copied inside a JAX transform: the copy would keep a tracer",
