@@ -126,12 +126,12 @@ RUNS: dict[str, Callable[[sb.Sequential], Any]] = {
     "sb.jit": lambda model: sb.jit(model)(X),
     "jax.grad": lambda model: jax.grad(lambda x: model(x).sum())(X),
     "sb.grad": lambda model: sb.grad(lambda whole: whole(X).sum())(
-        sb.Sequential([lambda x, shift=2 * ROW: x + shift, model])  # noqa: B008
+        sb.Sequential([lambda x, shift=2 * ROW: x + shift, model])
     ),
     "sb.vmap": lambda model: sb.vmap(lambda model, x: model(x), in_axes=(None, 0))(model, X[None]),
     "Repeat": lambda model: sb.Sequential([sb.Repeat(model, 2)]).build(X.shape)(X),
     "nested": lambda model: sb.Sequential([jnp.tanh, model])(X),
-    "remat": lambda model: sb.Sequential([sb.remat(model[0])])(X),
+    "remat": lambda model: sb.Sequential([sb.remat(sb.Sequential([nn.Dense(3), *model]))])(X),
     "summary": lambda model: model.summary(X.shape),
 }
 
