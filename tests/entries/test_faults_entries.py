@@ -150,7 +150,8 @@ fault(
 @design("one object at two places is one set of variables")
 def _() -> None:
     for entry in (
-        nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY), keras.layers.Dense(3),
+        nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY),
+        keras.layers.Dense(3),
         partial(hk.Linear, 3), stax.Dense(3),
     ):  # fmt: skip
         model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
@@ -275,7 +276,7 @@ def _(model: sb.Sequential) -> None:  # a process that really runs on it: test_a
 
 
 class Foreign:
-    """Of a library that has no adapter. That none is imported which nobody uses: test_architecture.py."""
+    """Of a library that has no adapter."""
 
     def __call__(self, x: Any) -> Any:
         return x
@@ -407,8 +408,10 @@ fault("a seed that is none", TypeError, r"a key is an int, jax\.random\.key\(0\)
 
 @design("ints and keys of both kinds are the same key")
 def _(model: sb.Sequential) -> None:
-    outs = [model(X, training=True, rng=key, per_layer={3: {"training": False}}) for key in (
-        3, np.int64(3), jax.random.key(3), jax.random.PRNGKey(3), np.asarray(jax.random.PRNGKey(3)))]  # fmt: skip
+    old = jax.random.PRNGKey(3)
+    outs = []
+    for key in (3, np.int64(3), jax.random.key(3), old, np.asarray(old)):
+        outs.append(model(X, training=True, rng=key, per_layer={3: {"training": False}}))
     assert all(jnp.array_equal(out, outs[0]) for out in outs)
 
 
@@ -474,9 +477,8 @@ def _() -> None:
 
 @design("a layer with variables that can't be traced is built all the same, of any size")
 def _() -> None:
-    model = sb.Sequential(
-        [nn.Conv(3, (3,)), lambda x, w=jnp.eye(3): x @ w if float(w[0, 0]) > 0 else x]
-    )  # noqa: B008
+    eye = jnp.eye(3)
+    model = sb.Sequential([nn.Conv(3, (3,)), lambda x: x @ eye if float(eye[0, 0]) > 0 else x])
     assert model.build((2, 8, 3)).build((2, 16, 3)).built
 
 
