@@ -1,4 +1,4 @@
-"""From an entry to its neutral form."""
+"""From an entry to a `PureLayer`."""
 
 from __future__ import annotations
 
@@ -14,65 +14,76 @@ from seqbridge._state import Stateful
 
 
 def as_pure(entry: Any) -> PureLayer:
-    """The neutral form of an entry.
+    """Return the neutral form of an entry.
 
     Raises:
         TypeError: It is no entry, or hides parameters. The message says what to write instead.
     """
     pure = _find(entry)
     check_held(pure)
-    check = check_of_held(pure)
-    return pure if check is None else dataclasses.replace(pure, check_constants=check)
+    if pure.check_constants is None and (check := check_of_held(pure)):
+        return dataclasses.replace(pure, check_constants=check)
+    return pure
 
 
 def _find(entry: Any) -> PureLayer:
     if isinstance(entry, PureLayer):
         return entry
     if isinstance(entry, type):
-        pure = ask(entry, entry)
-        if pure is None and _makes_callables(entry):
-            name = entry.__qualname__
-            raise TypeError(
-                f"got the class {name}: give an instance, {name}(...), or partial({name}, ...)"
-            )
-        return pure or function_layer(entry)
+        return _of_class(entry)
     if isinstance(entry, functools.partial):
-        if isinstance(entry.func, type):
-            pure = ask(entry, entry.func)
-            if pure is None and _makes_callables(entry.func):
-                cls = f"{entry.func.__module__}.{entry.func.__qualname__}"
-                raise TypeError(f"there is no adapter for {cls}: {_known()}")
-        else:
-            pure = ask(entry.func, type(entry.func))
-            pure = pure and bind(pure, entry.args, entry.keywords)
-        return pure or function_layer(entry)
-    if isinstance(owner := owner_of(entry), Stateful):
-        raise TypeError(
-            f"got a method of a {type(owner).__name__}: put the {type(owner).__name__} into the "
-            f"list itself"
-        )
-    if owner is not entry and (pure := ask(owner, type(owner))):
-        return with_method(pure, entry.__func__.__name__)
+        return _of_partial(entry)
+    owner = owner_of(entry)
+    if isinstance(owner, Stateful):
+        name = type(owner).__name__
+        raise TypeError(f"got a method of a {name}: put the {name} into the list itself")
+    if owner is not entry:
+        of_owner = ask(owner, type(owner))
+        if of_owner is not None:
+            return with_method(of_owner, entry.__func__.__name__)
     pure = ask(entry, type(entry))
     if pure is not None:
         return pure
     if callable(entry):
         return function_layer(entry)
-    several = (
-        ", or Sequential(...) for several entries in one"
-        if type(entry) in (list, tuple, dict)
-        else ""
-    )
-    raise TypeError(
-        f"{' '.join(repr(entry).split()):.80} "
-        f"({type(entry).__module__}.{type(entry).__qualname__}) is no entry: give "
-        f"a module, a transform or a callable{several}; {_known()}"
-    )
+    text = " ".join(repr(entry).split())
+    wanted = "a module, a transform or a callable"
+    if type(entry) in (list, tuple, dict):
+        wanted += ", or Sequential(...) for several entries in one"
+    raise TypeError(f"{text:.80} ({_path(type(entry))}) is no entry: give {wanted}; {_known()}")
+
+
+def _of_class(cls: type) -> PureLayer:
+    pure = ask(cls, cls)
+    if pure is None and _makes_callables(cls):
+        name = cls.__qualname__
+        raise TypeError(
+            f"got the class {name}: give an instance, {name}(...), or partial({name}, ...)"
+        )
+    return pure or function_layer(cls)
+
+
+def _of_partial(entry: functools.partial[Any]) -> PureLayer:
+    if isinstance(entry.func, type):
+        pure = ask(entry, entry.func)
+        if pure is None and _makes_callables(entry.func):
+            raise TypeError(f"there is no adapter for {_path(entry.func)}: {_known()}")
+    else:
+        pure = ask(entry.func, type(entry.func))
+        if pure is not None:
+            pure = bind(pure, entry.args, entry.keywords)
+    return pure or function_layer(entry)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def owner_of(entry: Any) -> Any:
-    """The module that a bound method belongs to; any other entry belongs to itself."""
-    return entry.__self__ if hasattr(entry, "__self__") and hasattr(entry, "__func__") else entry
+    """The object of a bound method; any other entry belongs to itself."""
+    if hasattr(entry, "__self__") and hasattr(entry, "__func__"):
+        return entry.__self__
+    return entry
 
 
 def _known() -> str:
@@ -86,6 +97,15 @@ def _makes_callables(cls: type) -> bool:
 
 
 def with_method(pure: PureLayer, method: Any) -> PureLayer:
+    """The layer that calls another method of its module.
+
+    Args:
+        pure: The layer.
+        method: The name of the method, or a function of the module.
+
+    Raises:
+        TypeError: There are no methods to choose from.
+    """
     if method == "__call__":
         return pure
     if pure.method is None:

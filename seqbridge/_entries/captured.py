@@ -103,7 +103,7 @@ def check_of_held(pure: PureLayer) -> Callable[[Sequence[jax.Array]], None] | No
     """A check of the modules that functions inside an entry name; None: they name none."""
     modules = []
     for function in pure.held:
-        for found in reachable(function):
+        for found in reachable(function, into_objects=False):
             module = None if isinstance(found.value, type) else module_of_library(found.value)
             if isinstance(module, PureLayer) and module.ready:
                 modules.append(module)

@@ -47,9 +47,9 @@ def destructure(obj: Any) -> Parts | None:
     if type(obj) in (dict, types.MappingProxyType):
         children = [(str(key), value) for key, value in obj.items()]
         return Parts(children, lambda c: dict(zip(obj, c, strict=True)))
-    if isinstance(obj, tuple) and hasattr(obj, "_fields"):
-        children = [(field, getattr(obj, field)) for field in obj._fields]
-        return Parts(children, lambda c: type(obj)(*c))
+    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a namedtuple
+        fields: tuple[str, ...] = obj._fields  # pyright: ignore[reportAttributeAccessIssue]
+        return Parts([(name, getattr(obj, name)) for name in fields], lambda c: type(obj)(*c))
     if type(obj) in (list, tuple):
         return Parts([(str(i), value) for i, value in enumerate(obj)], type(obj))
     if is_plain_object(obj):

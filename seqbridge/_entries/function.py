@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -15,16 +16,12 @@ from seqbridge._entries.closure_conversion import lift
 from seqbridge._interface import MODE_FLAGS, PureLayer, Variables, call_text, nest, unnest
 
 _KEY_NAMES = ("rng", "key")
-_WRAPPERS = (
-    "f",
-    "fun",
-    "func",
-    "self",
-)  # under which transformed functions, partials and methods hold what they wrap
+# Under which transformed functions, partials and methods hold what they wrap.
+_WRAPPERS = ("f", "fun", "func", "self")
 
 
 def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signature | None:
-    """The signature of a callable without its first `skip` parameters; None: it can't be read.
+    """Return the signature of a callable without its first parameters; None: it has none.
 
     Examples:
         >>> signature_of(lambda self, x, scale=1.0: x, skip=1)
@@ -38,7 +35,7 @@ def signature_of(function: Callable[..., Any], skip: int = 0) -> inspect.Signatu
 
 
 def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> Callable[..., Any]:
-    """A function that shows itself as a method which takes what a layer takes, and more.
+    """Return a function that shows itself as a method which takes what a layer takes, and more.
 
     Args:
         function: The function.
@@ -66,10 +63,10 @@ def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> 
 
 
 def function_layer(function: Callable[..., Any]) -> PureLayer:
-    """The neutral form of a plain callable.
+    """Return the neutral form of a plain callable.
 
-    Arrays that the function holds become its parameters (see `_hidden`). A parameter `rng` or `key`
-    that the call doesn't fill gets the layer's own PRNG key.
+    Arrays that the function holds become its parameters; what else it uses is checked when it is
+    traced. A parameter `rng` or `key` that the call doesn't fill gets the layer's own PRNG key.
 
     Raises:
         TypeError: It can't be a layer; the message says why.
@@ -78,29 +75,18 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
     while isinstance(base, functools.partial):
         bound = {**base.keywords, **bound}
         base = base.func
-    if any(_returns_later(called) for called in (base, type(base).__call__)):
-        raise TypeError(
-            f"{_name(base)} is a coroutine or generator function: its call returns no arrays"
-        )
+    _refuse_coroutine(base)
     if isinstance(base, np.ufunc):
-        if base is not function or not hasattr(jnp, base.__name__):
-            raise TypeError(
-                f"np.{base.__name__} takes no JAX tracers: write the function of jax.numpy"
-            )
-        function = base = getattr(jnp, base.__name__)
-    signature = signature_of(function)
+        function = base = _of_jax_numpy(base, function)
     lifted = lift(function, _name(function))
     # A transform of a module is called after the module, and takes what that takes.
     inner = inspect.unwrap(base, stop=lambda wrapped: not inspect.isfunction(wrapped))
-    if inner is not base and not inspect.isfunction(inner):
-        signature = signature_of(inner)
-    if _says_nothing(inner, signature):
-        signature = None
-    named = signature.parameters if signature is not None and inspect.isfunction(inner) else {}
+    signature = _signature(function, base, inner)
     name = _name(inner)
-    variables = nest(
-        {("params", *path): jnp.asarray(array) for path, array in lifted.arrays.items()}
-    )
+    key_names = []
+    if signature is not None and inspect.isfunction(inner):
+        key_names = [n for n in _KEY_NAMES if n in signature.parameters and n not in bound]
+    variables = nest({("params", *path): jnp.asarray(a) for path, a in lifted.arrays.items()})
 
     def apply(
         variables: Variables, key: Any, /, *args: Any, **keywords: Any
@@ -111,7 +97,8 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         try:
             return call(*args, **keywords), {}
         except Exception as error:
-            note_modules(error, function, name, lifted.modules)
+            with contextlib.suppress(Exception):  # what is wrong comes first
+                note_modules(error, function, name, lifted.modules)
             raise
 
     return PureLayer(
@@ -126,29 +113,52 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         ecosystem="function",
         text=call_text("partial", (base, *getattr(function, "args", ())), bound) if bound else name,
         decided=frozenset(bound) & MODE_FLAGS.keys(),
-        key_name=next((n for n in _KEY_NAMES if n in named and n not in bound), None),
-        takes_key=any(n in named and n not in bound for n in _KEY_NAMES),
+        key_name=key_names[0] if key_names else None,
+        takes_key=bool(key_names),
     )
 
 
-def _returns_later(function: Any) -> bool:
+def _refuse_coroutine(function: Any) -> None:
     kinds = inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction
-    return any(kind(function) for kind in kinds)
+    for called in (function, type(function).__call__):
+        if any(kind(called) for kind in kinds):
+            raise TypeError(
+                f"{_name(function)} is a coroutine or generator function: its call returns no "
+                f"arrays"
+            )
 
 
-def _of_jax(function: Any) -> bool:
+def _of_jax_numpy(ufunc: np.ufunc, function: Any) -> Callable[..., Any]:
+    """The function of `jax.numpy` that stands for one of NumPy, which takes no tracers."""
+    if ufunc is not function or not hasattr(jnp, ufunc.__name__):
+        raise TypeError(
+            f"np.{ufunc.__name__} takes no JAX tracers: write the function of jax.numpy"
+        )
+    return getattr(jnp, ufunc.__name__)
+
+
+def _signature(function: Any, base: Any, inner: Any) -> inspect.Signature | None:
+    """The signature of a function; None: inputs only.
+
+    Args:
+        function: The function.
+        base: The function inside its partials.
+        inner: What that is a transform of.
+    """
+    of_module = inner is not base and not inspect.isfunction(inner)
+    signature = signature_of(inner if of_module else function)
+    if signature is not None and _is_of_jax(inner):
+        rest = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        if all(parameter.kind in rest for parameter in signature.parameters.values()):
+            return None  # JAX has wrapped something and couldn't read what that takes
+    return signature
+
+
+def _is_of_jax(function: Any) -> bool:
     return (getattr(function, "__module__", None) or "").partition(".")[0] == "jax"
 
 
 def _name(function: Any) -> str:
-    if _of_jax(function) and "<locals>" in getattr(function, "__qualname__", ""):
+    if _is_of_jax(function) and "<locals>" in getattr(function, "__qualname__", ""):
         return function.__qualname__.partition(".")[0]  # what made it: `vmap`
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _says_nothing(function: Any, signature: inspect.Signature | None) -> bool:
-    """Whether JAX wrapped something and couldn't read what that takes."""
-    parameters = signature.parameters.values() if signature is not None else ()
-    return _of_jax(function) and all(
-        p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
-    )

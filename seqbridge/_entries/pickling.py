@@ -25,24 +25,18 @@ class _Call:
 
 
 def portable(obj: Any) -> Any:
-    """`obj`, or something that unpickles as it.
+    """Return `obj`, or something that unpickles as it.
 
     JAX functions don't pickle in every version, though all can be imported, and modules tend to
     hold local functions. The class of a shape has stood in several modules of JAX.
     """
     if isinstance(obj, jax.ShapeDtypeStruct):
         return _Call(_shape, (obj.shape, obj.dtype))
-    module, name = (
-        getattr(obj, "__module__", None),
-        getattr(obj, "__qualname__", getattr(obj, "__name__", None)),
-    )
-    if (
-        callable(obj)
-        and isinstance(module, str)
-        and isinstance(name, str)
-        and _find(module, name) is obj
-    ):
-        return _Call(_load, (module, name))
+    if callable(obj):
+        module = getattr(obj, "__module__", None)
+        name = getattr(obj, "__qualname__", getattr(obj, "__name__", None))
+        if isinstance(module, str) and isinstance(name, str) and _find(module, name) is obj:
+            return _Call(_load, (module, name))
     if isinstance(obj, functools.partial):
         return _Call(_partial, (portable(obj.func), portable(obj.args), portable(obj.keywords)))
     if type(obj) is list or type(obj) is tuple:
@@ -54,7 +48,7 @@ def portable(obj: Any) -> Any:
         pure = ask(obj, type(obj))
     if pure is not None and pure.reduce is not None:
         function, args = pure.reduce
-        return _Call(function, tuple(portable(a) for a in args))
+        return _Call(function, tuple(portable(arg) for arg in args))
     return obj
 
 
@@ -62,14 +56,19 @@ def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _find(module: str, name: str) -> Any:
-    return functools.reduce(
-        lambda o, n: getattr(o, n, None), name.split("."), sys.modules.get(module)
-    )
+def _find(module: str, path: str) -> Any:
+    """The object of this path in a module that is imported, or None."""
+    found = sys.modules.get(module)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
-def _load(module: str, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+def _load(module: str, path: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def _partial(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

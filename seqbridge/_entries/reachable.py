@@ -50,10 +50,16 @@ def module_of_library(obj: Any) -> PureLayer | TypeError | None:
         return error
 
 
-def reachable(function: Any) -> Iterator[Found]:
-    """All that a function can reach in a few steps, the nearest first."""
+def reachable(function: Any, *, into_objects: bool = True) -> Iterator[Found]:
+    """All that a function can reach in a few steps, the nearest first.
+
+    Args:
+        function: The function.
+        into_objects: False: objects are found, and not what is in them.
+    """
     base = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-    yield from _search(Found("", function), getattr(base, "__module__", None), _children)
+    children = _children if into_objects else _children_of_functions
+    yield from _search(Found("", function), getattr(base, "__module__", None), children)
 
 
 def classes_named_by(function: types.FunctionType) -> Iterator[tuple[type, object]]:
@@ -122,6 +128,13 @@ def _children(found: Found, module: str | None) -> Iterator[Found]:
         for name, value in attributes_of(obj).items():
             yield Found(f"{place or 'self'}.{name}", value)
         yield from _attributes_of_class(type(obj), place or "self")
+
+
+def _children_of_functions(found: Found, module: str | None) -> Iterator[Found]:
+    obj = found.value
+    holds_functions = isinstance(obj, functools.partial | list | tuple | dict)
+    if holds_functions or inspect.isroutine(obj) or wrapped_by(obj) is not None:
+        yield from _children(found, module)
 
 
 def _is_leaf(obj: Any) -> bool:

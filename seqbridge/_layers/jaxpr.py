@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.core
 
+from seqbridge._state import Tracer
+
 # The floating-point operations of programs that were counted lately, by their text.
 _known: dict[str, float] = {}
 _MOST = 1_000
@@ -67,7 +69,7 @@ def captured_arrays(closed: Any) -> list[jax.Array]:
             continue
         seen[id(program)] = program
         for constant in getattr(program, "consts", ()):
-            if isinstance(constant, jax.Array) and not isinstance(constant, jax.core.Tracer):
+            if isinstance(constant, jax.Array) and not isinstance(constant, Tracer):
                 found[id(constant)] = constant
                 if is_frozen:  # also where a transform, such as a gradient, takes it out of there
                     frozen.add(id(constant))

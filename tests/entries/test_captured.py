@@ -131,7 +131,7 @@ RUNS: dict[str, Callable[[sb.Sequential], Any]] = {
     "sb.vmap": lambda model: sb.vmap(lambda model, x: model(x), in_axes=(None, 0))(model, X[None]),
     "Repeat": lambda model: sb.Sequential([sb.Repeat(model, 2)]).build(X.shape)(X),
     "nested": lambda model: sb.Sequential([jnp.tanh, model])(X),
-    "remat": lambda model: sb.Sequential([sb.remat(model[0])])(X),
+    "remat": lambda model: sb.Sequential([sb.remat(sb.Sequential([nn.Dense(3), *model]))])(X),
     "summary": lambda model: model.summary(X.shape),
 }
 
