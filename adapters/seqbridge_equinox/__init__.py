@@ -229,7 +229,7 @@ def _call_parameters(module: Any, method: Method, *, mapped: bool) -> dict[str, 
     return inputs
 
 
-def _constant_leaves(module: eqx.Module) -> tuple[Any, ...]:
+def _constant_leaves(module: eqx.Module) -> tuple[object, ...]:
     """Return the leaves that aren't arrays, such as activation functions."""
     constants = []
     for leaf in jax.tree.leaves(module):
@@ -248,7 +248,7 @@ def _simple_fields(module: eqx.Module) -> dict[str, int | float | str]:
     return found
 
 
-def _rebuild_module(cls: type[eqx.Module], fields: dict[str, Any]) -> eqx.Module:
+def _rebuild_module(cls: type[eqx.Module], fields: dict[str, object]) -> eqx.Module:
     """Make a module again from its fields, past its constructor, for pickle."""
     module = object.__new__(cls)
     for name, value in fields.items():

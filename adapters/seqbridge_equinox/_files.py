@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from seqbridge import WeightsError, read
 Native: TypeAlias = eqx.Module | tuple[eqx.Module, eqx.nn.State]
 
 
-def read_arrays(path: str, **_: Any) -> list[np.ndarray]:
+def read_arrays(path: str, **_: object) -> list[np.ndarray]:
     """Return all arrays of a file that `eqx.tree_serialise_leaves` has written, in its order.
 
     Raises:
@@ -43,7 +43,7 @@ def read_arrays(path: str, **_: Any) -> list[np.ndarray]:
     return arrays
 
 
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], Any, np.dtype]:
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
     """Return the shape, the order and the dtype of the array that comes next."""
     if np.lib.format.read_magic(file) == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)

@@ -69,7 +69,7 @@ def _find_unusual_array(module: eqx.Module, part: Part, depth: int) -> str:
     return ""
 
 
-def _is_trained(array: Any) -> bool:
+def _is_trained(array: object) -> bool:
     is_array = isinstance(array, jax.Array | jax.ShapeDtypeStruct)
     return is_array and jnp.issubdtype(array.dtype, jnp.inexact)
 
@@ -96,7 +96,7 @@ def _conv_transpose_part(module: eqx.nn.ConvTranspose, path: Path) -> Part:
 
 
 def _convolution_part(
-    kind: str, module: eqx.nn.Conv | eqx.nn.ConvTranspose, path: Path, padding: Any
+    kind: str, module: eqx.nn.Conv | eqx.nn.ConvTranspose, path: Path, padding: object
 ) -> Part:
     axes = (*range(2, 2 + module.num_spatial_dims), 1, 0)
     kernel = Weight.transposed(("params", *path, "weight"), axes)
@@ -110,7 +110,7 @@ def _convolution_part(
     return Part(kind, weights, options, channels_first=True)
 
 
-def _conv_padding(module: eqx.nn.Conv) -> Any:
+def _conv_padding(module: eqx.nn.Conv) -> object:
     window, dilation = module.kernel_size, module.dilation
     zeros = explicit(module.padding, window, module.stride, dilation)
     if module.padding_mode == "ZEROS":
@@ -120,7 +120,7 @@ def _conv_padding(module: eqx.nn.Conv) -> Any:
     return module.padding_mode if zeros == same else (module.padding_mode, zeros)
 
 
-def _conv_transpose_padding(module: eqx.nn.ConvTranspose) -> Any:
+def _conv_transpose_padding(module: eqx.nn.ConvTranspose) -> object:
     """Return what is padded around the input.
 
     Equinox says what the convolution in the other direction pads.

@@ -18,7 +18,7 @@ from seqbridge import WeightsError
 _INSTEAD = "store it as npz or safetensors there"
 
 
-def read_pickle(path: str, *, allow_pickle: bool = False, **_: Any) -> Any:
+def read_pickle(path: str, *, allow_pickle: bool = False, **_: object) -> Any:
     """Return the tree in a pickle. Only arrays and containers are taken, and no code of it runs.
 
     Raises:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import haiku as hk
+import jax
 import numpy as np
 
 from seqbridge import Part, Weight, explicit
@@ -78,7 +79,7 @@ class _Recorder:
         return params != outer_params or not state >= outer_state  # a call may make new state
 
 
-def parts(run: Callable[[], Any]) -> Iterator[Part]:
+def parts(run: Callable[[], object]) -> Iterator[Part]:
     """Yield the parts of a transform, in the order in which their modules are called."""
     recorder = _Recorder()
     with hk.intercept_methods(recorder):
@@ -184,7 +185,7 @@ def _average_weight(name: str) -> Weight:
 
     def write(
         canonical: np.ndarray, hidden: Shape, average: Shape, counter: Shape
-    ) -> tuple[Any, ...]:
+    ) -> tuple[np.ndarray, np.ndarray, np.int32]:
         return canonical.reshape(hidden), canonical.reshape(average), np.int32(_SETTLED)
 
     paths = (
@@ -227,7 +228,7 @@ def _norm_part(kind: str, seen: Seen, name: str) -> Part:
     return Part(kind, weights, {"epsilon": float(module.eps)}, refused=refused)
 
 
-def _is_last_axis(axes: Any, x: Any) -> bool:
+def _is_last_axis(axes: int | slice | Sequence[int], x: jax.Array) -> bool:
     """Whether an axis, or a slice or sequence of axes, is the last one of an input alone."""
     if isinstance(axes, slice):
         axes = range(x.ndim)[axes]

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import jax
@@ -17,13 +17,15 @@ import numpy as np
 from seqbridge import WeightsError, read, unnest
 from seqbridge_keras._template import sublayers
 
+Node: TypeAlias = h5py.Group | h5py.Dataset | h5py.Datatype
+
 # A file may hold this much more than it weighs, as an archive of arrays may.
 _FLOOR, _EXPANSION = 64 * 2**20, 100
 # The bytes that a note on an array or a group may have.
 _NOTE = 2**16
 
 
-def read_h5(path: str, **_: Any) -> dict[str, Any]:
+def read_h5(path: str, **_: object) -> dict[str, Any]:
     """Return the arrays of a `.weights.h5`, in nested dicts as its groups are.
 
     Raises:
@@ -74,7 +76,7 @@ class _Reader:
             raise WeightsError(f"{place} is to be {node.shape} of {node.dtype}, which isn't there")
 
 
-def _check_notes(node: Any, place: str) -> None:
+def _check_notes(node: Node, place: str) -> None:
     """Raise if a note on an array or a group, which is read, too, claims to be very large."""
     for name in node.attrs:
         note = node.attrs.get_id(name)
@@ -84,7 +86,7 @@ def _check_notes(node: Any, place: str) -> None:
             )
 
 
-def _address(node: Any) -> tuple[int, int]:
+def _address(node: Node) -> tuple[int, int]:
     info = h5py.h5o.get_info(node.id)  # pyright: ignore[reportAttributeAccessIssue]
     return info.fileno, info.addr
 

@@ -14,7 +14,7 @@ from keras import layers
 from seqbridge import Part, Weight, explicit
 from seqbridge_keras._template import Path, Template
 
-At: TypeAlias = Callable[[Any], Path]
+At: TypeAlias = Callable[[object], Path]
 """From a variable of a layer to its place."""
 
 Shape: TypeAlias = tuple[int, ...]
@@ -26,7 +26,7 @@ def parts(template: Template) -> Iterator[Part]:
     for variable, place in zip(template.layer.weights, template.places, strict=True):
         places[id(variable)] = place
 
-    def at(variable: Any) -> Path:
+    def at(variable: object) -> Path:
         return places.get(id(variable), ())
 
     for layer in _walk_known(template.layer, set()):
@@ -207,14 +207,14 @@ def _norm_part(kind: str, layer: Any, at: At) -> Part:
     return Part(kind, weights, options, channels_first=channels_first, refused=refused)
 
 
-def _activations(layer: layers.LSTMCell | layers.GRUCell) -> dict[str, Any]:
+def _activations(layer: layers.LSTMCell | layers.GRUCell) -> dict[str, object]:
     return {
         "activation": _name_or_itself(layer.activation),
         "gate_activation": _name_or_itself(layer.recurrent_activation),
     }
 
 
-def _name_or_itself(function: Any) -> Any:
+def _name_or_itself(function: object) -> object:
     """Return the name of a function.
 
     One without a name of its own, such as a lambda or a layer, is returned as it is: it is like no

@@ -112,14 +112,14 @@ class Runner:
         wanted = list(self._templates[-1].shapes.values())
         raise ValueError(f"the weights have shapes {shapes}, and should have {wanted}")
 
-    def parts(self, run: Callable[[], Any]) -> Iterator[Part]:
+    def parts(self, run: Callable[[], object]) -> Iterator[Part]:
         """Return what the weights are, of the copy for the inputs that `run` calls the layer on."""
         if len(self._templates) == 1:
             return parts(self._templates[0])
         run()
         return parts(self._last.template)
 
-    def read(self, path: str, native: Any) -> list[Any]:
+    def read(self, path: str, native: object) -> list[Any]:
         """Return the weights of the layer in a file."""
         return read_weights(path, [template.layer for template in reversed(self._templates)])
 

@@ -192,7 +192,7 @@ def _nest_paths(tree: Any) -> Any:
     return tree
 
 
-def _given_functions(module: nn.Module) -> Iterator[Any]:
+def _given_functions(module: nn.Module) -> Iterator[object]:
     """Yield what a module calls, apart from its submodules and initializers of parameters."""
     for field in dataclasses.fields(module):
         if not field.init or field.name == "parent" or field.name.endswith("init"):
@@ -225,5 +225,5 @@ def _is_equal(a: object, b: object) -> bool:
         return False
 
 
-def _rebuild_module(cls: type[nn.Module], fields: dict[str, Any]) -> nn.Module:
+def _rebuild_module(cls: type[nn.Module], fields: dict[str, object]) -> nn.Module:
     return cls(**fields)

@@ -45,7 +45,7 @@ def _create_variables(module: nn.Module, collection: str, values: dict[str, Any]
         module.variable(collection, name, lambda tree=tree: tree)
 
 
-def _has_same_leaves(tree: Any, other: Any) -> bool:
+def _has_same_leaves(tree: object, other: object) -> bool:
     """Whether the leaves of one tree are the very objects that those of another one are."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return all(a is b for a, b in pairs)

@@ -17,7 +17,7 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 
 
-def read_msgpack(path: str, **_: Any) -> Any:
+def read_msgpack(path: str, **_: object) -> Any:
     """Return the tree that `flax.serialization.to_bytes` or `msgpack_serialize` has written.
 
     Raises:

@@ -54,7 +54,7 @@ class _Recorder:
             self._running.pop()
 
 
-def parts(run: Callable[[], Any]) -> Iterator[Part]:
+def parts(run: Callable[[], object]) -> Iterator[Part]:
     """Yield the parts of a module, in the order in which it calls them."""
     recorder = _Recorder()
     with nn.intercept_methods(recorder):
@@ -72,7 +72,9 @@ def parts(run: Callable[[], Any]) -> Iterator[Part]:
         yield part
 
 
-def _add_bias(module: Any, path: Path, kernel: Weight) -> dict[str, Weight]:
+def _add_bias(
+    module: nn.Dense | nn.DenseGeneral | nn.Conv | nn.ConvTranspose, path: Path, kernel: Weight
+) -> dict[str, Weight]:
     """Return the weights of a module that has a kernel and maybe a bias."""
     if not module.use_bias:
         return {"kernel": kernel}
@@ -160,7 +162,9 @@ def _embedding_part(module: nn.Embed, path: Path) -> Part:
     return Part("embedding", {"embedding": Weight.at("params", *path, "embedding")})
 
 
-def _scale_and_bias_weights(module: Any, path: Path) -> dict[str, Weight]:
+def _scale_and_bias_weights(
+    module: nn.BatchNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm, path: Path
+) -> dict[str, Weight]:
     weights = {}
     if module.use_scale:
         weights["scale"] = Weight.reshaped(("params", *path, "scale"), (-1,))
@@ -200,7 +204,7 @@ def _norm_part(kind: str, module: nn.LayerNorm | nn.RMSNorm, path: Path) -> Part
     return Part(kind, weights, {"epsilon": module.epsilon}, refused=refused)
 
 
-def _activations(module: Any) -> dict[str, str]:
+def _activations(module: nn.LSTMCell | nn.OptimizedLSTMCell | nn.GRUCell) -> dict[str, str]:
     """Return the names of the functions of a cell; those without a name aren't known."""
     functions = {"activation": module.activation_fn, "gate_activation": module.gate_fn}
     names = {}

@@ -71,7 +71,7 @@ def _from_class(entry: functools.partial[nnx.Module], method: Method) -> PureLay
     def init(key: jax.Array, /, *args: Any, **keywords: Any) -> Variables:
         return structure.variables(Structure(make(key)).arrays)
 
-    def find_parts(run: Callable[[], Any]) -> list[Part]:
+    def find_parts(run: Callable[[], object]) -> list[Part]:
         found: list[Part] = []
 
         # While the class makes a module: in one of shapes, NNX has sorted the attributes.
@@ -172,7 +172,7 @@ def _make_layer(
     )
 
 
-def _constant_nodes(module: nnx.Module) -> tuple[Any, ...]:
+def _constant_nodes(module: nnx.Module) -> tuple[object, ...]:
     """Return the nodes that are neither modules nor variables, such as activation functions."""
     nodes = []
     for _, node in nnx.iter_graph(module):
@@ -181,7 +181,7 @@ def _constant_nodes(module: nnx.Module) -> tuple[Any, ...]:
     return tuple(nodes)
 
 
-def _rebuild_module(cls: type[nnx.Module], attributes: dict[str, Any]) -> nnx.Module:
+def _rebuild_module(cls: type[nnx.Module], attributes: dict[str, object]) -> nnx.Module:
     """Make a module again from its attributes, past its constructor, for pickle."""
     module = object.__new__(cls)
     vars(module).update(attributes)

@@ -14,7 +14,7 @@ from flax import nnx
 from seqbridge import Part, Weight, explicit
 from seqbridge_nnx._structure import Path
 
-At: TypeAlias = Callable[[Any], Path]
+At: TypeAlias = Callable[[object], Path]
 """From a variable of a module to its place."""
 
 Shape: TypeAlias = tuple[int, ...]
@@ -42,7 +42,7 @@ def parts(module: nnx.Module, sources: Mapping[Path, nnx.Variable]) -> Iterator[
     """
     places = {id(variable): place for place, variable in sources.items()}
 
-    def at(variable: Any) -> Path:
+    def at(variable: object) -> Path:
         return places[id(variable)]
 
     for node, changed in _walk_known(module, "", set()):
@@ -83,7 +83,7 @@ def _walk_known(node: Any, changed: str, seen: set[int]) -> Iterator[tuple[nnx.M
         yield from _walk_known(child, changed, seen)
 
 
-def _present_weights(module: Any, at: At, *names: str) -> dict[str, Weight]:
+def _present_weights(module: nnx.Module, at: At, *names: str) -> dict[str, Weight]:
     """Return the weights of these names that the module has, as they are."""
     weights = {}
     for name in names:
@@ -213,14 +213,14 @@ def _norm_part(kind: str, module: nnx.LayerNorm | nnx.RMSNorm, at: At) -> Part:
 
 def _activations(
     module: nnx.LSTMCell | nnx.OptimizedLSTMCell | nnx.GRUCell,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "activation": _name_or_itself(module.activation_fn),
         "gate_activation": _name_or_itself(module.gate_fn),
     }
 
 
-def _name_or_itself(function: Callable[..., Any]) -> Any:
+def _name_or_itself(function: object) -> object:
     """Return the name of a function.
 
     One without a name of its own, such as a lambda, is returned as it is: it is like no other.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -158,7 +158,7 @@ def _collection(kind: type) -> str:
     return _COLLECTIONS.get(kind, kind.__name__)
 
 
-def _path_of(keys: Any) -> Path:
+def _path_of(keys: Iterable[object]) -> Path:
     return tuple(str(key) for key in keys)
 
 

@@ -89,7 +89,7 @@ def _copy_box(box: Box) -> Box:
     return made
 
 
-def _write(box: Any, value: Any) -> None:
+def _write(box: Any, value: object) -> None:
     """Give a box a value, without the checks that a tracer doesn't pass."""
     if not hasattr(type(box), "assign"):
         box.value = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -184,5 +184,5 @@ def _switch_to_evaluation(value: Any) -> Any:
     )
 
 
-def _are_identical(values: list[Any], others: list[Any] | tuple[Any, ...]) -> bool:
+def _are_identical(values: Sequence[object], others: Sequence[object]) -> bool:
     return all(a is b for a, b in zip(values, others, strict=True))

@@ -129,7 +129,7 @@ def _as_float(array: jax.Array) -> jax.Array:
     return array.astype(jnp.float32)
 
 
-def _restore_state(array: jax.Array, spec: Any) -> jax.Array:
+def _restore_state(array: jax.Array, spec: jax.ShapeDtypeStruct) -> jax.Array:
     """Return an array of state in its own dtype and without gradients."""
     return jax.lax.stop_gradient(array).astype(spec.dtype)
 

@@ -60,7 +60,7 @@ class Kind(NamedTuple):
         return True
 
 
-def _refuse_to_write(*_: Any) -> NoReturn:
+def _refuse_to_write(*_: object) -> NoReturn:
     raise ValueError("weights are read from a state_dict, and not written into one")
 
 
