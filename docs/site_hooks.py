@@ -7,11 +7,14 @@ import copy
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import griffe
 from mkdocs.structure.files import File, Files
+
+from seqbridge._state import Stateful
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(
@@ -64,7 +67,8 @@ class WaysOut(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         if pkg.name != "seqbridge":
             return
-        arguments = str(pkg["_export"]["_ARGS"].value)
+        _hide_internal_names(pkg)
+        arguments = str(pkg["_export"]["export"]["_ARGS"].value)
         first = [
             griffe.Parameter("x", annotation="Any", kind=griffe.ParameterKind.positional_only),
             griffe.Parameter("inputs", annotation="Any", kind=griffe.ParameterKind.var_positional),
@@ -88,3 +92,20 @@ class WaysOut(griffe.Extension):
             )
             made.docstring = griffe.Docstring(text, parent=made, lineno=1)
             pkg.set_member(name, made)
+
+
+def _hide_internal_names(pkg: griffe.Module) -> None:
+    """Leave out what classes have for other folders of the package only."""
+    for cls in (Stateful, *_subclasses(Stateful)):
+        path = cls.__module__.removeprefix("seqbridge.")
+        if not cls.__module__.startswith("seqbridge."):
+            continue
+        members = pkg[f"{path}.{cls.__name__}"].members
+        for name in cls.internal_names:
+            members.pop(name, None)
+
+
+def _subclasses(cls: type[Stateful]) -> Iterator[type[Stateful]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

@@ -10,7 +10,6 @@ from seqbridge._layers.jaxpr import eliminate_dead_code as eliminate_dead_code
 from seqbridge._layers.jaxpr import flops as flops
 from seqbridge._layers.jaxpr import inner_jaxprs as inner_jaxprs
 from seqbridge._layers.layer import Layer as Layer
-from seqbridge._layers.layer_list import INTERNAL_NAMES as INTERNAL_NAMES
 from seqbridge._layers.layer_list import Child as Child
 from seqbridge._layers.layer_list import LayerList as LayerList
 from seqbridge._layers.layer_list import entries_of as entries_of

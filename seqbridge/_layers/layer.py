@@ -93,6 +93,31 @@ class Layer(VariableHolder):
         "trace_cache",
     )
 
+    internal_names = Stateful.internal_names | {
+        "cache_parts",
+        "call_parameters",
+        "changes",
+        "copy_number",
+        "current_tree",
+        "empty",
+        "entry_key",
+        "entry_options",
+        "fill",
+        "is_random",
+        "join",
+        "key_of_entry",
+        "may_draw",
+        "model_class",
+        "model_of_one",
+        "native_layout",
+        "origin_path",
+        "parent_models",
+        "share_variables",
+        "tied_variables",
+        "ties",
+        "trace_cache",
+    }
+
     def __init__(
         self,
         entry: Any,
@@ -356,7 +381,7 @@ class Layer(VariableHolder):
 
     def __dir__(self) -> list[str]:
         first_parts = (name.partition(".")[0] for name in self.variables_by_name())
-        return [*(n for n in object.__dir__(self) if n not in _INTERNAL), *first_parts]
+        return [*super().__dir__(), *first_parts]
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.variables_by_name())
@@ -407,30 +432,6 @@ class Layer(VariableHolder):
             self.trace_cache.draws,
             self.origin_path,
         )
-
-
-# What is public inside the package only, and isn't offered to a person who types `layer.` and Tab.
-_INTERNAL = {name for name in Layer.__slots__ if name not in ("entry", "name", "pure")} | {
-    "cache_key",
-    "cache_parts",
-    "changes",
-    "current_tree",
-    "empty",
-    "entry_key",
-    "fill",
-    "is_random",
-    "join",
-    "key_of_entry",
-    "may_draw",
-    "model_class",
-    "model_of_one",
-    "own_variables",
-    "share_variables",
-    "tied_variables",
-    "ties",
-    "variable_locks",
-    "variables_by_name",
-}
 
 
 def _remake(

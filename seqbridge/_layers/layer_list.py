@@ -117,6 +117,31 @@ class LayerList(VariableHolder, MutableSequence[Any]):
     # The call that runs the layers in order and does no more.
     plain_call: ClassVar[Callable[..., Any]]
 
+    internal_names = VariableHolder.internal_names | {
+        "ancestor_models",
+        "cache_parts",
+        "call_keys",
+        "check_plain_call",
+        "edit_lock",
+        "family_layers",
+        "initial_keys",
+        "key_stream",
+        "known_inputs",
+        "lay_out",
+        "link_children",
+        "make_key_stream",
+        "mesh_placement",
+        "named_children",
+        "names_by_variable",
+        "nested_models",
+        "parent_models",
+        "plain_call",
+        "root_models",
+        "start_seed",
+        "swap_layers",
+        "take_stream_of",
+    }
+
     def __init__(self, seed: Any = 0) -> None:
         self.start_seed = seed
         self._layers: list[Child] = []
@@ -621,38 +646,6 @@ class LayerList(VariableHolder, MutableSequence[Any]):
             rows.append((label, place, PlainText(repr(item)) if bare else item))
         return Content(type(self).__name__, "([", "])", rows)
 
-
-# Names for the other folders of the package; a person who types `model.` isn't offered them.
-INTERNAL_NAMES = frozenset(
-    {
-        "ancestor_models",
-        "cache_key",
-        "cache_parts",
-        "call_keys",
-        "check_plain_call",
-        "edit_lock",
-        "family_layers",
-        "initial_keys",
-        "key_stream",
-        "known_inputs",
-        "lay_out",
-        "link_children",
-        "make_key_stream",
-        "mesh_placement",
-        "named_children",
-        "names_by_variable",
-        "nested_models",
-        "own_variables",
-        "parent_models",
-        "plain_call",
-        "root_models",
-        "start_seed",
-        "swap_layers",
-        "take_stream_of",
-        "variable_locks",
-        "variables_by_name",
-    }
-)
 
 # Attributes that a copy, a pickle or another model of the same layers makes anew.
 _NOT_COPIED = ("edit_lock", "parent_models", "_index_by_version")

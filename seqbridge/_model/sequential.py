@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from seqbridge._entries import portable
 from seqbridge._interface import Call, CapturedArrayError, ask, call_of, habit, mode_of, nearest
-from seqbridge._layers import INTERNAL_NAMES, Layer, LayerList, entries_of, is_entry, leaves, walk
+from seqbridge._layers import Layer, LayerList, entries_of, is_entry, leaves, walk
 from seqbridge._passes import (
     Build,
     FirstRun,
@@ -243,7 +243,7 @@ class Sequential(LayerList):
             self._build(*self.known_inputs, editing=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = name.startswith("_") or name in INTERNAL_NAMES or name in self.names
+        own = name.startswith("_") or name in self.internal_names or name in self.names
         if type(self) is Sequential and not own:
             check_attribute(Sequential, name, value)
         super().__setattr__(name, value)
@@ -434,8 +434,7 @@ class Sequential(LayerList):
         return {"text/plain": repr(self), "text/html": shown}
 
     def __dir__(self) -> list[str]:
-        offered = {name for name in object.__dir__(self) if name not in INTERNAL_NAMES}
-        return sorted(offered.union(name for name in self.names if name is not None))
+        return sorted({*super().__dir__(), *(name for name in self.names if name is not None)})
 
     def _ipython_key_completions_(self) -> list[str]:
         return [n for n in self.names if n is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,18 @@ class Stateful(ABC):
 
     __slots__ = ()
 
+    # Names for the other folders of the package: a person who types `model.` isn't offered them.
+    internal_names: ClassVar[frozenset[str]] = frozenset(
+        {
+            "cache_key",
+            "internal_names",
+            "own_variables",
+            "steady_key",
+            "variable_locks",
+            "variables_by_name",
+        }
+    )
+
     # Whether the cache key stays the same while no model is edited.
     steady_key = True
 
@@ -63,6 +75,9 @@ class Stateful(ABC):
     def variable_locks(self) -> Locks:
         """Return the locks of all variables, for a thread that reads or changes them together."""
         return Locks(self.own_variables())
+
+    def __dir__(self) -> list[str]:
+        return [name for name in object.__dir__(self) if name not in self.internal_names]
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         return unfolding(self._tree_content(), path, subtree_renderer)
@@ -116,7 +131,18 @@ class Variable(Operators, Stateful):
         "metadata",
         "namer",
         "path",
-    )  # fmt: skip
+    )
+
+    internal_names = Stateful.internal_names | {
+        "aliased",
+        "buffer_slot",
+        "cache_parts",
+        "default_name",
+        "from_leaf",
+        "lock",
+        "namer",
+        "stored",
+    }
 
     def __init__(
         self,
@@ -289,9 +315,8 @@ class Variable(Operators, Stateful):
 
     def __dir__(self) -> list[str]:
         shown = []
-        for name in object.__dir__(self):
-            of_the_array = isinstance(getattr(type(self), name, None), _OfTheArray)
-            if not of_the_array and name not in _INTERNAL:
+        for name in super().__dir__():
+            if not isinstance(getattr(type(self), name, None), _OfTheArray):
                 shown.append(name)
         return shown
 
@@ -326,13 +351,6 @@ class Variable(Operators, Stateful):
             self.metadata,
             self.axes,
         )
-
-
-# What the package needs of a variable, and nobody else.
-_INTERNAL = frozenset({
-    "aliased", "buffer_slot", "cache_key", "cache_parts", "default_name", "from_leaf", "lock",
-    "namer", "own_variables", "steady_key", "stored", "variable_locks", "variables_by_name",
-})  # fmt: skip
 
 
 def _restore(

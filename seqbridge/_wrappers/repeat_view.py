@@ -171,7 +171,7 @@ class Copy(Stateful):
 
     def __dir__(self) -> list[str]:
         names = {name.partition(".")[0] for name in self.vars()}
-        return sorted(names.union(object.__dir__(self)))
+        return sorted(names.union(super().__dir__()))
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.vars())
