@@ -93,7 +93,7 @@ class Layer(VariableHolder):
         "trace_cache",
     )
 
-    internal_names = Stateful.internal_names | {
+    internal_names = VariableHolder.internal_names | {
         "cache_parts",
         "call_parameters",
         "changes",

@@ -108,6 +108,8 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source", "_whole")
 
+    internal_names = VariableHolder.internal_names | {"distinct_by_name"}
+
     steady_key = False  # its source may be anybody's function
 
     def __init__(

@@ -20,9 +20,11 @@ FORMAT = 1
 
 
 class VariableHolder(Stateful):
-    """Holder whose variables can be saved in a file and loaded from one."""
+    """Holder whose variables can be frozen, saved in a file and loaded from one."""
 
     __slots__ = ()
+
+    internal_names = Stateful.internal_names | {"built_variables"}
 
     @property
     def trainable(self) -> bool:
