@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 
-from seqbridge._interface import PureLayer, ask
+from seqbridge._interface import Inputs, Keywords, PureLayer, ask
 from seqbridge._state import Stateful
 
 
 class _Call:
     """Unpickles as `function(*args)`."""
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]):
+    def __init__(self, function: Callable[..., Any], args: Inputs):
         self._call = function, args
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -71,5 +71,5 @@ def _load(module: str, path: str) -> Any:
     return found
 
 
-def _partial(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+def _partial(function: Callable[..., Any], args: Inputs, keywords: Keywords) -> Any:
     return functools.partial(function, *args, **keywords)

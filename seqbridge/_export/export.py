@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from seqbridge._export.snapshot import Snapshot, as_pure_layer
-from seqbridge._interface import Call, Export, exporter, mode_of, nearest
+from seqbridge._interface import Call, Export, Inputs, exporter, mode_of, nearest
 from seqbridge._layers import LayerList
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, Parts, check_inputs, check_sizes
@@ -131,7 +131,7 @@ def _export_function(name: str, export: Export) -> Callable[..., Any]:
     return export_model
 
 
-def _check_inputs(model: LayerList, inputs: tuple[Any, ...]) -> None:
+def _check_inputs(model: LayerList, inputs: Inputs) -> None:
     """Raise if a model that isn't built can't be built for these inputs."""
     if inputs and not model.built:
         check_inputs(inputs)

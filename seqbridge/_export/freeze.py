@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 
 from seqbridge._export.snapshot import Snapshot
-from seqbridge._interface import call_of
+from seqbridge._interface import Inputs, Keywords, call_of
 from seqbridge._layers import FROZEN
 from seqbridge._model import as_model
 from seqbridge._passes import FLAT, Parts, check_inputs, check_keywords, specs
@@ -24,7 +24,7 @@ class Frozen:
 
     holds_constants = True  # its arrays aren't parameters that would be lost
 
-    def __init__(self, snapshot: Snapshot, keywords: Mapping[str, Any]):
+    def __init__(self, snapshot: Snapshot, keywords: Keywords):
         self._snapshot = snapshot
         self._variables = snapshot.init(None, (), {})
         self._keywords = dict(keywords)
@@ -66,9 +66,7 @@ class Frozen:
         run.__name__ = FROZEN
         return jax.jit(run)
 
-    def _prepare(
-        self, inputs: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[jax.stages.Wrapped, list[Any]]:
+    def _prepare(self, inputs: Inputs, keywords: Keywords) -> tuple[jax.stages.Wrapped, list[Any]]:
         """Return the program for a call, and the arrays that it takes."""
         keywords = {**self._keywords, **keywords} if keywords else self._keywords
         signature, arrays, _ = partition(inputs, keywords)
@@ -90,7 +88,7 @@ class Frozen:
         run.__name__ = FROZEN
         return jax.jit(run)
 
-    def _run(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    def _run(self, inputs: Inputs, keywords: Keywords) -> Any:
         outputs, after, changed = self._snapshot.apply(self._variables, None, inputs, keywords)
         if changed:
             names = ", ".join(_changed_names(self._variables, after))

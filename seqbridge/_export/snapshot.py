@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from seqbridge._interface import (
     MODE_FLAGS,
     Call,
+    Inputs,
+    Keywords,
     PureLayer,
     Variables,
     call_of,
@@ -116,14 +118,14 @@ class Snapshot:
         model: LayerList,
         naming: Naming,
         training: bool | None = None,
-        inputs: tuple[Any, ...] = (),
+        inputs: Inputs = (),
     ):
         model.check_plain_call()
         with locked(lambda: [model]):
             self._copy_from(model)
         if not inputs and model.known_inputs:
             inputs, _ = model.known_inputs
-        self.inputs: tuple[Any, ...] = specs(inputs) if inputs else ()
+        self.inputs: Inputs = specs(inputs) if inputs else ()
         self._naming = naming
         self._training = training
         self._known: _NamedForm | None = None
@@ -146,7 +148,7 @@ class Snapshot:
                 shared[id(nested.key_stream)] = nested.key_stream
         self.model: LayerList = copy.deepcopy(model, shared)
 
-    def init(self, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Parts:
+    def init(self, key: Any, args: Inputs, keywords: Keywords) -> Parts:
         """Return the variables: the values of built layers, and fresh ones of the others.
 
         Args:
@@ -180,8 +182,8 @@ class Snapshot:
         self,
         variables: Mapping[str, Mapping[str, Any]],
         key: Any,
-        args: tuple[Any, ...],
-        keywords: Mapping[str, Any],
+        args: Inputs,
+        keywords: Keywords,
     ) -> tuple[Any, Parts, bool]:
         """Return the outputs, the variables after the call, and whether it has changed any."""
         call = self._call(keywords)
@@ -199,14 +201,14 @@ class Snapshot:
         """Return the parameters that get no gradients, as far as they are known."""
         return frozenset() if self._known is None else self._known.frozen
 
-    def _form(self, args: tuple[Any, ...], call: Call) -> _NamedForm:
+    def _form(self, args: Inputs, call: Call) -> _NamedForm:
         if self._known is None:
             # The first call of a model that isn't built says what reaches its layers.
             form = Form(self.model, layouts_of(self.model, args, call), self._naming)
             self._known = _NamedForm(form, _frozen_names(form))
         return self._known
 
-    def _call(self, keywords: Mapping[str, Any]) -> Call:
+    def _call(self, keywords: Keywords) -> Call:
         """Return the call that these keywords make.
 
         Without `training`, the mode flag of any library decides the mode of the whole model.
@@ -229,7 +231,7 @@ def as_pure_layer(
     *,
     single: bool = False,
     training: bool | None = None,
-    inputs: tuple[Any, ...] = (),
+    inputs: Inputs = (),
 ) -> PureLayer:
     """Return a model as it is now, as one layer.
 
@@ -286,9 +288,7 @@ def _may_draw(layer: Layer) -> bool:
     return layer.is_random if layer.built else layer.pure.takes_key
 
 
-def _unpickle(
-    model: LayerList, single: bool, training: bool | None, inputs: tuple[Any, ...]
-) -> PureLayer:
+def _unpickle(model: LayerList, single: bool, training: bool | None, inputs: Inputs) -> PureLayer:
     return as_pure_layer(model, single=single, training=training, inputs=inputs)
 
 

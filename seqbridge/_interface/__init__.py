@@ -24,6 +24,8 @@ from seqbridge._interface.paths import unnest as unnest
 from seqbridge._interface.pure_layer import MODE_FLAGS as MODE_FLAGS
 from seqbridge._interface.pure_layer import Annotated as Annotated
 from seqbridge._interface.pure_layer import CapturedArrayError as CapturedArrayError
+from seqbridge._interface.pure_layer import Inputs as Inputs
+from seqbridge._interface.pure_layer import Keywords as Keywords
 from seqbridge._interface.pure_layer import Kind as Kind
 from seqbridge._interface.pure_layer import Origin as Origin
 from seqbridge._interface.pure_layer import PureLayer as PureLayer

@@ -12,7 +12,7 @@ import jax.core
 import numpy as np
 
 from seqbridge._interface.messages import nearest
-from seqbridge._interface.pure_layer import MODE_FLAGS, PureLayer
+from seqbridge._interface.pure_layer import MODE_FLAGS, Keywords, PureLayer
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -71,13 +71,13 @@ class Call:
         return Call(training, keywords, per_layer, said=self.training is not None)
 
 
-def call_of(keywords: Mapping[str, Any]) -> Call:
+def call_of(keywords: Keywords) -> Call:
     """Return the call that the keywords of a model's `__call__` stand for."""
     training = mode_of(keywords.get("training"))
     return Call(training, _layer_keywords(keywords), keywords.get("per_layer") or {})
 
 
-def _layer_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
+def _layer_keywords(keywords: Keywords) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name not in _OF_THE_CALL}
 
 
@@ -191,7 +191,7 @@ class Parameters:
             return routed, None
         return routed, any(modes)
 
-    def in_training(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    def in_training(self, keywords: Keywords) -> dict[str, Any]:
         """Return the keywords with every mode flag turned to training."""
         return {name: self.flags.get(name, value) for name, value in keywords.items()}
 

@@ -21,6 +21,12 @@ Variables: TypeAlias = dict[str, Any]
 For example `{"params": {"kernel": ..., "bias": ...}}`.
 """
 
+Inputs: TypeAlias = tuple[Any, ...]
+"""The inputs of a call: arrays, shapes in their place, or whatever else a layer takes."""
+
+Keywords: TypeAlias = Mapping[str, Any]
+"""The keyword arguments of a call."""
+
 MODE_FLAGS: Mapping[str, bool] = {
     "training": True,
     "train": True,
@@ -65,7 +71,7 @@ class Annotated:
     axes: tuple[Any, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
-def training_of(keywords: Mapping[str, Any]) -> bool | None:
+def training_of(keywords: Keywords) -> bool | None:
     """Return the mode that the flags among the keywords of a call say; None if there are none.
 
     Examples:
@@ -182,7 +188,7 @@ class PureLayer:
     check_constants: Callable[[Sequence[jax.Array]], None] | None = None
     held: tuple[Any, ...] = ()
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
-    inputs: tuple[Any, ...] = ()
+    inputs: Inputs = ()
     seed: Any = 0
     frozen: Callable[[], Collection[Path]] = frozenset
     inside: tuple[Any, int] | None = None
@@ -197,7 +203,7 @@ class PureLayer:
         return f"PureLayer({self.ecosystem} {self.text or self.label})"
 
 
-def call_text(name: str, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> str:
+def call_text(name: str, args: Inputs = (), keywords: Mapping[str, Any] = {}) -> str:
     """Return a call as it was written, on one line and without memory addresses.
 
     Examples:
@@ -220,7 +226,7 @@ def _argument_text(value: Any) -> str:
     return text
 
 
-def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> PureLayer:
+def bind(pure: PureLayer, args: Inputs, keywords: Keywords) -> PureLayer:
     """Return the layer with some arguments given, as `functools.partial` does it."""
 
     def init(key: Any, /, *more: Any, **others: Any) -> Variables:
@@ -244,7 +250,7 @@ def bind(pure: PureLayer, args: tuple[Any, ...], keywords: Mapping[str, Any]) ->
 
 
 def _bound_signature(
-    signature: inspect.Signature | None, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    signature: inspect.Signature | None, args: Inputs, keywords: Keywords
 ) -> inspect.Signature | None:
     """Return the signature that is left when its first inputs and some keywords are given."""
     if signature is None:

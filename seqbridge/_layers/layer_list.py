@@ -32,7 +32,7 @@ from typing import (
 
 import jax
 
-from seqbridge._interface import Call, ask, habit, nearest
+from seqbridge._interface import Call, Inputs, ask, habit, nearest
 from seqbridge._layers.layer import Layer
 from seqbridge._layers.module_tree import full_name, leaves, walk
 from seqbridge._layers.parents import Parents
@@ -148,7 +148,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         self._labels: Names = []
         self.key_stream: Variable | None = None
         self.mesh_placement: Placement | None = None
-        self.known_inputs: tuple[tuple[Any, ...], Call] | None = None
+        self.known_inputs: tuple[Inputs, Call] | None = None
         self._begin()
 
     def _begin(self) -> None:

@@ -13,7 +13,17 @@ import jax
 from jax.sharding import PartitionSpec
 
 from seqbridge._entries import portable
-from seqbridge._interface import Call, CapturedArrayError, ask, call_of, habit, mode_of, nearest
+from seqbridge._interface import (
+    Call,
+    CapturedArrayError,
+    Inputs,
+    Keywords,
+    ask,
+    call_of,
+    habit,
+    mode_of,
+    nearest,
+)
 from seqbridge._layers import Layer, LayerList, entries_of, is_entry, leaves, walk
 from seqbridge._passes import (
     Build,
@@ -122,9 +132,7 @@ class Sequential(LayerList):
         """
         return self._call(args, Call(mode_of(training), keywords, per_layer or {}), rng)
 
-    def _call(
-        self, args: tuple[Any, ...], call: Call, rng: Any, outputs: list[Any] | None = None
-    ) -> Any:
+    def _call(self, args: Inputs, call: Call, rng: Any, outputs: list[Any] | None = None) -> Any:
         """Run the layers, and record what each returns in `outputs`."""
         with locked(lambda: (self,) if self.built else self.ancestor_models()):
             first = None
@@ -223,7 +231,7 @@ class Sequential(LayerList):
             self._build(specs(inputs, None), call)
         return self
 
-    def _build(self, args: tuple[Any, ...], call: Call, *, editing: bool = False) -> None:
+    def _build(self, args: Inputs, call: Call, *, editing: bool = False) -> None:
         """Build all or nothing; after an edit, as far as shapes are known."""
         build = Build(family=self.family_layers())
         build.enter(self, args, call)
@@ -451,8 +459,8 @@ class Sequential(LayerList):
 
 def summary_of(
     model: LayerList,
-    inputs: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    inputs: Inputs,
+    keywords: Keywords,
     *,
     count: bool = True,
 ) -> Summary:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import Call, Variables
+from seqbridge._interface import Call, Inputs, Keywords, Variables
 from seqbridge._layers import Layer, LayerList, Layout, eliminate_dead_code
 from seqbridge._passes.call import bind_axes, trace, trace_of_any_size, unused_key
 from seqbridge._passes.forward import Run, resized
@@ -18,7 +18,7 @@ from seqbridge._state import Keys, Tracer, tracing, version
 
 _AGAIN = 2**31 - 2  # no list is that long
 
-Inputs = dict[LayerList, tuple[tuple[Any, ...], Call]]
+KnownInputs = dict[LayerList, tuple[Inputs, Call]]
 
 
 class NewLayers:
@@ -39,7 +39,7 @@ class NewLayers:
         self._origins_taken = {layer.origin_path for layer in family}
         self.layouts: dict[Layer, Layout] = {}
         self.origins: dict[Layer, tuple[int, ...]] = {}
-        self.inputs: Inputs = {}
+        self.inputs: KnownInputs = {}
 
     def unused_keys(self, layer: Layer, keys: Keys) -> Keys:
         """The keys that the initial values of `layer` start from."""
@@ -77,8 +77,8 @@ class Build:
         self,
         layer: Layer,
         keys: Keys,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         mode: bool | None,
         /,
     ) -> Any:
@@ -95,16 +95,14 @@ class Build:
             self.misfit = resized(layer, args) is not None
             raise
 
-    def _initial(
-        self, layer: Layer, keys: Keys, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> Variables:
+    def _initial(self, layer: Layer, keys: Keys, args: Inputs, keywords: Keywords) -> Variables:
         if layer.pure.init is None:
             return layer.pure.ready or {}
         if not (self._fresh or self._abstract):  # else they aren't for the layer to keep
             keys = self.new.unused_keys(layer, keys)
         return initial(layer, keys, args, keywords, abstract=self._abstract)
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         self.new.inputs[model] = (args, call)
 
 
@@ -119,8 +117,8 @@ class FirstRun(Run):
         self,
         layer: Layer,
         keys: Keys,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         mode: bool | None,
         /,
     ) -> Any:
@@ -136,7 +134,7 @@ class FirstRun(Run):
                     trace_of_any_size(layer, variables, shapes, training)
         return super().__call__(layer, keys, args, keywords, mode)
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         self.new.inputs[model] = specs(args), call.map(keyword_specs, training=True)
 
 
@@ -175,8 +173,8 @@ def install(model: LayerList, new: NewLayers) -> None:
 def initial(
     layer: Layer,
     keys: Keys,
-    args: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    args: Inputs,
+    keywords: Keywords,
     *,
     abstract: bool = False,
 ) -> Variables:

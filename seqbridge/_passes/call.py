@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import CapturedArrayError, Variables
+from seqbridge._interface import CapturedArrayError, Inputs, Keywords, Variables
 from seqbridge._layers import (
     Layer,
     Signature,
@@ -23,16 +23,14 @@ from seqbridge._layers import (
 from seqbridge._state import Keys
 
 
-def apply(
-    layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> Any:
+def apply(layer: Layer, variables: Variables, key: Any, args: Inputs, keywords: Keywords) -> Any:
     """Call a layer on its variables. Return `(outputs, new_state)`."""
     if key is not None and layer.pure.per_example:
         key = jax.random.split(key, _batch(args))
     return _apply(layer, variables, key, args, keywords)
 
 
-def _batch(args: tuple[Any, ...]) -> int:
+def _batch(args: Inputs) -> int:
     """The size of the leading axis.
 
     Raises:
@@ -53,15 +51,15 @@ def _apply(
     layer: Layer,
     variables: Variables,
     keys: Any,
-    args: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    args: Inputs,
+    keywords: Keywords,
 ) -> Any:
     """Call a layer with its key, or with one key for each example."""
     if not layer.pure.per_example:
         return _call(layer, variables, keys, args, keywords)
     size = _batch(args)
 
-    def one(key: Any, args: tuple[Any, ...]) -> Any:
+    def one(key: Any, args: Inputs) -> Any:
         return _call(layer, variables, key, args, keywords)
 
     try:
@@ -78,9 +76,7 @@ def _apply(
         raise
 
 
-def _call(
-    layer: Layer, variables: Variables, key: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> Any:
+def _call(layer: Layer, variables: Variables, key: Any, args: Inputs, keywords: Keywords) -> Any:
     name = layer.pure.key_name
     filled = layer.call_parameters.positional[: len(args)]
     if name is not None and name not in keywords and name not in filled:
@@ -118,7 +114,7 @@ def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:
 
 
 def traced(
-    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    layer: Layer, variables: Variables, args: Inputs, keywords: Keywords
 ) -> tuple[Any, Any, Any]:
     """Trace a call. Return the program, whose first argument is the key, and shapes.
 
@@ -158,9 +154,7 @@ def _check(
         check([array for array in captured if any(array is other for other in again)])
 
 
-def check_captured(
-    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> None:
+def check_captured(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> None:
     """Look once at each kind of call of a function that has run without a look.
 
     Raises:
@@ -177,15 +171,13 @@ def check_captured(
         layer.trace_cache.note_untraceable(signature)
 
 
-def trace(
-    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> Trace:
+def trace(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> Trace:
     """Look at a call of a layer without computing anything; the layer remembers the trace."""
     return _look(layer, variables, args, keywords, layer.trace_cache.exact)
 
 
 def trace_of_any_size(
-    layer: Layer, variables: Variables, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    layer: Layer, variables: Variables, args: Inputs, keywords: Keywords
 ) -> Trace:
     """Likewise where the sizes of arrays don't matter."""
     return _look(layer, variables, args, keywords, layer.trace_cache.of_any_size)
@@ -194,8 +186,8 @@ def trace_of_any_size(
 def _look(
     layer: Layer,
     variables: Variables,
-    args: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    args: Inputs,
+    keywords: Keywords,
     known: Callable[[Signature], Trace | None],
 ) -> Trace:
     signature = signature_of_call(variables, args, keywords)
@@ -226,8 +218,8 @@ def key_for(
     layer: Layer,
     keys: Keys,
     variables: Variables,
-    args: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    args: Inputs,
+    keywords: Keywords,
     mode: bool | None,
 ) -> Any:
     """The layer's key for a call, or None. A call that draws nothing takes none from the stream."""

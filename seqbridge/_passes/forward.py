@@ -13,6 +13,8 @@ import jax
 
 from seqbridge._interface import (
     Call,
+    Inputs,
+    Keywords,
     Parameters,
     Variables,
     check_taken,
@@ -32,15 +34,15 @@ class Visitor(Protocol):
         self,
         layer: Layer,
         keys: Keys,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         mode: bool | None,
         /,
     ) -> Any:
         """Return the layer's outputs."""
         ...
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         """Called before a nested model."""
 
 
@@ -59,8 +61,8 @@ class Run:
         self,
         layer: Layer,
         keys: Keys,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         mode: bool | None,
         /,
     ) -> Any:
@@ -73,13 +75,13 @@ class Run:
             self.states[layer] = {**variables, **state}
         return out
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         pass
 
 
 def traverse(
     model: LayerList,
-    args: tuple[Any, ...],
+    args: Inputs,
     call: Call,
     visit: Visitor,
     keys: Keys,
@@ -115,7 +117,7 @@ def traverse(
 
 def run_through(
     model: LayerList,
-    args: tuple[Any, ...],
+    args: Inputs,
     call: Call,
     visit: Visitor,
     keys: Keys,
@@ -142,7 +144,7 @@ def _visit(
     model: LayerList,
     layer: Layer,
     keys: Keys,
-    args: tuple[Any, ...],
+    args: Inputs,
     call: Call,
     visit: Visitor,
     prefix: str,
@@ -185,9 +187,7 @@ def _missing_text(layer: Layer, where: str, missing: Sequence[str], call: Call, 
     return f"layer {where} ({layer!r}) needs {names}: give it by keyword, {missing[0]}=...{cure}"
 
 
-def _error_note(
-    layer: Layer, where: str, args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> str:
+def _error_note(layer: Layer, where: str, args: Inputs, keywords: Keywords) -> str:
     """Which layer raised, what reached it, and what else may be wrong."""
     parts = [f"in layer {where} {layer!r}", f"inputs: {shapes_text(args) or 'none'}"]
     if keywords:
@@ -204,7 +204,7 @@ def _error_note(
     return "; ".join(parts)
 
 
-def check_keywords(model: LayerList, args: tuple[Any, ...], call: Call) -> None:
+def check_keywords(model: LayerList, args: Inputs, call: Call) -> None:
     """Raise a `TypeError` if the call gives a keyword that no layer takes."""
     if call.keywords:
         taken = _parameters_by_place(model)
@@ -255,7 +255,7 @@ def _by_position(model: LayerList, per_layer: Mapping[Any, Any]) -> dict[int, Ma
     return found
 
 
-def resized(layer: Layer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def resized(layer: Layer, args: Inputs) -> tuple[Any, ...] | None:
     """The inputs that the variables of a layer were made for, if those were of other shapes."""
     if layer.native_layout is None or layer.native_layout.inputs is None:
         return None
@@ -263,7 +263,7 @@ def resized(layer: Layer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return built_for if _sizes(args) != _sizes(built_for) else None
 
 
-def _sizes(args: tuple[Any, ...]) -> list[Any]:
+def _sizes(args: Inputs) -> list[Any]:
     """The shapes of arrays, but for the size of a batch."""
     sizes = []
     for leaf in jax.tree.leaves(args):
@@ -272,7 +272,7 @@ def _sizes(args: tuple[Any, ...]) -> list[Any]:
     return sizes
 
 
-def _is_empty(args: tuple[Any, ...]) -> bool:
+def _is_empty(args: Inputs) -> bool:
     """Whether there are no examples.
 
     What most libraries take for their statistics is then NaN, for good.

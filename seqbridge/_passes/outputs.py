@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from seqbridge._interface import Call, nearest, plain, shape_text
+from seqbridge._interface import Call, Inputs, Keywords, nearest, plain, shape_text
 from seqbridge._layers import Layer, LayerList
 from seqbridge._passes.forward import Visitor
 from seqbridge._state import Keys
@@ -84,8 +84,8 @@ class Recorder:
         self,
         layer: Layer,
         keys: Keys,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         mode: bool | None,
         /,
     ) -> Any:
@@ -93,5 +93,5 @@ class Recorder:
         self._outputs.append(out)
         return out
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         self._visitor.enter(model, args, call)

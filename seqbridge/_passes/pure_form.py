@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from seqbridge._interface import Call, check_names, nearest
+from seqbridge._interface import Call, Inputs, check_names, nearest
 from seqbridge._layers import Layer, LayerList, Layout, full_name, leaves, walk
 from seqbridge._passes.build import Build
 from seqbridge._passes.forward import Run, traverse
@@ -91,7 +91,7 @@ class Form:
     def run(
         self,
         variables: Mapping[str, Mapping[str, Any]],
-        args: tuple[Any, ...],
+        args: Inputs,
         call: Call,
         keys: Keys,
     ) -> tuple[Any, Parts, bool]:
@@ -130,7 +130,7 @@ def _check_form(what: str, variables: Any) -> None:
     )
 
 
-def init(model: LayerList, key: jax.Array, inputs: tuple[Any, ...], call: Call) -> Parts:
+def init(model: LayerList, key: jax.Array, inputs: Inputs, call: Call) -> Parts:
     """Return fresh variables of all layers, built or not."""
     build = Build(fresh=True)
     call = call.map(keyword_specs, training=True)
@@ -154,7 +154,7 @@ def init(model: LayerList, key: jax.Array, inputs: tuple[Any, ...], call: Call) 
 def apply(
     model: LayerList,
     variables: Mapping[str, Mapping[str, Any]],
-    args: tuple[Any, ...],
+    args: Inputs,
     call: Call,
     rng: Any,
 ) -> tuple[Any, Parts]:
@@ -179,7 +179,7 @@ def lazy_key(key: Any) -> Callable[[], jax.Array]:
     return make
 
 
-def check_sizes(model: LayerList, inputs: tuple[Any, ...], call: Call) -> None:
+def check_sizes(model: LayerList, inputs: Inputs, call: Call) -> None:
     """Raise a `ValueError` if the shape of a variable depends on what stands for None."""
     if not has_open_sizes(inputs):
         return
@@ -190,9 +190,7 @@ def check_sizes(model: LayerList, inputs: tuple[Any, ...], call: Call) -> None:
             raise ValueError(f"a size given as None decides the shape of {name}: give that size")
 
 
-def _fresh_shapes(
-    model: LayerList, args: tuple[Any, ...], call: Call
-) -> dict[str, tuple[int, ...]]:
+def _fresh_shapes(model: LayerList, args: Inputs, call: Call) -> dict[str, tuple[int, ...]]:
     """The shapes that fresh variables would have, as far as the layers can be traced."""
     build = Build(fresh=True, abstract=True)
     with contextlib.suppress(Exception):  # the build itself will say what is wrong
@@ -252,7 +250,7 @@ def built_layouts(model: LayerList) -> dict[Layer, Layout]:
     return layouts
 
 
-def layouts_of(model: LayerList, args: tuple[Any, ...], call: Call) -> Layouts:
+def layouts_of(model: LayerList, args: Inputs, call: Call) -> Layouts:
     """The layout of every layer, found from shapes where a layer isn't built."""
     if model.built:
         return built_layouts(model)

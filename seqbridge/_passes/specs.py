@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqbridge._interface import Inputs
+
 _NUMBERS = int, float, np.generic
 
 
@@ -80,7 +82,7 @@ def has_inner_open_sizes(inputs: Any) -> bool:
     return any(None in _sizes(shape)[1:] for shape in shapes)
 
 
-def check_inputs(inputs: tuple[Any, ...]) -> None:
+def check_inputs(inputs: Inputs) -> None:
     """Raise if an input of `build` is no array and no shape, or if there is none."""
     for value in inputs or (None,):
         if _is_shape(value):
@@ -103,7 +105,7 @@ def _is_row_of_numbers(value: Any) -> bool:
     return all(n is None or isinstance(n, _NUMBERS) for n in value)
 
 
-def check_arrays(inputs: tuple[Any, ...]) -> None:
+def check_arrays(inputs: Inputs) -> None:
     """Raise if an input of a call is a shape."""
     for value in inputs:
         if _is_shape(value) and value:
@@ -113,7 +115,7 @@ def check_arrays(inputs: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def explained(inputs: tuple[Any, ...]) -> Iterator[None]:
+def explained(inputs: Inputs) -> Iterator[None]:
     """Add to an error what was made of the inputs, where that may be what is wrong."""
     try:
         yield

@@ -14,6 +14,8 @@ import jax
 from seqbridge._interface import (
     Call,
     Column,
+    Inputs,
+    Keywords,
     call_of,
     filled,
     shape_text,
@@ -113,7 +115,7 @@ class _Step(NamedTuple):
         flops: Floating-point operations; None: not known.
     """
 
-    args: tuple[Any, ...] = ()
+    args: Inputs = ()
     keywords: Mapping[str, Any] = {}
     out: Any = None
     flops: float | None = None
@@ -136,8 +138,8 @@ class _Observer:
         self,
         layer: Layer,
         keys: Keys,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         mode: bool | None,
         /,
     ) -> Any:
@@ -147,12 +149,12 @@ class _Observer:
         self.steps.append(_Step(args, keywords, out, flops(program) if self._count else None))
         return out
 
-    def enter(self, model: LayerList, args: tuple[Any, ...], call: Call, /) -> None:
+    def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         pass
 
 
 def summarize(
-    model: LayerList, inputs: tuple[Any, ...], call: Call, *, given: bool, count: bool = True
+    model: LayerList, inputs: Inputs, call: Call, *, given: bool, count: bool = True
 ) -> Summary:
     """Return the summary of a model.
 
@@ -206,7 +208,7 @@ def _failure_text(error: Exception) -> str:
 
 
 def _observe(
-    model: LayerList, inputs: tuple[Any, ...], call: Call, count: bool
+    model: LayerList, inputs: Inputs, call: Call, count: bool
 ) -> tuple[Layouts, list[_Step]]:
     """Return the structure of all layers, and the calls of all layers in order."""
     layouts, steps = _observe_at(1, model, inputs, call, count)
@@ -220,7 +222,7 @@ def _observe(
 
 
 def _observe_at(
-    size: int, model: LayerList, inputs: tuple[Any, ...], call: Call, count: bool
+    size: int, model: LayerList, inputs: Inputs, call: Call, count: bool
 ) -> tuple[Layouts, list[_Step]]:
     """Return the same for one size in place of each None."""
     shapes = specs(inputs, size)
@@ -231,7 +233,7 @@ def _observe_at(
     return layouts, observer.steps
 
 
-def _open_sizes(steps: list[_Step], model: LayerList, inputs: tuple[Any, ...], call: Call) -> None:
+def _open_sizes(steps: list[_Step], model: LayerList, inputs: Inputs, call: Call) -> None:
     """Put None into the shapes of `steps`, those for 1, wherever they depend on the open sizes."""
 
     def steps_at(size: int) -> list[_Step]:

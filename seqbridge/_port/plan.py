@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._files import WeightsError
-from seqbridge._interface import Column, table, to_html
+from seqbridge._interface import Column, Inputs, Keywords, table, to_html
 from seqbridge._layers import LayerList, inner_jaxprs
 from seqbridge._passes import specs
 from seqbridge._port.convert import PlannedWeight, Problem
@@ -126,7 +126,7 @@ def _activations_of(model: LayerList) -> frozenset[str] | None:
         return None
 
 
-def _nonlinear(model: Any, args: Any, keywords: Mapping[str, Any]) -> frozenset[str]:
+def _nonlinear(model: Any, args: Any, keywords: Keywords) -> frozenset[str]:
     """Return which of the operations that activations are made of a model computes.
 
     They tell apart approximations that the names of functions don't: an exact `gelu` has `erf`,
@@ -185,5 +185,5 @@ def difference(source: LayerList | None, target: Any, check: Any, expected: Any)
     return max(differences, default=0.0)
 
 
-def _run(model: Any, args: tuple[Any, ...]) -> Any:
+def _run(model: Any, args: Inputs) -> Any:
     return model(*args, training=False)

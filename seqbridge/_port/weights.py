@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from seqbridge._files import WeightsError, read
-from seqbridge._interface import Part, Path, Untyped, unnest
+from seqbridge._interface import Keywords, Part, Path, Untyped, unnest
 from seqbridge._layers import Layer, LayerList, full_name, walk
 from seqbridge._model import as_model
 from seqbridge._passes import traced
@@ -56,7 +56,7 @@ class LayerWeights:
             weights[name] = np.asarray(weight.read(*arrays))
         return weights
 
-    def seen_as(self, kind: str, options: Mapping[str, Any]) -> tuple[Part, Shapes] | None:
+    def seen_as(self, kind: str, options: Keywords) -> tuple[Part, Shapes] | None:
         """Return the part that the weights are as a layer of this kind, and their shapes.
 
         None: they can't be of this kind.
@@ -66,7 +66,7 @@ class LayerWeights:
             self._seen[asked] = self._as_kind(kind, options)
         return self._seen[asked]
 
-    def _as_kind(self, kind: str, options: Mapping[str, Any]) -> tuple[Part, Shapes] | None:
+    def _as_kind(self, kind: str, options: Keywords) -> tuple[Part, Shapes] | None:
         part = self.part
         if isinstance(part, Untyped):
             part = part.as_kind(kind, options)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seqbridge._interface import Inputs, Keywords
 from seqbridge._sharding.placement import as_auto, axes_of, batch_sharding, put
 from seqbridge._state import Buffer, Stateful, Tracer, Variable
 
@@ -48,7 +49,7 @@ class BatchSharding:
         self.many = self.mesh.size > 1
 
     def inputs(
-        self, args: tuple[Any, ...], keywords: dict[str, Any]
+        self, args: Inputs, keywords: Keywords
     ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
         """Return the arguments with their arrays in place, and the size of the batch.
 

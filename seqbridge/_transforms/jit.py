@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._entries import signature_of
-from seqbridge._interface import check_flags, nearest
+from seqbridge._interface import Inputs, Keywords, check_flags, nearest
 from seqbridge._sharding import BatchSharding, check_agreement
 from seqbridge._state import tracing, version
 from seqbridge._transforms.partition import is_stateful, places_of
@@ -41,9 +41,7 @@ class MeshJitted(Jitted[P, R]):
         """Return the program for these arguments, as they are split over the mesh."""
         return self._on_mesh(super().lower, args, keywords)
 
-    def _on_mesh(
-        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> Any:
+    def _on_mesh(self, call: Callable[..., Any], args: Inputs, keywords: Keywords) -> Any:
         assert self._sharding is not None
         if tracing():  # the program around this one has its arrays in place
             self._current.batch = 0
@@ -52,7 +50,7 @@ class MeshJitted(Jitted[P, R]):
             args, keywords, self._current.batch = self._sharding.inputs(args, keywords)
             return call(*args, **keywords)
 
-    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Prepared:
+    def _prepare(self, args: Inputs, keywords: Keywords) -> Prepared:
         assert self._sharding is not None
         prepared = super()._prepare(args, keywords)
         if tracing():
@@ -65,9 +63,7 @@ class MeshJitted(Jitted[P, R]):
             self._sharding.place_variables(bound.variables, bound.buffers)
         return prepared if version.number == before else super()._prepare(args, keywords)
 
-    def _check_agreement(
-        self, args: tuple[Any, ...], keywords: dict[str, Any], bound: Bound
-    ) -> None:
+    def _check_agreement(self, args: Inputs, keywords: Keywords, bound: Bound) -> None:
         """Raise in every process if they don't call the same."""
         leaves, treedef = jax.tree.flatten((args, keywords), is_leaf=is_stateful)
         arrays: list[Any] = []

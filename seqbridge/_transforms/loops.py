@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from seqbridge._interface import Inputs, Keywords
 from seqbridge._state import Frame, Stateful, Variable, commit, locked
 from seqbridge._transforms.partition import (
     combine,
@@ -108,7 +109,7 @@ def vmap(
 
 
 def _mapped_arguments(
-    args: tuple[Any, ...], keywords: Mapping[str, Any], in_axes: Any
+    args: Inputs, keywords: Keywords, in_axes: Any
 ) -> tuple[dict[int | str, Any], list[Any]]:
     """Return the arguments that are mapped, by position or name, and their axes."""
     axes = tuple(in_axes) if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
@@ -249,8 +250,8 @@ def pure_call(
     transform: Callable[[Callable[..., Any]], Callable[..., Any]],
     function: Callable[..., Any],
     closed: list[Stateful],
-    args: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    args: Inputs,
+    keywords: Keywords,
     *,
     name: str,
     keep: bool = True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from types import FunctionType, NoneType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from seqbridge._entries import signature_of
+from seqbridge._interface import Inputs, Keywords
 from seqbridge._state import CacheKey, Stateful, Tracer, Variable, distinct
 
 _ARRAY, _STATIC, _BOOL, _STATEFUL, _DICT, _TREE = range(6)
@@ -44,9 +45,7 @@ _kinds: dict[type, int] = {}  # of the types that were met
 Partitioned: TypeAlias = tuple[Hashable, list[Any], list[Stateful]]
 
 
-def partition(
-    args: tuple[Any, ...], keywords: Mapping[str, Any], static: Collection[str | int] = ()
-) -> Partitioned:
+def partition(args: Inputs, keywords: Keywords, static: Collection[str | int] = ()) -> Partitioned:
     """Take arguments apart; `combine` puts them together.
 
     Args:

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import jax
 
 from seqbridge._entries import FunctionLike
+from seqbridge._interface import Inputs, Keywords
 from seqbridge._sharding import BatchSharding
 from seqbridge._state import (
     Buffers,
@@ -307,7 +308,7 @@ class Jitted(FunctionLike[P, R]):
                     passed = bound.buffers.arguments(program.donated, program.kept, arrays)
                     return program.compiled.lower(*passed, arrays)
 
-    def _prepare(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Prepared:
+    def _prepare(self, args: Inputs, keywords: Keywords) -> Prepared:
         """Find the program of a call, or make it."""
         if not keywords:
             found = self._again(args)
@@ -339,9 +340,7 @@ class Jitted(FunctionLike[P, R]):
             self._remember(args, keywords, program, bound, holders)
             return program, bound, arrays
 
-    def _explain_unhashable(
-        self, args: tuple[Any, ...], keywords: dict[str, Any], error: TypeError
-    ) -> None:
+    def _explain_unhashable(self, args: Inputs, keywords: Keywords, error: TypeError) -> None:
         """Raise with the name of the argument that `static_argnames` made static, if that is it."""
         for place, value in [*enumerate(args), *keywords.items()]:
             if place in self._static and not is_hashable(value):
@@ -375,7 +374,7 @@ class Jitted(FunctionLike[P, R]):
                 stacklevel=5,
             )
 
-    def _again(self, args: tuple[Any, ...]) -> Prepared | None:
+    def _again(self, args: Inputs) -> Prepared | None:
         """Return what the last call prepared, if this one is like it, as nearly every call is."""
         program = self._latest
         if program is None:
@@ -400,8 +399,8 @@ class Jitted(FunctionLike[P, R]):
 
     def _remember(
         self,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        args: Inputs,
+        keywords: Keywords,
         program: Program,
         bound: Bound,
         holders: list[Stateful],

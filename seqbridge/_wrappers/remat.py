@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overlo
 
 import jax
 
-from seqbridge._interface import PureLayer, Variables
+from seqbridge._interface import Keywords, PureLayer, Variables
 from seqbridge._layers import Layer, LayerList
 from seqbridge._state import Stateful
 from seqbridge._transforms import Jitted, combine, holders_of, partition, pure_call
@@ -92,7 +92,7 @@ def _is_ready_to_call(function: Any) -> bool:
     return isinstance(function, _FUNCTIONS)
 
 
-def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
+def _remat_layer(entry: Any, options: Keywords) -> Layer:
     layer = as_layer(entry)
     jax.checkpoint(lambda: None, **options)  # raises at once if an option is wrong
     return Layer(
@@ -100,7 +100,7 @@ def _remat_layer(entry: Any, options: Mapping[str, Any]) -> Layer:
     )
 
 
-def _remat_pure(layer: Layer, options: Mapping[str, Any]) -> PureLayer:
+def _remat_pure(layer: Layer, options: Keywords) -> PureLayer:
     pure = wrap(layer)
 
     def apply(

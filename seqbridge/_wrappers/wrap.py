@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from seqbridge._export import as_pure_layer
-from seqbridge._interface import Annotated, PureLayer, Variables, path_text
+from seqbridge._interface import Annotated, Inputs, Keywords, PureLayer, Variables, path_text
 from seqbridge._layers import Layer, LayerList
 from seqbridge._model import as_model
 from seqbridge._passes import apply, key_for
@@ -49,7 +49,7 @@ def _annotate_frozen(pure: PureLayer) -> PureLayer:
     )
 
 
-def _unpickle(function: Callable[..., PureLayer], args: tuple[Any, ...]) -> PureLayer:
+def _unpickle(function: Callable[..., PureLayer], args: Inputs) -> PureLayer:
     return _annotate_frozen(function(*args))
 
 
@@ -89,8 +89,8 @@ def key_within(
     layer: Layer,
     key: Any,
     variables: Variables,
-    inputs: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    inputs: Inputs,
+    keywords: Keywords,
 ) -> Any:
     """Return the key for a layer that draws, or None.
 
