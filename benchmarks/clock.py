@@ -1,4 +1,7 @@
-"""Timing in turns: what is compared runs side by side, in another order each round, so that noise meets all alike."""
+"""Timing in turns, so that noise meets all alike.
+
+What is compared runs side by side, in another order each round.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ Row = dict[str, Any]
 
 
 def pin() -> None:
-    """Keeps to one core: else calls wait for another thread to wake, or don't, which takes longer than the call."""
+    """Keep to one core.
+
+    Else calls wait for another thread to wake, or don't, which takes longer than the call.
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 

@@ -1,9 +1,11 @@
-"""How long it takes until a deep model can run: tracing, lowering and compiling, and how a scan over layers helps.
+"""How long it takes until a deep model can run: tracing, lowering and compiling.
+
+It is also shown how a scan over layers helps.
 
 The caches of JAX are cleared before each time, and functions are made anew; so what is timed is the
 first call of a process in which everything is imported. Of three times the least counts. That all
-programs do the same work is seen in
-them: they have as many matrix products as the hand-written one.
+programs do the same work is seen in them: they have as many matrix products as the hand-written
+one.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ Subject: TypeAlias = Callable[[Net, bool], Fresh]  # of a network, and whether t
 
 
 def depth(quick: bool) -> list[Row]:
-    """A call and a step of training of a perceptron, layer by layer; and a call of a scan over its layers."""
+    """Time a call and a step of training of a perceptron, layer by layer.
+
+    Also a call of a scan over its layers.
+    """
     rows = []
     for layers in (10,) if quick else (10, 100, 1000):
         names = [

@@ -1,4 +1,6 @@
-"""What a call on a mesh costs beyond its program: `sb.jit(mesh=...)` beside a hand-written sharded `jax.jit`.
+"""The cost of a call on a mesh beyond its program.
+
+`sb.jit(mesh=...)` runs beside a hand-written sharded `jax.jit`.
 
 Both run one step of gradient descent of the same small network, with its variables replicated, and
 the batch split over all devices. Their losses and the collectives of their programs are the same.

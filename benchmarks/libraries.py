@@ -102,7 +102,10 @@ def _nnx_with_kernels(module: Any, net: Net) -> Any:
 
 
 def nnx_split(net: Net) -> Pure:
-    """What NNX' guide to speed says: take the module apart once, and put it together while tracing."""
+    """Return an NNX module as NNX' guide to speed says.
+
+    It is taken apart once, and put together while tracing.
+    """
     graph, params, state = nnx.split(nnx_module(net), nnx.Param, ...)
 
     def apply(params: Any, state: Any, key: Any, x: jax.Array) -> tuple[jax.Array, Any]:

@@ -1,4 +1,7 @@
-"""The bytes that a compiled step of training holds at its peak, by XLA's own account, with and without donation."""
+"""The bytes that a compiled step of training holds at its peak, with and without donation.
+
+They are what XLA itself says.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ _SYSTEMS: dict[str, dict[str, bool] | None] = {
 
 
 def memory(quick: bool) -> list[Row]:
-    """Blocks of growing width: arguments, results and what lies between, less what shares a buffer."""
+    """Measure blocks of growing width.
+
+    Arguments, results and what lies between count, less what shares a buffer.
+    """
     rows = []
     widths = (256, 512) if quick else (32, 64, 128, 256, 512)
     net, table = (

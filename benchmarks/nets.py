@@ -1,4 +1,4 @@
-"""The networks that every system runs, with the values that they start from, and how they are written by hand."""
+"""The networks that every system runs, their first values, and how they are written by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ MOMENTUM, EPSILON = 0.9, 1e-5  # of the batch statistics, in every library
 
 
 class Net(NamedTuple):
-    """A chain of dense layers with relu between them; or of blocks: dense, batch norm, relu, dropout.
+    """A chain of dense layers with relu between them, or of blocks.
+
+    A block is dense, batch norm, relu, dropout.
 
     Attributes:
         widths: The sizes of the input and of what each dense layer returns.
@@ -33,7 +35,10 @@ class Net(NamedTuple):
         norm: Callable[..., Any],
         drop: Callable[..., Any],
     ) -> list[Any]:
-        """The layers in order, each made by its library's own function of `(n_in, n_out)`, `(n,)` and `(rate,)`."""
+        """Return the layers in order, each made by its library's own function.
+
+        These take `(n_in, n_out)`, `(n,)` and `(rate,)`.
+        """
         made: list[Any] = []
         for i, (n_in, n_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             if self.blocks:
@@ -43,7 +48,10 @@ class Net(NamedTuple):
         return made
 
     def kernels(self) -> list[np.ndarray]:
-        """The same for all. Near the identity, so that nothing vanishes: tiny numbers take longer than others."""
+        """Return kernels that are the same for all libraries.
+
+        They are near the identity, so that nothing vanishes: tiny numbers take longer than others.
+        """
         normal = np.random.default_rng(0).normal
         shapes = list(zip(self.widths, self.widths[1:], strict=False))
         return [
@@ -69,7 +77,10 @@ def mlp(layers: int) -> Net:
 
 
 def loss_of(outputs: jax.Array) -> jax.Array:
-    """Mean squared distance from one: a loss from zero would let the values fade away as the clock runs."""
+    """Return the mean squared distance from one.
+
+    From zero, it would let the values fade away as the clock runs.
+    """
     return jnp.mean((outputs - 1) ** 2)
 
 
@@ -88,7 +99,10 @@ def by_path(tree: Any) -> list[tuple[str, Any]]:
 
 
 def with_kernels(tree: Any, net: Net) -> Any:
-    """A copy, in arrays of its own, with the network's kernels for the matrices. Biases start from zero anyway."""
+    """Return a copy, in arrays of its own, with the network's kernels for the matrices.
+
+    Biases start from zero anyway.
+    """
     matrices = [
         path for path, leaf in by_path(tree) if min(jnp.shape(leaf)) > 1 and jnp.ndim(leaf) == 2
     ]
@@ -99,7 +113,10 @@ def with_kernels(tree: Any, net: Net) -> Any:
 
 
 def first_mean(tree: Any) -> np.ndarray:
-    """The running mean of the first block, if any, without the correction that some libraries keep beside it."""
+    """Return the running mean of the first block, if any.
+
+    Some libraries keep a correction beside it, which is left out.
+    """
     leaves = [leaf for path, leaf in by_path(tree) if "average" not in path]
     return next(
         (np.ravel(leaf) for leaf in leaves if leaf.size > 1 and leaf.dtype == jnp.float32),

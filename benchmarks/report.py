@@ -60,24 +60,25 @@ def _bytes(row: Row) -> str:
 
 
 class _Section(NamedTuple):
-    """How a section is shown: its heading, what its cells say, and each cell by the headings it stands under."""
+    """How a section is shown: its heading, what its cells say, and cells by their headings."""
 
     title: str
     text: str
     cells: Mapping[str, Cell]
 
 
-_RATIOS = "Of the hand-written function the median time, of the others how often that; in parentheses, minima."
+_RATIOS = (
+    "Of the hand-written function the median time, of the others how often that; in parentheses, "
+    "minima."
+)
 SECTIONS = {
     "inference": _Section("Calls", _RATIOS, {"": _ratio}),
     "training": _Section("Training steps", _RATIOS, {"": _ratio}),
     "depth": _Section(
         "Tracing, lowering, compiling",
         "Of the hand-written function the time, of the others how often that; in parentheses, how "
-        "often what the "
-        "entries' own library takes. Then the same with compiling, and the times themselves in ms: "
-        "trace + lower + "
-        "compile, or trace and lower together + compile.",
+        "often what the entries' own library takes. Then the same with compiling, and the times "
+        "themselves in ms: trace + lower + compile, or trace and lower together + compile.",
         {"trace and lower": _lowered, "until it can run": _total, "ms": _stages},
     ),
     "startup": _Section(
@@ -130,14 +131,18 @@ def _tables(rows: list[Row], cells: Mapping[str, Cell]) -> Iterator[str]:
             yield f"| | {' | '.join(columns)} |"
             yield "|---|" + "---|" * len(columns)
             for system in systems:
-                yield f"| {system} | {' | '.join(found.get((system, column), '') for column in columns)} |"
+                shown = [found.get((system, column), "") for column in columns]
+                yield f"| {system} | {' | '.join(shown)} |"
 
 
 # The plot
 
 
 class _Panel(NamedTuple):
-    """What one panel shows: of a section's table, by the start of its name, the first column that was measured."""
+    """What one panel shows: the first column that was measured of a section's table.
+
+    The table is given by the start of its name.
+    """
 
     title: str
     section: str

@@ -73,7 +73,8 @@ def _machine() -> str:
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None
     )
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    processor = model or platform.processor() or platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""How long a call takes, and a step of training: every system beside the hand-written function that does the same.
+"""How long a call takes, and a step of training.
+
+Every system runs beside the hand-written function that does the same.
 
 Before anything is timed, what each system computes is compared with what the hand-written function
 computes. Dropout masks differ from library to library; so blocks are compared at a rate of zero,
@@ -73,7 +75,11 @@ def _timed(systems: Mapping[str, Training], quick: bool, names: Mapping[str, str
 
 
 def _compared(net: Net, batch: int, rule: Rule, names: Iterable[str]) -> dict[str, Training]:
-    """The systems; raises `AssertionError` if one computes something else, or if that couldn't be seen."""
+    """Return the systems.
+
+    Raises:
+        AssertionError: One computes something else, or that couldn't be seen.
+    """
     systems = {name: STEPS[name](net, net.batch(batch), rule) for name in names}
     losses, means = {}, {}
     for name, (step, state) in systems.items():
@@ -91,7 +97,11 @@ def _compared(net: Net, batch: int, rule: Rule, names: Iterable[str]) -> dict[st
 
 
 def _of_same_size(net: Net, batch: int, rule: Rule, names: Iterable[str]) -> dict[str, Training]:
-    """The systems; raises `AssertionError` if losses under other dropout masks aren't those of the same network."""
+    """Return the systems.
+
+    Raises:
+        AssertionError: Losses under other dropout masks aren't those of the same network.
+    """
     systems = {name: STEPS[name](net, net.batch(batch), rule) for name in names}
     losses = {
         name: np.mean([float(step()) for _ in range(_CHECKED)])

@@ -1,4 +1,7 @@
-"""How long a model takes before it computes anything: imports, building, an edit, and calls that aren't compiled."""
+"""How long a model takes before it computes anything.
+
+That is imports, building, an edit, and calls that aren't compiled.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,10 @@ _BUILDS: dict[str, Callable[[int], Any]] = {
 
 
 def _builds(quick: bool) -> list[Row]:
-    """Cold: JAX has compiled nothing, as in a new process. Warm: the second model of its kind. Large ones once."""
+    """Time how models are built, large ones once.
+
+    Cold: JAX has compiled nothing, as in a new process. Warm: the second model of its kind.
+    """
     rows = []
     for n in (10,) if quick else (10, 100, 1000):
         cold: dict[str, list[float]] = {name: [] for name in _BUILDS}

@@ -1,4 +1,7 @@
-"""The ways to run a network that are compared, each as its users write it: calls, and steps of training."""
+"""The ways to run a network that are compared, each as its users write it.
+
+A network is called, and takes steps of training.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ Call: TypeAlias = Callable[[], Any]
 
 
 class Rule(NamedTuple):
-    """How to train: by the name and the rate of an optimizer, which optax and Keras each have of their own."""
+    """An optimizer by its name and rate, which optax and Keras each have of their own."""
 
     name: str
     rate: float
@@ -51,7 +54,12 @@ class Rule(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One system in training: `step` takes a step and returns its loss, `state` reads what changed beside."""
+    """One system in training.
+
+    Attributes:
+        step: Takes a step and returns its loss.
+        state: Reads what changed beside.
+    """
 
     step: Call
     state: Callable[[], Any]
@@ -70,7 +78,10 @@ def _call(make: Callable[[Net], Pure]) -> Callable[[Net, jax.Array], Call]:
 
 
 def pure_step(apply: Callable[..., Any], rule: optax.GradientTransformation) -> Callable[..., Any]:
-    """A function of everything that changes, `(params, state, state of the optimizer, key)`, and of a batch."""
+    """Return a function of everything that changes and of a batch.
+
+    What changes is `(params, state, state of the optimizer, key)`.
+    """
 
     def step(carry: Any, x: jax.Array) -> Any:
         params, state, opt_state, key = carry

@@ -1,4 +1,7 @@
-"""What the documentation site needs beside mkdocs: files of the repository as pages, and `to_<library>` in the API."""
+"""Hooks of mkdocs for the documentation site.
+
+They make pages of files of the repository, and add `to_<library>` to the API.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links lead to pages, wherever the linked file lies; what is no page is named. Prompts are shown as prompts."""
+    """Let links lead to pages, wherever the linked file lies; name what is no page.
+
+    Prompts are shown as prompts.
+    """
     where = page.file.src_uri
     source = next((source for source, shown in SHOWN.items() if shown == where), f"docs/{where}")
 
@@ -62,7 +68,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 class WaysOut(griffe.Extension):
-    """Adds `to_<library>`, which seqbridge makes of the `export` of an adapter when it is asked for."""
+    """Adds `to_<library>`, which seqbridge makes of an adapter's `export` when asked for."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
         if pkg.name != "seqbridge":

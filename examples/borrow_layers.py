@@ -78,7 +78,10 @@ def train(entries: list[Any], inputs: Any, targets: jax.Array) -> sb.Sequential:
 
 
 def network(graph: Any) -> Any:
-    """A layer of jraph is a function of functions; where these have weights, a transform (or a module) owns them."""
+    """A layer of jraph is a function of functions.
+
+    Where these have weights, a transform (or a module) owns them.
+    """
     edges, nodes = hk.nets.MLP([64, 64]), hk.Linear(1)
     return jr.GraphNetwork(jr.concatenated_args(edges), jr.concatenated_args(nodes))(graph)
 
@@ -101,7 +104,10 @@ pool = jr.GraphNetwork(
 
 
 def to_e3x(vectors: jax.Array) -> jax.Array:
-    """From (batch, features, 3) to e3x's (batch, parity, a scalar and the 3 components of a vector, features)."""
+    """Bring vectors of shape (batch, features, 3) into the layout of e3x.
+
+    That is (batch, parity, a scalar and the 3 components of a vector, features).
+    """
     return jnp.pad(vectors.swapaxes(1, 2), ((0, 0), (1, 0), (0, 0)))[:, None]
 
 

@@ -1,6 +1,7 @@
-"""Out again: models of many libraries in Flax' and NNX' training loops, Keras' fit, NumPyro, NetKet and diffrax.
+"""Out again: models of many libraries in the training loops of others.
 
-Each function takes what seqbridge made and goes on as people there do.
+They are those of Flax and NNX, Keras' `fit`, NumPyro, NetKet and diffrax. Each function takes what
+seqbridge made and goes on as people there do.
 
     pip install "seqbridge[consumers]" && python examples/into_other_libraries.py
 """
@@ -116,9 +117,17 @@ def an_equinox_mlp_in_an_nnx_module() -> str:
 
 
 def a_mixed_model_in_keras_fit() -> str:
-    mixed = sb.Sequential([
-        nn.Conv(16, (3, 3)), nn.BatchNorm(), nn.relu, stax.Flatten, partial(hk.Linear, 32), jnp.tanh, nn.Dropout(0.2),
-    ])  # fmt: skip
+    mixed = sb.Sequential(
+        [
+            nn.Conv(16, (3, 3)),
+            nn.BatchNorm(),
+            nn.relu,
+            stax.Flatten,
+            partial(hk.Linear, 32),
+            jnp.tanh,
+            nn.Dropout(0.2),
+        ]
+    )
     model = keras.Sequential(
         [keras.Input((8, 8, 1)), sb.to_keras(mixed, seed=0), keras.layers.Dense(10)]
     )
@@ -173,7 +182,8 @@ def a_mixed_model_in_netket() -> str:
     )
     energy, exact = state.expect(hamiltonian).mean.real, nk.exact.lanczos_ed(hamiltonian)[0]
     assert abs(energy - exact) < 0.05
-    return f"linen, Equinox and Haiku in NetKet: a ground state of energy {energy:.2f}, exactly {exact:.2f}"
+    found = f"a ground state of energy {energy:.2f}, exactly {exact:.2f}"
+    return f"linen, Equinox and Haiku in NetKet: {found}"
 
 
 def a_mixed_model_in_diffrax() -> str:

@@ -1,4 +1,4 @@
-"""A network that was trained in Haiku, in linen and in Equinox; and one of PyTorch's files, in linen.
+"""A network that was trained in Haiku, in linen and Equinox; and one of PyTorch's files, in linen.
 
 Haiku trains it on handwritten digits. Its weights are carried into a linen module and an Equinox
 module of the same architecture, which then classify as well as it does. Then the same for a
@@ -108,7 +108,10 @@ def accuracy(logits: Any, labels: jax.Array) -> float:
 
 
 def as_state_dict(params: Any, state: Any) -> dict[str, np.ndarray]:
-    """What PyTorch would have stored of this network: channels first, matrices the other way round."""
+    """Return what PyTorch would have stored of this network.
+
+    Channels are first, and matrices the other way round.
+    """
 
     def conv(name: str) -> np.ndarray:
         return np.ascontiguousarray(np.transpose(params[name]["w"], (3, 2, 0, 1)))

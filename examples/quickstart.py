@@ -1,8 +1,8 @@
-"""One list of Flax linen modules, Haiku modules and plain functions that learns to read handwritten digits.
+"""One list of Flax linen modules, Haiku modules and plain functions that learns to read digits.
 
 It shows how to mix libraries in a model, how to train the model with any optax optimizer, and how
-to cut an embedding out of it with a slice. The data are the 1,797 real images of scikit-learn's
-`load_digits`.
+to cut an embedding out of it with a slice. The data are the 1,797 real images of handwritten digits
+of scikit-learn's `load_digits`.
 """
 
 from functools import partial

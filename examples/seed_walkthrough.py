@@ -1,8 +1,8 @@
-"""The examples of David Berthelot's post "Sequential Tinkering - Part 1" (2020), which are written for Objax.
+"""The examples of David Berthelot's post "Sequential Tinkering - Part 1" (2020).
 
-Here Flax linen and Haiku modules stand in place of Objax layers. Tables, lengths and numbers are
-checked against those of the post; the numbers come from the weights that Objax drew, in
-`data/objax_golden.npz`.
+They are written for Objax. Here Flax linen and Haiku modules stand in place of Objax layers.
+Tables, lengths and numbers are checked against those of the post; the numbers come from the weights
+that Objax drew, in `data/objax_golden.npz`.
 """
 
 from functools import partial
@@ -92,7 +92,7 @@ print("\nArguments of modules")
 
 
 class OffsetDense(nn.Module):
-    """A linen module that takes one more argument, `offset`, and looks for `scale` among the others."""
+    """A linen module that takes `offset`, and looks for `scale` among its other arguments."""
 
     features: int
 

@@ -1,4 +1,6 @@
-"""One training, on one device, on eight, and in two processes of four: the same losses, to the last digits.
+"""One training on one device, on eight, and in two processes of four.
+
+The losses are the same, to the last digits.
 
 The model's code knows of no device. The processes are started here, on the loopback address, as
 they would be on two machines; each feeds its own half of the rows.
@@ -73,12 +75,21 @@ def work(rank: int, processes: int, port: str) -> None:
     import seqbridge as sb
 
     mesh = jax.make_mesh((len(jax.devices()),), ("data",))
-    model = sb.Sequential([
-        nn.Conv(8, (3, 3), use_bias=False), nn.BatchNorm(momentum=0.9), nn.relu, lambda x: x.reshape(x.shape[0], -1),
-        functools.partial(hk.Linear, 16, with_bias=False), functools.partial(hk.BatchNorm, True, True, 0.9),
-        nn.Dropout(0.5), functools.partial(nn.leaky_relu, negative_slope=0.1), lambda x: x,
-        functools.partial(eqx.nn.Linear, 16, 8), functools.partial(nnx.Linear, 8, 4),
-    ])  # fmt: skip
+    model = sb.Sequential(
+        [
+            nn.Conv(8, (3, 3), use_bias=False),
+            nn.BatchNorm(momentum=0.9),
+            nn.relu,
+            lambda x: x.reshape(x.shape[0], -1),
+            functools.partial(hk.Linear, 16, with_bias=False),
+            functools.partial(hk.BatchNorm, True, True, 0.9),
+            nn.Dropout(0.5),
+            functools.partial(nn.leaky_relu, negative_slope=0.1),
+            lambda x: x,
+            functools.partial(eqx.nn.Linear, 16, 8),
+            functools.partial(nnx.Linear, 8, 4),
+        ]
+    )
     model.build((1, 6, 6, 1)).shard(mesh)
     optimizer = sb.Optimizer(model, optax.sgd(0.05))
 

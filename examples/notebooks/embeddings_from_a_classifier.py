@@ -170,7 +170,10 @@ for name, (known, asked) in looked_at.items():
 # %%
 assert told_apart["bend"] > told_apart["relu"] + 0.02
 assert told_apart["bend"] > found - 0.03
-f"{told_apart['pixels']:.3f} in the pixels, {told_apart['bend']:.3f} in the embedding, {found:.3f} by the classifier"
+(
+    f"{told_apart['pixels']:.3f} in the pixels, {told_apart['bend']:.3f} in the embedding, "
+    f"{found:.3f} by the classifier"
+)
 
 # %% [markdown]
 # The images to test in two dimensions, by their pixels and by the embedding.
@@ -197,8 +200,11 @@ class Scatter:
                 for (x, y), digit in zip(at, np.asarray(test_labels).tolist(), strict=True)
             ]
         width = 440 * len(self.planes)
-        head = f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='400' font-family='sans-serif'"
-        return f"{head} font-size='12'><rect width='100%' height='100%' fill='white'/>{''.join(shapes)}</svg>"
+        size = f"width='{width}' height='400'"
+        font = "font-family='sans-serif' font-size='12'"
+        background = "<rect width='100%' height='100%' fill='white'/>"
+        picture = background + "".join(shapes)
+        return f"<svg xmlns='http://www.w3.org/2000/svg' {size} {font}>{picture}</svg>"
 
 
 Scatter({"pixels": planes["pixels"], "embedding": planes["bend"]})
