@@ -76,6 +76,8 @@ class Optimizer(VariableHolder):
         Array([0., 1.], dtype=float32)
     """
 
+    internal_names = VariableHolder.internal_names | {"trainable"}
+
     def __init__(
         self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None
     ):
@@ -117,6 +119,8 @@ class Optimizer(VariableHolder):
                 f"an Optimizer has no {name!r}: set optimizer.transformation, or give the "
                 f"transformation a schedule"
             )
+        if name == "trainable":
+            raise AttributeError("an Optimizer isn't trained: set model.trainable, or wrt=")
         object.__setattr__(self, name, value)
 
     def _trained(self) -> VarCollection:

@@ -626,6 +626,11 @@ fault(
     AttributeError,
     r"no 'lr': set optimizer\.transformation, or .* schedule",
 )(lambda model: setattr(sb.Optimizer(model, optax.sgd(0.1)), "lr", 0.2))
+fault(
+    "an optimizer is asked to be trained",
+    AttributeError,
+    r"an Optimizer isn't trained: set model\.trainable",
+)(lambda model: setattr(sb.Optimizer(model, optax.sgd(0.1)), "trainable", False))
 
 
 @design("an optimizer for what isn't there yet, or is frozen for now")
