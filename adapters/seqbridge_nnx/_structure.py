@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqbridge import Annotated, Variables, nest, unnest
+from seqbridge import Annotated, Variables, nest, path_text, unnest
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -171,8 +171,7 @@ def _walk_leaves(state: Any) -> Iterator[Leaf]:
         kind = type(node) if is_variable else jax.Array
         for inner, array in jax.tree_util.tree_leaves_with_path(node):
             keys = inner[1:] if is_variable else inner  # the first is the variable's own
-            names = [str(getattr(key, "key", getattr(key, "idx", None))) for key in keys]
-            yield Leaf((*_path_of(path), *names), kind, array)
+            yield Leaf((*_path_of(path), *path_text(keys)), kind, array)
 
 
 def _find_axes(state: nnx.State) -> dict[Path, tuple[Any, ...]]:

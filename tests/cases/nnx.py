@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,26 @@ class Tied(nnx.Module):
         return self(x) * scale
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Line:
+    """A pytree of the user's own, with names in place of keys."""
+
+    slope: jax.Array
+    shift: jax.Array
+
+
+class OfADataclass(nnx.Module):
+    """With one parameter that is a pytree of two arrays."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.line = nnx.Param(Line(rngs.params.normal((1, 3)), rngs.params.normal((1, 3))))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        line = self.line.get_value()
+        return x * line.slope + line.shift
+
+
 def nnx_case(
     name: str,
     build: Callable[[nnx.Rngs], nnx.Module],
@@ -97,6 +118,7 @@ def nnx_case(
 
 CASES = [
     nnx_case("linear", lambda rngs: nnx.Linear(3, 4, rngs=rngs), (6, 3), params=2, refuses=(6, 5)),
+    nnx_case("dataclass", OfADataclass, (6, 3), params=2),
     nnx_case(
         "class",
         lambda rngs: nnx.Linear(3, 4, rngs=rngs),
