@@ -108,7 +108,7 @@ def _spare(node: ast.Assign | ast.AugAssign, where: str, scope: ast.AST) -> bool
     )
 
 
-def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
+def mutants(module: str, file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
     """Yield each mutant's text, the lines that a test should reach (or else which), and code."""
     tree = ast.parse(source := file.read_text())
     for number in range(len(list(sites(tree, "", tree)))):
@@ -127,7 +127,7 @@ def mutants(file: Path) -> Iterator[tuple[str, list[set[int]], types.CodeType]]:
         code = compile(ast.fix_missing_locations(tree), str(file), "exec")
         lines = [set(range(a, max(a, b) + 1)) for a, b in [*spans, (1, 999)]]
         yield (
-            f"`{file.stem}.{where}`: `{before}` -> `{after if after != before else 'pass'}`",
+            f"`{module}.{where}`: `{before}` -> `{after if after != before else 'pass'}`",
             lines,
             code,
         )
@@ -147,7 +147,8 @@ class Reached:
             if not frame.f_code.co_filename.startswith(PACKAGE):
                 return None
             if event == "line":
-                lines.add((frame.f_code.co_filename[len(PACKAGE) : -3], frame.f_lineno))
+                file = frame.f_code.co_filename[len(PACKAGE) : -len(".py")]
+                lines.add((file.replace("/", "."), frame.f_lineno))
             return trace
 
         start = time.monotonic()
@@ -173,6 +174,8 @@ class Chosen:
 
     def __init__(self, module: str, code: types.CodeType, tests: list[str]) -> None:
         self.name, self.code, self.tests = f"seqbridge.{module}", code, tests
+        if self.name in sys.modules:
+            raise ImportError(f"{self.name} was imported before its mutant")
         sys.meta_path.insert(0, self)  # type: ignore[arg-type]
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:

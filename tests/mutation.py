@@ -1,6 +1,6 @@
 """Mutation testing: change one thing in a module, and report the changes that no test notices.
 
-    python tests/mutation.py _list _names    # two modules; without any: all of `ABOUT`
+    python tests/mutation.py _layers.sharing _interface.messages    # without any: all of `ABOUT`
 
 At most `--sample` mutants of a module run, drawn by a fixed seed, `--workers` at once. `--log FILE`
 gets each result as it comes, `--reached FOLDER` keeps what each test reaches for the next run.
@@ -45,12 +45,24 @@ CALLS = ("test_keywords", "test_faults_calls")
 FUNCTIONS = ("test_transforms", "test_faults_state", "test_freeze")
 FILES = ("test_saving", "test_faults_files", "test_files")
 ABOUT = {  # the test files that are about a module
-    "_list": LISTS, "_names": (*CALLS, "test_saving", "test_variables"), "_dispatch": CALLS,
-    "_variable": (*VALUES, "test_transforms"), "_collection": VALUES,
-    "_structure": (*LISTS, *VALUES),
-    "_sharing": LISTS, "_fit": FILES, "_saving": FILES, "_checkpoint": ("test_checkpoint",),
-    "_trace": (*FUNCTIONS, *VALUES), "_grad": FUNCTIONS, "_transforms": FUNCTIONS,
-}  # fmt: skip
+    "_interface.dispatch": CALLS,
+    "_interface.messages": (*CALLS, "test_saving", "test_variables"),
+    "_state.dtypes": (*VALUES, "test_transforms"),
+    "_state.frames": (*FUNCTIONS, *VALUES),
+    "_state.variable": (*VALUES, "test_transforms"),
+    "_state.version": LISTS,
+    "_variables.checkpoint": ("test_checkpoint",),
+    "_variables.collection": VALUES,
+    "_variables.matching": FILES,
+    "_variables.saving": FILES,
+    "_layers.layer_list": (*LISTS, *VALUES),
+    "_layers.module_tree": (*LISTS, *VALUES),
+    "_layers.parents": LISTS,
+    "_layers.sharing": LISTS,
+    "_transforms.grad": FUNCTIONS,
+    "_transforms.loops": FUNCTIONS,
+    "_wrappers.remat": FUNCTIONS,
+}
 # Seconds of tests that run for a line which they reach: of the module's own tests, and of others.
 OWN, OTHER = 60.0, 6.0
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
@@ -127,8 +139,8 @@ def main() -> None:
         importlib.import_module(name)
 
     about = {
-        m: [f"seqbridge/{m}.py", *(path_of(name) for name in (*ABOUT[m], *args.also))]
-        for m in args.modules
+        module: [source_of(module), *(path_of(name) for name in (*ABOUT[module], *args.also))]
+        for module in args.modules
     }
     reached: dict[str, tuple[float, set[tuple[str, int]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -155,13 +167,14 @@ def main() -> None:
     }
     tasks: list[tuple[int, Any]] = []
     for module in args.modules:
-        file = ROOT / "seqbridge" / f"{module}.py"
-        found = [m for m in mutants(file) if again is None or f"{m[0]} of {module}\n" in again]
+        file = ROOT / source_of(module)
+        found = [m for m in mutants(module, file) if again is None or f"{m[0]}\n" in again]
         random.Random(0).shuffle(found)
         if not found:
             continue
-        control = UNCHANGED, [set(range(999))], compile(file.read_text(), str(file), "exec")
-        for turn, (text, spans, code) in enumerate([control, *found[: args.sample]]):
+        control = f"`{module}`: {UNCHANGED}"
+        unchanged = control, [set(range(999))], compile(file.read_text(), str(file), "exec")
+        for turn, (text, spans, code) in enumerate([unchanged, *found[: args.sample]]):
             tests = choose(module, spans, reached, about[module])
             limit = 20 + 4 * sum(reached[name][0] for name in tests)
 
@@ -169,14 +182,15 @@ def main() -> None:
                 how: str,
                 seconds: float,
                 module: str = module,
+                control: str = control,
                 text: str = text,
                 n: int = len(tests),
             ) -> None:
                 how = "explained" if how == "survived" and text in explained else how
-                results[module][how] += text != UNCHANGED
+                results[module][how] += text != control
                 with open(args.log, "a") as log:
-                    print(f"{how:<9} {seconds:5.1f} s, {n:3d} tests, {text} of {module}", file=log)
-                if text == UNCHANGED and how != "survived":
+                    print(f"{how:<9} {seconds:5.1f} s, {n:3d} tests, {text}", file=log)
+                if text == control and how != "survived":
                     print(f"{module}: the tests fail without any change", flush=True)
 
             if tests:
@@ -194,6 +208,11 @@ def main() -> None:
             f"| `{module}` | {how.total()} | {killed} | {how['explained']} | {how['survived']} | "
             f"{score:.1%} |"
         )
+
+
+def source_of(module: str) -> str:
+    """Return where a module of the package stands, relative to the root."""
+    return f"seqbridge/{module.replace('.', '/')}.py"
 
 
 def path_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The way out: a layer as an Equinox module."""
+"""Export of a layer to an Equinox module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way out: a layer as a Haiku module, or as a function that makes one."""
+"""Export of a layer to a Haiku module, or to a function that makes one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way out: a layer as a Keras layer."""
+"""Export of a layer to a Keras layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way out: a layer as a linen module."""
+"""Export of a layer to a linen module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way out: a layer as an NNX module."""
+"""Export of a layer to an NNX module."""
 
 from __future__ import annotations
 

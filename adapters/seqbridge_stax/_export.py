@@ -1,4 +1,4 @@
-"""The way out: a layer as a stax pair."""
+"""Export of a layer to a stax pair."""
 
 from __future__ import annotations
 

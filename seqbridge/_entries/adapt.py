@@ -14,7 +14,7 @@ from seqbridge._state import Stateful
 
 
 def as_pure(entry: Any) -> PureLayer:
-    """Return the neutral form of an entry.
+    """Return the `PureLayer` of an entry.
 
     Raises:
         TypeError: It is no entry, or hides parameters. The message says what to write instead.

@@ -63,7 +63,7 @@ def as_method(function: Callable[..., Any], pure: PureLayer, *keywords: str) -> 
 
 
 def function_layer(function: Callable[..., Any]) -> PureLayer:
-    """Return the neutral form of a plain callable.
+    """Return the `PureLayer` of a plain callable.
 
     Arrays that the function holds become its parameters; what else it uses is checked when it is
     traced. A parameter `rng` or `key` that the call doesn't fill gets the layer's own PRNG key.

@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 def module_of_library(obj: Any) -> PureLayer | TypeError | None:
-    """The neutral form of a module, or why it can't be an entry; None: it is no module."""
+    """The `PureLayer` of a module, or why it can't be an entry; None: it is no module."""
     try:
         return ask(obj, obj if isinstance(obj, type) else type(obj))
     except TypeError as error:

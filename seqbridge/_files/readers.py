@@ -73,7 +73,7 @@ def native_tree(pure: PureLayer, source: Any, native: Any, **options: Any) -> An
     """Return a native tree: `source` itself, or what the file at that path holds.
 
     Args:
-        pure: The neutral form of the layer.
+        pure: The `PureLayer` of the layer.
         source: A native tree, or a path.
         native: The layer's native tree as it is now.
         **options: Those of `read`.

@@ -1,4 +1,4 @@
-"""`PureLayer`, the neutral form: all that seqbridge knows of an entry."""
+"""`PureLayer`: all that seqbridge knows of an entry."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class PureLayer:
         to_native: From variables (with `Annotated` leaves where there are notes) to the tree that
             the entry's own library uses.
         from_native: The inverse of `to_native`; the result needs no notes.
-        method: From the name of a method, or a function of the module, to the neutral form that
+        method: From the name of a method, or a function of the module, to the `PureLayer` that
             calls it in place of `__call__`. None: the entry has no methods.
         ready: Variables that the entry holds already, so that no shape need be known to have them.
         sources: The objects of the entry's library behind the variables in `ready`, by collection
@@ -136,10 +136,10 @@ class PureLayer:
             may hide there.
         reduce: The entry as a function and its arguments that make it again, for pickle. None:
             pickle the entry.
-        inputs: On the way out, the shapes and dtypes of the inputs that the model is for, as far as
+        inputs: In an export, the shapes and dtypes of the inputs that the model is for, as far as
             they are known.
-        seed: On the way out, the seed of initial values where nobody gives one.
-        frozen: On the way out, the parameters that get no gradients, by collection and path, once
+        seed: In an export, the seed of initial values where nobody gives one.
+        frozen: In an export, the parameters that get no gradients, by collection and path, once
             `init` was called.
         inside: Where the layer runs a model, that model and the number of its copies, for code that
             looks inside.

@@ -108,7 +108,7 @@ def _adapter(name: str) -> Adapter | None:
 
 
 def ask(entry: Any, cls: type) -> PureLayer | None:
-    """Return the neutral form that the adapters for `cls` make of `entry`, or None."""
+    """Return the `PureLayer` that the adapters for `cls` make of `entry`, or None."""
     for name in _adapter_names(cls):
         adapt = _adapter(name)
         if adapt is None:
@@ -120,7 +120,7 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
 
 
 def register_export(name: str, export: Export) -> None:
-    """Register a way out, `to_<name>`, for this process.
+    """Register an export, `to_<name>`, for this process.
 
     An installed package declares an entry point instead.
 
@@ -149,12 +149,12 @@ def register_export(name: str, export: Export) -> None:
 
 
 def exports() -> list[str]:
-    """Return the names of all ways out."""
+    """Return the names of all exports."""
     return sorted({*entry_points(group=EXPORTS).names, *_exports})
 
 
 def exporter(name: str) -> Export:
-    """Return the way out of this name: a function from a `PureLayer` to an object of its library.
+    """Return the export of this name: a function from a `PureLayer` to an object of its library.
 
     Raises:
         AttributeError: There is none.
