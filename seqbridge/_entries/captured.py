@@ -91,12 +91,15 @@ def note_modules(
         if id(found.value) in ids or isinstance(found.value, type) or not found.place:
             continue
         if isinstance(found.value, Stateful):
-            error.add_note(_model_text(name, found))
-            return
-        module = module_of_library(found.value)
-        if module is not None:
-            error.add_note(_module_text(name, found, holder, module))
-            return
+            note = _model_text(name, found)
+        else:
+            module = module_of_library(found.value)
+            if module is None:
+                continue
+            note = _module_text(name, found, holder, module)
+        if note not in getattr(error, "__notes__", ()):  # once, however often a layer calls itself
+            error.add_note(note)
+        return
 
 
 def check_of_held(pure: PureLayer) -> Callable[[Sequence[jax.Array]], None] | None:

@@ -139,12 +139,15 @@ class _Lifting:
         return rebuild
 
     def _lift_array(self, array: Any, path: Path) -> Rebuild:
+        self._add(path, array)
+        return lambda values: values[path]
+
+    def _add(self, path: Path, array: Any) -> None:
         if path in self.arrays:
             raise TypeError(
                 f"{self._name} holds two arrays of one name, {'.'.join(path)}: call them otherwise"
             )
         self.arrays[path] = array
-        return lambda values: values[path]
 
     def _lift_module(
         self, obj: Any, module: PureLayer | TypeError | None, path: Path
@@ -160,7 +163,7 @@ class _Lifting:
         ready, remake = unnest(module.ready or {}), module.remake
         places = {inner: (*path, *inner[1:]) for inner in ready}
         for inner, array in ready.items():
-            self.arrays[places[inner]] = array
+            self._add(places[inner], array)
             self.sources[places[inner]] = module.sources.get(inner, Origin(obj, inner))
         self.modules.append(obj)
         if not places:

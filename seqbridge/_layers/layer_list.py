@@ -328,7 +328,8 @@ class LayerList(VariableHolder, MutableSequence[Any]):
             new: Whether variables that lie on the mesh already stay where they are.
         """
         with locked(lambda: [self]):
-            shardings = placement.shardings(self.variables_by_name(), new=new)
+            named = {name: variable for variable, name in self.names_by_variable().items()}
+            shardings = placement.shardings(named, new=new)
             changes = {}
             for variable, sharding in shardings.items():
                 changes[variable] = put(variable.value, sharding)

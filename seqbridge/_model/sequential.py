@@ -251,8 +251,8 @@ class Sequential(LayerList):
             self._build(*self.known_inputs, editing=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = name.startswith("_") or name in self.internal_names or name in self.names
-        if type(self) is Sequential and not own:
+        of_a_user = not name.startswith("_") and name not in self.internal_names
+        if type(self) is Sequential and of_a_user and name not in self.names:
             check_attribute(Sequential, name, value)
         super().__setattr__(name, value)
 

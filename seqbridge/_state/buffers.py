@@ -177,12 +177,12 @@ class KeyBuffer(_SingleBuffer):
 
     def get(self, slot: int, /) -> jax.Array:
         forms = self._forms
+        variable = self._variable()
+        if forms[1] is None and forms[0].is_deleted() and variable is not None:
+            # Another thread has donated it, and has a new one before it gives the lock back.
+            with variable.lock:
+                forms = self._forms
         if forms[1] is None:
-            variable = self._variable()
-            if forms[0].is_deleted() and variable is not None:
-                # Another thread has donated it, and has a new one before it gives the lock back.
-                with variable.lock:
-                    forms = self._forms
             with jax.ensure_compile_time_eval():  # a value, even if it is asked for inside a trace
                 forms[1] = self._as_key(forms[0])
         return forms[1]

@@ -812,8 +812,11 @@ def test_a_name_must_work_as_an_attribute(door, name):
 def test_a_name_must_not_hide_what_the_model_holds():
     taken = sorted(vars(sb.Sequential([f]).build((1, 3))))
     for name in taken:
-        with pytest.raises(ValueError, match=name):
-            sb.Sequential({name: f})
+        if not name.endswith(
+            "_by_version"
+        ):  # what is cached, which a layer can't get in the way of
+            with pytest.raises(ValueError, match=name):
+                sb.Sequential({name: f})
 
 
 def test_a_nested_model_may_have_a_layer_called_name():

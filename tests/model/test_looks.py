@@ -313,7 +313,7 @@ def test_a_notebook_gets_html_that_nothing_can_break() -> None:
 
 def test_a_notebook_shows_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     model = sb.Sequential([nn.Dense(2)]).build((1, 2))
-    monkeypatch.setattr(type(model), "_summary", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("seqbridge._model.sequential.summarize", lambda *_, **__: 1 / 0)
     assert "Dense" in model._repr_mimebundle_()["text/html"]
 
 

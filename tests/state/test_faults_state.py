@@ -332,7 +332,9 @@ def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
         for at in itertools.count():
             model = sb.Sequential([quick(), quick()])
             model.mesh_placement = placement
-            stopped = interrupted(partial(build, model), at, {"take", "_fill", "_place", "_build"})
+            stopped = interrupted(
+                partial(build, model), at, {"install", "fill", "lay_out", "_build"}
+            )
             assert len({(layer.built, len(layer.vars())) for layer in model}) == 1, (
                 f"line {at}: a part is built"
             )
@@ -356,9 +358,17 @@ def test_a_build_that_fails_takes_no_initial_values_away() -> None:
 
 
 def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> None:
-    # Not those that hold `edits.lock`: a tracer raises where a signal can't, between the end of a
+    # Not those that hold `version.lock`: a tracer raises where a signal can't, between the end of a
     # block and its lock's.
-    functions = {"_edit", "_tie", "_unify", "share", "take", "_fill"}
+    functions = {
+        "_edit",
+        "_share_variables",
+        "_unify_layers",
+        "unified",
+        "share",
+        "install",
+        "fill",
+    }
     at = 0
     for at in itertools.count():
         model = sb.Sequential([quick(), quick()]).build((3,))

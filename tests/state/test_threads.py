@@ -124,7 +124,7 @@ def made() -> sb.Sequential:
 
 
 def locked(model: sb.Sequential, lock: Any) -> None:
-    for variable in model.vars().values():
+    for variable in model.own_variables():
         variable.lock = lock
     for part in (model, *model.nested_models()):
         part.edit_lock = lock
