@@ -130,7 +130,7 @@ def _module_text(name: str, found: Found, holder: Any, module: PureLayer | TypeE
     if holder is found.value or isinstance(module, TypeError):
         return (
             f"{name} holds {found.place}: the parameters, mode and keys of that module would be "
-            f"lost. Put the module into the list itself."
+            "lost. Put the module into the list itself."
         )
     return (
         f"{name} uses {found.place}, which holds a {module.label} ({module.ecosystem}): its "

@@ -1,4 +1,4 @@
-"""Closure conversion: the arrays that a function holds become its parameters.
+"""Closure conversion: the float arrays that a function holds become its parameters.
 
 A function can hold arrays in its closure, its defaults, the arguments of a `partial`, the object of
 a bound method or the attributes of a callable object. Each of these is made again with other arrays
@@ -156,7 +156,7 @@ class _Lifting:
         if isinstance(obj, Stateful):
             raise TypeError(
                 f"{self._name} holds {place}, a {type(obj).__name__}: its variables would be lost. "
-                f"Put it into the list itself."
+                "Put it into the list itself."
             )
         if not isinstance(module, PureLayer) or module.remake is None or not _is_pure(module):
             raise self._lost(f"holds {place}", module)
@@ -175,7 +175,7 @@ class _Lifting:
         return TypeError(
             f"{self._name} {what}: the parameters, mode and keys of that module would be lost. Put "
             f"the module into the list itself{cure}, or make {self._name} a module or a transform "
-            f"of that library."
+            "of that library."
         )
 
     def _refuse_closed(self, obj: Any, place: _Place) -> None:
@@ -183,7 +183,7 @@ class _Lifting:
         if isinstance(obj, jax.stages.Compiled):
             raise TypeError(
                 f"{self._name} is compiled ahead of time: what it holds can't be seen. Give the "
-                f"function itself."
+                "function itself."
             )
         inside = _Lifting(self._name)
         keys = 0
@@ -195,8 +195,8 @@ class _Lifting:
             raise TypeError(
                 f"{self._name} hides {keys + len(inside.arrays)} arrays inside a "
                 f"{type(obj).__module__}.{type(obj).__name__}, from which they can't be lifted; "
-                f"they would be constants. Give the function that it wraps, or put the module "
-                f"itself into the list."
+                "they would be constants. Give the function that it wraps, or put the module "
+                "itself into the list."
             )
 
 
@@ -264,8 +264,8 @@ def held_text(pure: PureLayer, module: PureLayer) -> str:
     """The message for a module in a function that an entry of another library calls."""
     return (
         f"{pure.label} ({pure.ecosystem}) holds a {module.label} ({module.ecosystem}) in a "
-        f"function: its parameters would be constants. Put it into the list itself, as an entry of "
-        f"its own."
+        "function: its parameters would be constants. Put it into the list itself, as an entry of "
+        "its own."
     )
 
 

@@ -124,7 +124,7 @@ def _refuse_coroutine(function: Any) -> None:
         if any(kind(called) for kind in kinds):
             raise TypeError(
                 f"{_name(function)} is a coroutine or generator function: its call returns no "
-                f"arrays"
+                "arrays"
             )
 
 

@@ -17,9 +17,9 @@ from seqbridge._interface.pure_layer import MODE_FLAGS, Keywords, PureLayer
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-# Keywords that belong to the call itself: no layer gets the first two by name, and the last two are
-# fields of `Call`.
+# Keywords that no layer gets by name.
 _OF_THE_MODEL = frozenset({"rng", "per_layer"})
+# Keywords that are fields of `Call`.
 _OF_THE_CALL = frozenset({"training", "per_layer"})
 
 
@@ -161,7 +161,7 @@ class Parameters:
         The mode is True in training, False in evaluation, None if nothing says.
 
         Raises:
-            LookupError: With the name of a mode flag that nothing decides.
+            LookupError: Nothing decides a mode flag.
         """
         routed: dict[str, Any] = {}
         for name, value in call.keywords.items():

@@ -40,7 +40,7 @@ def _batch(args: Inputs) -> int:
     if len(sizes) != 1 or -1 in sizes:
         shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)) or "none"
         raise ValueError(
-            f"a per-example layer takes inputs with one leading axis, the batch; got shapes "
+            "a per-example layer takes inputs with one leading axis, the batch; got shapes "
             f"{shapes}. For an entry that takes a whole batch, or one example at a time: "
             "sb.Layer(entry, per_example=False)"
         )

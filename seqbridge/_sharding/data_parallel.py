@@ -118,7 +118,7 @@ class BatchSharding:
                 if sharding.mesh.size > 1 and not _is_of_optimizer(buffer):
                     raise ValueError(
                         f"{buffer.name} lies on another mesh, {sharding.mesh}: model.shard(mesh) "
-                        f"moves it"
+                        "moves it"
                     )
             buffer.dissolve()
             moving += buffer.variables()

@@ -114,7 +114,7 @@ class Placement:
             pattern = next(iter(unused))
             raise ValueError(
                 f"the rule {pattern!r} matches no variable{nearest(pattern, table)}; see "
-                f"model.vars()"
+                "model.vars()"
             )
         shardings = {}
         for variable in table.values():

@@ -259,7 +259,7 @@ class Buffers(tuple[Buffer, ...]):
             if array.is_deleted():
                 raise RuntimeError(
                     f"the array of {self[i].name} was donated before and is gone: assign it, or "
-                    f"load the model"
+                    "load the model"
                 )
         given = [arrays[i] for i in donated] if kept else arrays
         rest = [arrays[i] for i in kept]

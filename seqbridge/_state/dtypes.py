@@ -92,7 +92,7 @@ def _check_key(name: str, value: Any, like: Any) -> None:
     if not (isinstance(value, jax.Array) and value.dtype == like.dtype):
         raise TypeError(
             f"{name} holds a PRNG key, {like.dtype}: can't assign {value_text(value)}; "
-            f"jax.random.key makes one"
+            "jax.random.key makes one"
         )
 
 

@@ -130,7 +130,7 @@ def read(variable: VariableLike) -> Any:
         if frame.compiled:
             raise RuntimeError(
                 f"{variable.name} is read inside {frame.transform}, which doesn't know of it: its "
-                f"value would be a constant of the compiled program. Pass the model as an "
+                "value would be a constant of the compiled program. Pass the model as an "
                 f"argument, or {frame.transform}(fn, vars=model.vars())."
             )
     return variable.stored
@@ -195,7 +195,7 @@ def _leak(variable: VariableLike, frame: Frame[Any] | None = None) -> RuntimeErr
         where = f"{frame.transform}, which doesn't know of it"
         cure = (
             f"Pass the model as an argument, or {frame.transform}(fn, vars=model.vars()); or use "
-            f"the pure form, model.apply(variables, ...), which assigns nothing."
+            "the pure form, model.apply(variables, ...), which assigns nothing."
         )
     return RuntimeError(
         f"{variable.name} is assigned inside {where}: the new value would be lost, or leak out as "

@@ -79,7 +79,7 @@ def value_and_grad(
     closed = holders_of(function, vars)
     if not callable(function):
         raise TypeError(
-            f"gradients are of a function of models, or of a model, not of "
+            "gradients are of a function of models, or of a model, not of "
             f"{type(function).__name__}"
         )
 
@@ -95,7 +95,7 @@ def value_and_grad(
                 out = function(*args, **keywords)
             if has_aux and not (isinstance(out, tuple | list) and len(out) == 2):
                 raise TypeError(
-                    f"has_aux=True wants a pair of a scalar and anything, and got "
+                    "has_aux=True wants a pair of a scalar and anything, and got "
                     f"{type(out).__name__}"
                 )
             value, aux = out if has_aux else (out, None)
@@ -195,7 +195,7 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
         if wrt is not None:
             why = "that wrt= lets through"
         raise ValueError(
-            f"there is nothing to differentiate: arguments and vars= hold no trainable variable "
+            "there is nothing to differentiate: arguments and vars= hold no trainable variable "
             f"{why}"
         )
     return found

@@ -94,7 +94,7 @@ def vmap(
                 if names:
                     error.add_note(
                         f"{', '.join(names)} would get another value for each example: run the "
-                        f"model on the whole batch, or with training=False"
+                        "model on the whole batch, or with training=False"
                     )
                 raise
             state = [variable for variable in changed if variable not in following]
@@ -200,10 +200,10 @@ def scan(
     if given:
         raise TypeError(
             f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over "
-            f"it"
+            "it"
         )
     changing: list[Variable] = []  # what the loop must carry
-    found: list[Variable] = []
+    found: list[Variable] = []  # what the last trace of a step has changed
 
     def step(carry: Any, x: Any) -> Any:
         values, own = carry

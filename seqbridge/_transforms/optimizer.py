@@ -87,7 +87,7 @@ class Optimizer(VariableHolder):
             )
         if not all(callable(getattr(transformation, part, None)) for part in ("init", "update")):
             raise TypeError(
-                f"an Optimizer takes a gradient transformation that was made, such as adam(1e-3), "
+                "an Optimizer takes a gradient transformation that was made, such as adam(1e-3), "
                 f"not {transformation!r:.60}"
             )
         self._serial = 0
@@ -117,7 +117,7 @@ class Optimizer(VariableHolder):
         if name in ("lr", "learning_rate", "weight_decay", "momentum", "param_groups", "tx"):
             raise AttributeError(
                 f"an Optimizer has no {name!r}: set optimizer.transformation, or give the "
-                f"transformation a schedule"
+                "transformation a schedule"
             )
         if name == "trainable":
             raise AttributeError("an Optimizer isn't trained: set model.trainable, or wrt=")
@@ -143,7 +143,7 @@ class Optimizer(VariableHolder):
         if more or isinstance(gradients, Stateful) or not isinstance(gradients, Mapping):
             got = ", ".join(type(given).__name__ for given in (gradients, *more))
             raise TypeError(
-                f"an Optimizer knows its variables: write optimizer.update(gradients), arrays by "
+                "an Optimizer knows its variables: write optimizer.update(gradients), arrays by "
                 f"name; got {got}"
             )
         with locked(lambda: [self]):

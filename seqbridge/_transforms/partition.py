@@ -33,8 +33,8 @@ class _Unhashable(tuple[type, Any]):
     def __hash__(self) -> int:
         raise TypeError(
             f"{self[1]!r:.60} ({self[0].__name__}) is no array, so it is static, and a static "
-            f"argument must be hashable: give a tuple or a frozenset of it, say, or let the "
-            f"function close over it"
+            "argument must be hashable: give a tuple or a frozenset of it, say, or let the "
+            "function close over it"
         )
 
 

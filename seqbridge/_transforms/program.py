@@ -167,7 +167,7 @@ class Program:
                 if isinstance(leaf, Stateful):
                     raise TypeError(
                         f"the function returns {type(leaf).__name__}, whose variables are changed "
-                        f"in place: return arrays"
+                        "in place: return arrays"
                     )
         if sharding is not None:
             out = sharding.split(out, batch, outputs=True)
@@ -266,7 +266,7 @@ class Jitted(FunctionLike[P, R]):
             if gone:
                 error.add_note(
                     f"the arrays of {gone} were donated and are gone: assign them, or load the "
-                    f"model"
+                    "model"
                 )
             raise
         finally:
@@ -368,9 +368,9 @@ class Jitted(FunctionLike[P, R]):
             self._warned = True
             warnings.warn(
                 f"{self!r} was compiled {_MOST_PROGRAMS + 1} times. Each value of what is static "
-                f"(a bool, a string, a function, what static_argnames names) is another program, "
-                f"and so is each edit of a model: give as an array what changes often, and the "
-                f"same function object each time",
+                "(a bool, a string, a function, what static_argnames names) is another program, "
+                "and so is each edit of a model: give as an array what changes often, and the "
+                "same function object each time",
                 stacklevel=5,
             )
 

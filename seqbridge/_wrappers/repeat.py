@@ -235,7 +235,7 @@ def _check_same_shapes(given: Any, out: Any) -> None:
     took, returned = _shapes_text(given), _shapes_text(out)
     if jax.tree.structure(given) != jax.tree.structure(out) or took != returned:
         raise TypeError(
-            f"a repeated layer must return what it takes, since the next copy takes it: it took "
+            "a repeated layer must return what it takes, since the next copy takes it: it took "
             f"{took} and returned {returned}"
         )
 

@@ -107,8 +107,8 @@ def test_large_and_odd_variables_keep_their_own_arrays() -> None:
     model = sb.Sequential([nn.Dense(10_000)]).build((4, 2))
     step = sb.jit(lambda model, x: model(x), pack=True)
     step(model, X)
-    # One is large, and the other alone; the input; and the keys, since a Dense may draw for all that
-    # is known.
+    # One is large, and the other alone; the input; and the keys, since it isn't known that a Dense
+    # never draws.
     assert arrays_passed(step, model, X) == 4
     one = sb.Sequential([nn.Dense(2, use_bias=False)]).build((4, 2))
     assert arrays_passed(sb.jit(predict, pack=True), one, X) == 3
