@@ -116,7 +116,9 @@ def _defined(tree: ast.Module) -> Iterator[str]:
             if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
                 yield node.attr
         elif isinstance(node, ast.Assign) and "__slots__" in map(ast.unparse, node.targets):
-            yield from (c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant))
+            for constant in ast.walk(node.value):
+                if isinstance(constant, ast.Constant):
+                    yield str(constant.value)
 
 
 def main() -> None:
