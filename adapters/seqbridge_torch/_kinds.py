@@ -34,7 +34,7 @@ def make_parts(keys: Keys, arrays: Arrays) -> Callable[[str, Options], Part | No
 
 
 class Kind(NamedTuple):
-    """How a module of a kind is known.
+    """A kind of module, and how one is recognized.
 
     Attributes:
         has: The names that it has; several sets: those of one of them.
