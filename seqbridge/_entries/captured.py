@@ -144,7 +144,7 @@ def _owns(module: PureLayer, arrays: Iterable[jax.Array]) -> bool:
 
 
 def _without_globals(arrays: list[jax.Array], function: Callable[..., Any]) -> list[jax.Array]:
-    """Those of the arrays that are no global of the function's module, or of any other."""
+    """Return the arrays that are globals of no module."""
     ids = {id(array) for array in arrays}
     scopes = [vars(module) for module in list(sys.modules.values()) if hasattr(module, "__dict__")]
     for found in reachable(function):

@@ -36,7 +36,7 @@ Rebuild: TypeAlias = Callable[[Mapping[Path, Any]], Any]
 
 
 class Lifted(NamedTuple):
-    """What was lifted out of a function.
+    """Arrays that were lifted out of a function.
 
     Attributes:
         arrays: The arrays, by where they are held.
@@ -52,7 +52,7 @@ class Lifted(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where something is held.
+    """A place in a function or an object, where something is held.
 
     Attributes:
         path: The names that lead to it.

@@ -85,7 +85,7 @@ def attributes_of(obj: Any) -> dict[str, Any]:
 
 
 def contents(obj: Any) -> list[Any]:
-    """What is inside an object that can't be made again, as far as that can be seen."""
+    """Return what is inside an object that can't be made again, as far as that can be seen."""
     wrapped = wrapped_by(obj)
     if wrapped is not None:
         return [wrapped]

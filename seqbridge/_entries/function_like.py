@@ -1,4 +1,4 @@
-"""What is no function, and behaves like one in a class, in a copy and in a pickle."""
+"""Objects that behave like functions in a class, in a copy and in a pickle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class FunctionLike(Generic[P, R]):
-    """What is made of a function and stands in its place."""
+    """Something that is made of a function and stands in its place."""
 
     wrapped_function: Callable[P, R]
     closed_holders: list[Any]  # of variables that the function uses and doesn't take

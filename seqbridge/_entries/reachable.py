@@ -51,7 +51,7 @@ def module_of_library(obj: Any) -> PureLayer | TypeError | None:
 
 
 def reachable(function: Any, *, into_objects: bool = True) -> Iterator[Found]:
-    """All that a function can reach in a few steps, the nearest first.
+    """Yield what a function can reach in a few steps, the nearest first.
 
     Args:
         function: The function.
@@ -152,7 +152,10 @@ def _attributes_of_class(cls: type, place: str) -> Iterator[Found]:
 
 
 def _named_by(function: types.FunctionType, module: str | None) -> Iterator[Found]:
-    """What a function closes over, its defaults, and, if it is of this module, globals it names."""
+    """Yield a function's closure, its defaults, and the globals that it names.
+
+    Globals count only if the function is of this module.
+    """
     parts = destructure(function)
     assert parts is not None
     found = dict(parts.children)
@@ -168,7 +171,7 @@ def _named_by(function: types.FunctionType, module: str | None) -> Iterator[Foun
 
 
 def _named_of_package(package: types.ModuleType, names: frozenset[str]) -> Iterator[Found]:
-    """What a function that uses these names may mean by `package.name`, or `package.inner.name`."""
+    """Yield what these names may mean as `package.name`, or `package.inner.name`."""
     waiting, seen = [(package.__name__.rpartition(".")[2], package)], set[int]()
     while waiting:
         place, here = waiting.pop()

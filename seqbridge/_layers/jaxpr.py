@@ -1,4 +1,4 @@
-"""What the results of a traced program depend on."""
+"""Traced programs: what their results depend on, what they hold, what they cost."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def flops(closed: Any) -> float | None:
 
 
 def _left_out(jaxpr: Any) -> float:
-    """What the analysis doesn't see: it counts the body of a loop once."""
+    """Count what the analysis doesn't see: it takes the body of a loop once."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "while":

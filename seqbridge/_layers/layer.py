@@ -32,7 +32,7 @@ from seqbridge._variables import VarCollection, VariableHolder
 
 
 class EntryOptions(NamedTuple):
-    """What a person may say of an entry, beside its name."""
+    """Options that a person may give an entry, beside its name."""
 
     method: str | Callable[..., Any] | None = None
     per_example: bool | None = None
@@ -162,7 +162,7 @@ class Layer(VariableHolder):
 
     @property
     def entry_key(self) -> Hashable:
-        """What makes two layers of one entry the same."""
+        """The identity of an entry with its options: layers of one key are one layer."""
         return id(self.entry), self.entry_options, self.copy_number
 
     @staticmethod
@@ -190,7 +190,7 @@ class Layer(VariableHolder):
         return CacheKey(self.cache_parts())
 
     def cache_parts(self) -> Hashable:
-        """What a compiled program depends on of this layer."""
+        """The parts of the cache key: what a compiled program depends on."""
         return (self._serial, *(variable.cache_parts for variable in self._variables))
 
     def vars(self) -> VarCollection:
@@ -261,9 +261,9 @@ class Layer(VariableHolder):
         self._variables = tuple(variables)
 
     def ties(self, layout: Layout) -> list[Hashable]:
-        """What ties each variable of a layout: variables of one tie are one.
+        """Return the tie of each variable of a layout: variables of one tie are one.
 
-        That is the object behind the variable, or else the entry, the native path and the shape.
+        A tie is the object behind the variable, or else the entry, the native path and the shape.
         """
         arrays = self._variables if layout is self.native_layout else layout.arrays
         return layout.ties(self.pure.sources, owner_of(self.entry), self.copy_number, arrays)

@@ -79,7 +79,7 @@ def _exclusive(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M
 
 
 class StructureIndex(NamedTuple):
-    """What follows from the structure of a model.
+    """Facts that follow from the structure of a model.
 
     Attributes:
         built: Whether every layer has its variables.
@@ -184,7 +184,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
                 yield from item.nested_models()
 
     def ancestor_models(self) -> Iterator[LayerList]:
-        """This model, and all that it stands in.
+        """Yield this model, and all that it stands in.
 
         Whoever edits it holds their locks, and whoever calls one of them holds them, too.
         """
@@ -288,7 +288,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         return self._index().cache_key
 
     def cache_parts(self) -> Hashable:
-        """What a compiled program depends on of this model."""
+        """The parts of the cache key: what a compiled program depends on."""
         items = tuple(item.cache_parts() for item in self._layers)
         keys = None if self.key_stream is None else self.key_stream.cache_parts
         return type(self), items, tuple(self._labels), keys

@@ -25,7 +25,7 @@ from seqbridge._variables import VarCollection
 
 
 class Slot(NamedTuple):
-    """Where one variable stands in its layer."""
+    """The place of one variable in its layer, and what is said of it."""
 
     collection: str
     path: Path
@@ -85,7 +85,7 @@ class Layout:
     def ties(
         self, sources: Mapping[Path, Any], entry: Any, copy_number: int, arrays: Sequence[Any]
     ) -> list[Hashable]:
-        """What ties each variable; see `Layer.ties`."""
+        """Return the tie of each variable; see `Layer.ties`."""
         found: list[Hashable] = []
         for slot, array in zip(self.slots, arrays, strict=True):
             place = (slot.collection, *slot.path)

@@ -1,4 +1,4 @@
-"""What layers share: those of one entry are one layer, in whatever models they stood before."""
+"""Sharing: layers of one entry are one layer, in whatever models they stood before."""
 
 from __future__ import annotations
 

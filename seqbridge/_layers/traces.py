@@ -1,4 +1,4 @@
-"""What traces of a layer said, remembered by the signature of the call.
+"""A cache of what traces of a layer said, by the signature of the call.
 
 A trace tells the shapes of a call's outputs and whether they depend on the layer's PRNG key. The
 jaxpr itself isn't kept: it would hold alive whatever arrays the entry closes over, and tracers
@@ -50,7 +50,7 @@ def signature_of_call(variables: Any, args: Any, keywords: Any) -> Signature | N
 
 
 class Trace(NamedTuple):
-    """What one trace of a layer said.
+    """Facts that one trace of a layer has shown.
 
     Attributes:
         outputs: The shapes and dtypes of the outputs.

@@ -59,14 +59,19 @@ def _apply(
         return _call(layer, variables, keys, args, keywords)
     size = _batch(args)
 
+    returned = False
+
     def one(key: Any, args: Inputs) -> Any:
-        return _call(layer, variables, key, args, keywords)
+        nonlocal returned
+        result = _call(layer, variables, key, args, keywords)
+        returned = True
+        return result
 
     try:
         mapped = jax.vmap(one, out_axes=(0, None), axis_name=layer.pure.axis_name)
         return mapped(keys, args)
     except Exception as error:
-        if "out_axes" in str(error):
+        if returned:  # so JAX refused what the layer returned
             error.add_note("the state of a per-example layer must not depend on the example")
         error.add_note(
             f"the layer takes one example, so it was mapped over {size} of them, the leading axis "
@@ -179,7 +184,7 @@ def trace(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) 
 def trace_of_any_size(
     layer: Layer, variables: Variables, args: Inputs, keywords: Keywords
 ) -> Trace:
-    """Likewise where the sizes of arrays don't matter."""
+    """Look at a call of a layer, where the sizes of arrays don't matter."""
     return _look(layer, variables, args, keywords, layer.trace_cache.of_any_size)
 
 

@@ -28,7 +28,7 @@ from seqbridge._state import Keys, lost
 
 
 class Visitor(Protocol):
-    """What happens at each layer."""
+    """The action at each layer."""
 
     def __call__(
         self,
@@ -188,7 +188,7 @@ def _missing_text(layer: Layer, where: str, missing: Sequence[str], call: Call, 
 
 
 def _error_note(layer: Layer, where: str, args: Inputs, keywords: Keywords) -> str:
-    """Which layer raised, what reached it, and what else may be wrong."""
+    """Say which layer raised, what reached it, and what else may be wrong."""
     parts = [f"in layer {where} {layer!r}", f"inputs: {shapes_text(args) or 'none'}"]
     if keywords:
         given = ", ".join(f"{name}={shape_text(value)}" for name, value in keywords.items())
@@ -221,7 +221,7 @@ def check_keywords(model: LayerList, args: Inputs, call: Call) -> None:
 
 
 def _parameters_by_place(model: LayerList) -> dict[str, Parameters]:
-    """What each layer takes, by its place without the class of the model: `"[0](Conv)"`."""
+    """Parameters of each layer, by its place without the class of the model: `"[0](Conv)"`."""
     return {name.partition(")")[2]: layer.call_parameters for name, layer in walk(model)}
 
 

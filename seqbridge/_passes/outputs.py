@@ -15,7 +15,7 @@ from seqbridge._state import Keys
 
 
 class Outputs(OrderedDict[str, Any]):
-    """What every layer returned, by name, in order.
+    """Results of every layer by name, in order.
 
     The names are those in which the variables' names start, `"(Sequential)[0](Conv)"`. The names of
     classes may be left out: `outputs["[0]"]`, `outputs["conv"]`, `outputs["encoder[2]"]`; a nested
@@ -35,7 +35,7 @@ class Outputs(OrderedDict[str, Any]):
         return self._full(name) is not None
 
     def get(self, name: Any, default: Any = None) -> Any:
-        """What the layer returned, or `default` if there is none of that name."""
+        """Return what the layer returned, or `default` if there is none of that name."""
         full = self._full(name)
         return default if full is None else self[full]
 

@@ -23,7 +23,7 @@ Arrays: TypeAlias = Mapping[Layer, list[Any]]
 
 
 class Naming(NamedTuple):
-    """How the variables of a model are called.
+    """A way to call the variables of a model.
 
     Attributes:
         places: Each place of the tree that holds a layer.

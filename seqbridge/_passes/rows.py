@@ -130,7 +130,7 @@ class SizedArray(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How many numbers variables hold."""
+    """Counts of the numbers that variables hold."""
 
     params: int
     trained: int

@@ -32,7 +32,7 @@ def specs(tree: Any, size: int | None = 1) -> Any:
 
 
 def keyword_specs(tree: Any) -> Any:
-    """Likewise of a keyword.
+    """Return shapes in place of the arrays of a keyword.
 
     There a tuple of numbers alone, as in `axis=(0, 1)`, is a value and no shape.
     """

@@ -1,4 +1,4 @@
-"""Where arrays lie: variables on a mesh, a batch over its devices, several processes."""
+"""Places of arrays: variables on a mesh, a batch over its devices, several processes."""
 
 from seqbridge._sharding.data_parallel import BatchSharding as BatchSharding
 from seqbridge._sharding.placement import Placement as Placement

@@ -16,7 +16,7 @@ from seqbridge._state import Buffer, Stateful, Tracer, Variable
 
 
 class BatchSharding:
-    """How the inputs, variables and outputs of a compiled function lie on a mesh.
+    """The layout of a compiled function's inputs, variables and outputs on a mesh.
 
     Args:
         mesh: The mesh.

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, and rules for variables. Placement changes no value."""
+"""Placement of arrays: a mesh of devices, and rules for variables. Placement changes no value."""
 
 from __future__ import annotations
 

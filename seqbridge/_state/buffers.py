@@ -63,7 +63,7 @@ class Buffer(Protocol):
 
 
 class BufferSlot:
-    """Where a variable's value is kept. One object, so that a thread reads all of it at once.
+    """The place of a variable's value. One object, so that a thread reads all of it at once.
 
     Attributes:
         buffer: The buffer.

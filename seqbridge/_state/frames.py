@@ -1,4 +1,4 @@
-"""Where a variable's value comes from: its buffer, or the frame of the transform that is tracing.
+"""The source of a variable's value: its buffer, or the frame of the transform that is tracing.
 
 A transform never writes tracers into variables. It opens a `Frame`, which holds the values that its
 function sees and collects what the function assigns, for its own thread only. So an exception needs
@@ -47,7 +47,7 @@ def _state_getter() -> Callable[[], Any]:
 
 
 def trace_state() -> Any:
-    """Which transforms are tracing in this thread, as something that can be compared."""
+    """Return the transforms that are tracing in this thread, as something to compare."""
     return _state_getter()()
 
 

@@ -52,7 +52,7 @@ class PackedBuffer:
 
     @property
     def array(self) -> jax.Array:
-        """All values."""
+        """The array that holds all values."""
         if self._pending:
             joined = self._with_pending()
             if joined is not None:

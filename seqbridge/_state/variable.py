@@ -22,7 +22,7 @@ from seqbridge._state.version import version
 
 
 class CacheKey:
-    """All that a compiled program depends on of one holder of variables.
+    """A key for what a compiled program depends on of one holder of variables.
 
     It keeps no array and no object alive.
     """
@@ -204,7 +204,7 @@ class Variable(Operators, Stateful):
 
     @property
     def cache_parts(self) -> Hashable:
-        """All that a compiled program depends on of this variable."""
+        """The parts of the cache key: what a compiled program depends on."""
         return self.buffer_slot.serial, self.trainable
 
     @property
@@ -341,7 +341,7 @@ class Variable(Operators, Stateful):
         return value
 
     def _description(self) -> tuple[Any, ...]:
-        """All but the value, as `_restore` takes it."""
+        """Return all but the value, as `_restore` takes it."""
         return (
             self.kind,
             self.collection,

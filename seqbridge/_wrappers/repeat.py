@@ -90,7 +90,7 @@ class Repeat(Layer):
 
     @property
     def n(self) -> int:
-        """How many copies there are."""
+        """The number of copies."""
         return self._copies.n
 
     def __len__(self) -> int:
