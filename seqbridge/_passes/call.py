@@ -59,19 +59,14 @@ def _apply(
         return _call(layer, variables, keys, args, keywords)
     size = _batch(args)
 
-    returned = False
-
     def one(key: Any, args: Inputs) -> Any:
-        nonlocal returned
-        result = _call(layer, variables, key, args, keywords)
-        returned = True
-        return result
+        return _call(layer, variables, key, args, keywords)
 
     try:
         mapped = jax.vmap(one, out_axes=(0, None), axis_name=layer.pure.axis_name)
         return mapped(keys, args)
     except Exception as error:
-        if returned:  # so JAX refused what the layer returned
+        if "out_axes" in str(error):  # JAX' word for outputs that were not to be mapped
             error.add_note("the state of a per-example layer must not depend on the example")
         error.add_note(
             f"the layer takes one example, so it was mapped over {size} of them, the leading axis "
