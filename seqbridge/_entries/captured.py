@@ -23,17 +23,26 @@ from seqbridge._interface import CapturedArrayError, PureLayer, shape_text
 from seqbridge._state import Stateful
 
 
-def check_captured(function: Callable[..., Any], name: str, arrays: Sequence[jax.Array]) -> None:
+def check_captured(
+    function: Callable[..., Any],
+    name: str,
+    lifted: Iterable[Any],
+    arrays: Sequence[jax.Array] | None,
+) -> None:
     """Refuse arrays that a trace of a function holds as constants.
 
     Args:
         function: The function.
         name: What it is called in errors.
-        arrays: The arrays.
+        lifted: Modules that it may hold.
+        arrays: The arrays. None: the function can't be traced, so that its names must do.
 
     Raises:
         CapturedArrayError: One of them should be a parameter; the message says what to write.
     """
+    if arrays is None:
+        _check_names(function, name, lifted)
+        return
     hidden = [array for array in arrays if is_parameter(array) or is_key(array)]
     hidden = _without_globals(hidden, function) if hidden else []
     if not hidden:
@@ -57,6 +66,21 @@ def check_captured(function: Callable[..., Any], name: str, arrays: Sequence[jax
     raise CapturedArrayError(
         f"{name} hides {len(hidden)} arrays, {', '.join(shown)}: they would be constants. {cure}"
     )
+
+
+def _check_names(function: Callable[..., Any], name: str, lifted: Iterable[Any]) -> None:
+    """Refuse a function that names a model, or a module with parameters."""
+    ids = {id(module) for module in lifted}
+    holders: dict[str, Any] = {}
+    for found in reachable(function, into_objects=False):
+        holder = holders.setdefault(found.place, found.value)
+        if id(found.value) in ids or isinstance(found.value, type) or not found.place:
+            continue
+        if isinstance(found.value, Stateful):
+            raise CapturedArrayError(_model_text(name, found))
+        module = module_of_library(found.value)
+        if isinstance(module, PureLayer) and module.ready:
+            raise CapturedArrayError(_module_text(name, found, holder, module))
 
 
 def _refuse_holder(found: Found, holder: Any, name: str, hidden: list[jax.Array]) -> None:
@@ -102,7 +126,7 @@ def note_modules(
         return
 
 
-def check_of_held(pure: PureLayer) -> Callable[[Sequence[jax.Array]], None] | None:
+def check_of_held(pure: PureLayer) -> Callable[[Sequence[jax.Array] | None], None] | None:
     """A check of the modules that functions inside an entry name; None: they name none."""
     modules = []
     for function in pure.held:
@@ -111,9 +135,9 @@ def check_of_held(pure: PureLayer) -> Callable[[Sequence[jax.Array]], None] | No
             if isinstance(module, PureLayer) and module.ready:
                 modules.append(module)
 
-    def check(arrays: Sequence[jax.Array]) -> None:
+    def check(arrays: Sequence[jax.Array] | None) -> None:
         for module in modules:
-            if _owns(module, arrays):
+            if arrays is not None and _owns(module, arrays):
                 raise CapturedArrayError(held_text(pure, module))
 
     return check if modules else None

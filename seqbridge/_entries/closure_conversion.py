@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -100,7 +101,9 @@ class _Lifting:
             return None
         module = module_of_library(obj) if place.path else None
         if module is not None or isinstance(obj, Stateful):
-            if place.in_object or _is_given_parameters(module, place.names):
+            # An object may hold it for something else: whether it is used, the trace will tell.
+            left_to_trace = place.in_object and not _is_liftable(module)
+            if left_to_trace or _is_given_parameters(module, place.names):
                 return None
             return self._lift_module(obj, module, place.path)
         if isinstance(obj, type) or _is_pure_method(obj):
@@ -118,11 +121,11 @@ class _Lifting:
         return None
 
     def _visit_parts(self, obj: Any, parts: Parts, place: _Place) -> Rebuild | None:
-        names = _names_of_holder(obj, place.names)
+        names = _names_of_holder(obj, place)
         is_object = is_plain_object(obj)
         rebuilds: list[Rebuild | None] = []
         for name, child in parts.children:
-            unread = is_object and not callable(obj) and names is not None and name not in names
+            unread = is_object and names is not None and name not in names
             inside = _Place(
                 (*place.path, name), names, place.in_object or is_object, place.within | {id(obj)}
             )
@@ -210,14 +213,53 @@ def is_key(obj: Any) -> bool:
     return isinstance(obj, jax.Array) and jnp.issubdtype(obj.dtype, jax.dtypes.prng_key)
 
 
-def _names_of_holder(obj: Any, names: frozenset[str] | None) -> frozenset[str] | None:
-    """The names in the code that uses the parts of `obj`."""
+def _names_of_holder(obj: Any, place: _Place) -> frozenset[str] | None:
+    """The names in the code that uses the parts of `obj`; None: it may use all of them."""
     if inspect.ismethod(obj):
-        return None
+        return _names_in_methods(obj.__func__, type(obj.__self__))
+    if is_plain_object(obj) and callable(obj):
+        own = _names_in_methods(type(obj).__call__, type(obj))
+        if place.path[-1:] == ("self",) and place.names is not None:
+            return place.names  # of the method that it is the object of
+        return own if own is None or place.names is None else own | place.names
     while isinstance(obj, functools.partial):
         obj = obj.func
     obj = obj if wrapped_by(obj) is None else inspect.unwrap(obj)
-    return names_in(obj.__code__) if inspect.isfunction(obj) else names
+    return names_in(obj.__code__) if inspect.isfunction(obj) else place.names
+
+
+def _names_in_methods(method: Any, cls: type) -> frozenset[str] | None:
+    """The names in a method, and in what it names of its class; None: they can't be told."""
+    names: set[str] = set()
+    waiting = [method]
+    while waiting:
+        function = _function_of(waiting.pop())
+        if function is None:
+            continue
+        new = names_in(function.__code__) - names
+        names |= new
+        if not new.isdisjoint(("getattr", "vars", "__dict__")):
+            return None
+        for name in new:
+            waiting += [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+    return frozenset(names)
+
+
+def _function_of(member: Any) -> types.FunctionType | None:
+    """The function of a member of a class: a method, a property, what a decorator made of one."""
+    if isinstance(member, property):
+        member = member.fget
+    elif isinstance(member, staticmethod | classmethod):
+        member = member.__func__
+    elif isinstance(member, functools.cached_property):
+        member = member.func
+    if wrapped_by(member) is not None:
+        member = inspect.unwrap(member)
+    return member if inspect.isfunction(member) else None
+
+
+def _is_liftable(module: PureLayer | TypeError | None) -> bool:
+    return isinstance(module, PureLayer) and module.remake is not None and _is_pure(module)
 
 
 def _is_pure(module: PureLayer) -> bool:

@@ -107,7 +107,7 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         sources={("params", *path): source for path, source in lifted.sources.items()},
         shorten=lambda path: tuple(part for part in path if part not in _WRAPPERS) or path,
         apply=apply,
-        check_constants=lambda arrays: check_captured(function, name, arrays),
+        check_constants=lambda arrays: check_captured(function, name, lifted.modules, arrays),
         signature=signature,
         label=name,
         ecosystem="function",

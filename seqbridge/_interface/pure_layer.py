@@ -129,9 +129,9 @@ class PureLayer:
             and path. Entries that have one in common share that variable.
         remake: From variables to the entry with these in place of its own, so that a function which
             holds the entry can be made again. None: such a function is refused.
-        check_constants: Called with the arrays that a trace of `apply` holds as constants; raises a
-            `CapturedArrayError` if one of them should be a parameter. None: that is up to the
-            library, as for a table in one of its modules.
+        check_constants: Called with the arrays that a trace of `apply` holds as constants, or with
+            None if it can't be traced; raises a `CapturedArrayError` if one of them should be a
+            parameter. None: that is up to the library, as for a table in one of its modules.
         held: Functions that the entry calls and its library takes for constants, so that no module
             may hide there.
         reduce: The entry as a function and its arguments that make it again, for pickle. None:
@@ -185,7 +185,7 @@ class PureLayer:
     ready: Variables | None = None
     sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
     remake: Callable[[Variables], Any] | None = None
-    check_constants: Callable[[Sequence[jax.Array]], None] | None = None
+    check_constants: Callable[[Sequence[jax.Array] | None], None] | None = None
     held: tuple[Any, ...] = ()
     reduce: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
     inputs: Inputs = ()

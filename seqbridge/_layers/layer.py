@@ -96,15 +96,15 @@ class Layer(VariableHolder):
     internal_names = VariableHolder.internal_names | {
         "cache_parts",
         "call_parameters",
-        "changes",
+        "changed_variables",
         "copy_number",
         "current_tree",
-        "empty",
+        "drop_variables",
         "entry_key",
         "entry_options",
-        "fill",
+        "fill_variables",
         "is_random",
-        "join",
+        "join_model",
         "key_of_entry",
         "may_draw",
         "model_class",
@@ -114,7 +114,7 @@ class Layer(VariableHolder):
         "parent_models",
         "share_variables",
         "tied_variables",
-        "ties",
+        "variable_ties",
         "trace_cache",
     }
 
@@ -154,7 +154,7 @@ class Layer(VariableHolder):
         self._serial = serial()
         self._alone: Any = None
         if pure.ready is not None:
-            self.fill(Layout(pure, pure.ready))
+            self.fill_variables(Layout(pure, pure.ready))
 
     @property
     def built(self) -> bool:
@@ -212,7 +212,7 @@ class Layer(VariableHolder):
             return {}
         return self.native_layout.tree([variable.value for variable in self._variables])
 
-    def fill(
+    def fill_variables(
         self,
         layout: Layout,
         lock: threading.RLock | None = None,
@@ -227,7 +227,9 @@ class Layer(VariableHolder):
         """
         trainable = self.entry_options.trainable
         variables = []
-        for slot, array, tie in zip(layout.slots, layout.arrays, self.ties(layout), strict=True):
+        for slot, array, tie in zip(
+            layout.slots, layout.arrays, self.variable_ties(layout), strict=True
+        ):
             variable = known.get(tie) if known else None
             if variable is not None:
                 variable.trainable = variable.trainable and trainable
@@ -252,7 +254,7 @@ class Layer(VariableHolder):
         self.native_layout = layout
         version.bump()
 
-    def empty(self) -> None:
+    def drop_variables(self) -> None:
         """Give the variables back, of a build that failed."""
         self._variables, self.native_layout, self.origin_path = (), None, None
 
@@ -260,7 +262,7 @@ class Layer(VariableHolder):
         """Replace the variables by those that the layer shares with others, in the same order."""
         self._variables = tuple(variables)
 
-    def ties(self, layout: Layout) -> list[Hashable]:
+    def variable_ties(self, layout: Layout) -> list[Hashable]:
         """Return the tie of each variable of a layout: variables of one tie are one.
 
         A tie is the object behind the variable, or else the entry, the native path and the shape.
@@ -272,9 +274,9 @@ class Layer(VariableHolder):
         """The variables with their ties."""
         if self.native_layout is None:
             return []
-        return list(zip(self.ties(self.native_layout), self._variables, strict=True))
+        return list(zip(self.variable_ties(self.native_layout), self._variables, strict=True))
 
-    def join(self, model: Any, lock: threading.RLock) -> None:
+    def join_model(self, model: Any, lock: threading.RLock) -> None:
         """Note a model that the layer stands in now; the lock of the first guards the variables."""
         with version.lock:
             first = self.parent_models.add(model)
@@ -283,7 +285,7 @@ class Layer(VariableHolder):
                     variable.lock = lock
                 version.bump()  # programs know the old lock
 
-    def changes(self, variables: Variables) -> dict[Variable, Any]:
+    def changed_variables(self, variables: Variables) -> dict[Variable, Any]:
         """The variables that `variables`, the tree after a call, changes.
 
         Raises:

@@ -217,7 +217,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
             if isinstance(item, LayerList):
                 item.parent_models.add(self)
         for layer in leaves(self._layers):
-            layer.join(self, self.edit_lock)
+            layer.join_model(self, self.edit_lock)
 
     def check_plain_call(self) -> None:
         """Raise a `TypeError` if a user's class runs the model in a way of its own."""

@@ -72,7 +72,7 @@ class Trace(NamedTuple):
 class TraceCache:
     """The traces of one layer.
 
-    Whether a layer draws doesn't depend on the sizes of its inputs, so that one look is enough for
+    Whether a layer draws rarely depends on the sizes of its inputs, so that one look is enough for
     batches of all sizes; the shapes of its outputs do.
 
     Attributes:
@@ -91,9 +91,17 @@ class TraceCache:
         return self._traces.get(signature.kind, {}).get(signature.sizes)
 
     def of_any_size(self, signature: Signature) -> Trace | None:
-        """Return a trace of a call that differs in the sizes of its arrays at most."""
+        """Return a trace of a call that differs in the sizes of its arrays at most.
+
+        Of several, it is one that depends on the key: a call takes a key too much, rather than too
+        few.
+        """
         with version.lock:
-            return next(iter(self._traces.get(signature.kind, {}).values()), None)
+            traces = list(self._traces.get(signature.kind, {}).values())
+        for trace in traces:
+            if trace.depends_on_key(None):
+                return trace
+        return traces[-1] if traces else None
 
     def add(self, signature: Signature | None, trace: Trace) -> None:
         """Remember a trace. Models that hold the layer may show a stream of keys from now on."""

@@ -149,7 +149,7 @@ class Sequential(LayerList):
             if first is not None:
                 install(self, first.new)
             for layer, variables in run.states.items():
-                changes |= layer.changes(variables)
+                changes |= layer.changed_variables(variables)
             commit(changes)
         return out
 

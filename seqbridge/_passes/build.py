@@ -151,7 +151,7 @@ def install(model: LayerList, new: NewLayers) -> None:
     before = {part: part.known_inputs for part in new.inputs}
     try:
         for layer, layout in new.layouts.items():
-            layer.fill(layout, model.edit_lock, known)
+            layer.fill_variables(layout, model.edit_lock, known)
             layer.origin_path = new.origins.get(layer)
             known.update(layer.tied_variables())
         model.link_children()
@@ -163,7 +163,7 @@ def install(model: LayerList, new: NewLayers) -> None:
                 root.lay_out(root.mesh_placement, new=True)
     except BaseException:  # Ctrl-C, too
         for layer in new.layouts:
-            layer.empty()
+            layer.drop_variables()
         for part, given in before.items():
             part.known_inputs = given
         version.bump()

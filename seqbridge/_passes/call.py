@@ -140,12 +140,13 @@ def traced(
 
 
 def _check(
-    check: Callable[[Sequence[jax.Array]], None],
+    check: Callable[[Sequence[jax.Array] | None], None],
     captured: Sequence[jax.Array],
     call: Callable[[Any, Any], Any],
     *given: Any,
 ) -> None:
     """Check the constants of a trace, but for those that the trace itself has made."""
+    captured = [array for array in captured if array is not unused_key()]
     try:
         check(captured)
     except CapturedArrayError:
@@ -154,12 +155,32 @@ def _check(
         check([array for array in captured if any(array is other for other in again)])
 
 
-def check_captured(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> None:
-    """Look once at each kind of call of a function that has run without a look.
+def check_before_call(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> None:
+    """Look once at each kind of call of a function, for arrays that should be its parameters.
 
     Raises:
         CapturedArrayError: It uses an array that is none of its variables.
     """
+    if layer.trace_cache.is_untraceable(signature_of_call(variables, args, keywords)):
+        return
+    try:
+        trace_of_any_size(layer, variables, args, keywords)
+    except CapturedArrayError:
+        raise
+    except Exception:  # what is wrong, the call itself will say
+        return
+
+
+def check_after_call(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> None:
+    """Look again at a function that couldn't be traced, and has run.
+
+    A model that it uses may have been built by the call only.
+
+    Raises:
+        CapturedArrayError: It uses an array that is none of its variables, as far as its names tell
+            where it can't be traced now either.
+    """
+    assert layer.pure.check_constants is not None
     signature = signature_of_call(variables, args, keywords)
     if layer.trace_cache.is_untraceable(signature):
         return
@@ -167,7 +188,8 @@ def check_captured(layer: Layer, variables: Variables, args: Inputs, keywords: K
         trace_of_any_size(layer, variables, args, keywords)
     except CapturedArrayError:
         raise
-    except Exception:  # it has run, so it is one that can't be traced
+    except Exception:
+        layer.pure.check_constants(None)
         layer.trace_cache.note_untraceable(signature)
 
 
@@ -235,6 +257,10 @@ def key_for(
         return None
     if known.depends_on_key(mode):
         return keys.key
+    if layer.pure.key_name is not None:  # a function may draw for inputs of some sizes only
+        known = trace(layer, variables, args, keywords)
+        if known.depends_on_key(mode):
+            return keys.key
     if not known.needs_key:
         return None
     key = unused_key()

@@ -23,7 +23,7 @@ from seqbridge._interface import (
     shapes_text,
 )
 from seqbridge._layers import Layer, LayerList, walk
-from seqbridge._passes.call import apply, check_captured, key_for
+from seqbridge._passes.call import apply, check_after_call, check_before_call, key_for
 from seqbridge._state import Keys, lost
 
 
@@ -67,10 +67,13 @@ class Run:
         /,
     ) -> Any:
         variables = self.states.get(layer) or self._tree(layer)
+        is_checked = layer.pure.check_constants is not None
+        if is_checked:  # before it runs, so that what it keeps of a call is of the call itself
+            check_before_call(layer, variables, args, keywords)
         key = key_for(layer, keys, variables, args, keywords, mode)
         out, state = apply(layer, variables, key, args, keywords)
-        if layer.pure.check_constants is not None and not layer.pure.takes_key:
-            check_captured(layer, variables, args, keywords)
+        if is_checked:
+            check_after_call(layer, variables, args, keywords)
         if state and mode is not False and not _is_empty(args):
             self.states[layer] = {**variables, **state}
         return out

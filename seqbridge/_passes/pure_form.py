@@ -64,7 +64,7 @@ class Form:
                 continue
             self.names[layer] = named = []
             slots = layouts[layer].slots
-            for slot, tie in zip(slots, layer.ties(layouts[layer]), strict=True):
+            for slot, tie in zip(slots, layer.variable_ties(layouts[layer]), strict=True):
                 name = first.setdefault(tie, naming.join(place, slot.shown))
                 named.append((name, slot.kind))
         names = list(first.values())

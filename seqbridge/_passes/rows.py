@@ -145,7 +145,9 @@ def arrays_of(layer: Layer, layout: Layout) -> dict[Hashable, SizedArray]:
             arrays[variable] = SizedArray(variable.kind, variable.value, variable.trainable)
         return arrays
     trained = layer.entry_options.trainable
-    for tie, slot, array in zip(layer.ties(layout), layout.slots, layout.arrays, strict=True):
+    for tie, slot, array in zip(
+        layer.variable_ties(layout), layout.slots, layout.arrays, strict=True
+    ):
         arrays[tie] = SizedArray(slot.kind, array, trained and slot.trainable)
     return arrays
 

@@ -333,7 +333,7 @@ def test_control_c_while_a_model_is_built_leaves_it_built_or_not() -> None:
             model = sb.Sequential([quick(), quick()])
             model.mesh_placement = placement
             stopped = interrupted(
-                partial(build, model), at, {"install", "fill", "lay_out", "_build"}
+                partial(build, model), at, {"install", "fill_variables", "lay_out", "_build"}
             )
             assert len({(layer.built, len(layer.vars())) for layer in model}) == 1, (
                 f"line {at}: a part is built"
@@ -367,7 +367,7 @@ def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> 
         "unified",
         "share",
         "install",
-        "fill",
+        "fill_variables",
     }
     at = 0
     for at in itertools.count():
