@@ -231,7 +231,7 @@ def _names_of_holder(obj: Any, place: _Place) -> frozenset[str] | None:
 def _names_in_methods(method: Any, cls: type) -> frozenset[str] | None:
     """The names in a method, and in what it names of its class; None: they can't be told."""
     names: set[str] = set()
-    waiting = [method]
+    waiting = [method, getattr(cls, "__call__", None)]  # a method may call its object
     while waiting:
         function = _function_of(waiting.pop())
         if function is None:
