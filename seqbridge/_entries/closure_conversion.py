@@ -231,7 +231,9 @@ def _names_of_holder(obj: Any, place: _Place) -> frozenset[str] | None:
 def _names_in_methods(method: Any, cls: type) -> frozenset[str] | None:
     """The names in a method, and in what it names of its class; None: they can't be told."""
     names: set[str] = set()
-    waiting = [method, getattr(cls, "__call__", None)]  # a method may call its object
+    # A method may call its object.
+    calls = [vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)]
+    waiting = [method, *calls]
     while waiting:
         function = _function_of(waiting.pop())
         if function is None:
