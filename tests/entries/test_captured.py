@@ -311,3 +311,75 @@ def test_an_error_names_the_module_beside_it() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         sb.Sequential([lambda x: 1 / 0])(X)
     assert not any("would be" in note for note in caught.value.__notes__)
+
+
+BUILT = sb.Sequential([nn.Dense(3)]).build(X.shape)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: BUILT(x) if float(x.sum()) > 0 else x, "holds BUILT, a Sequential"),
+        (lambda x: jax.vmap(LINEAR)(x) if float(x.sum()) > 0 else x, "holds LINEAR"),
+    ],
+)
+def test_what_cannot_be_traced_is_asked_by_its_names(function: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        sb.Sequential([function])(X)
+
+
+class Holder:
+    """Holds a module, a model and arrays, of which each method uses some."""
+
+    def __init__(self) -> None:
+        self.linear = eqx.nn.Linear(3, 3, key=jax.random.key(1))
+        self.policy = BUILT
+        self.row, self.other = 2 * ROW, 3 * ROW
+
+    def __call__(self, x: Any) -> Any:
+        return jax.vmap(self.linear)(x)
+
+    def scaled(self, x: Any) -> Any:
+        return x * self.row
+
+    def both(self, x: Any) -> Any:
+        return self.scaled(self(x))
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("__call__", ["linear.bias", "linear.weight"]),
+        ("both", ["linear.bias", "linear.weight", "row"]),
+    ],
+)
+def test_a_module_in_an_object_is_lifted_where_the_object_is_called(
+    method: str, names: list[str]
+) -> None:
+    holder = Holder()
+    entry = holder if method == "__call__" else getattr(holder, method)
+    model = sb.Sequential([entry])
+    assert [name.rpartition(").")[2] for name in model.vars()] == names
+    np.testing.assert_allclose(model(X), entry(X), rtol=1e-6)
+    grads = sb.grad(lambda model: model(X).sum())(model)
+    assert all(np.abs(grad).sum() > 0 for grad in grads.values())
+
+
+def test_what_a_function_keeps_of_its_first_call_is_the_call_itself() -> None:
+    kept: list[Any] = []
+
+    def tap(x: Any) -> Any:
+        kept[:] = [x]
+        return x
+
+    model = sb.Sequential([tap])
+    for x in (X, X[0], X.astype(jnp.int32)):
+        model(x)
+        assert jnp.array_equal(kept[0], x)
+
+
+def test_two_modules_of_one_name_are_refused() -> None:
+    first, second = (eqx.nn.Linear(3, 3, key=jax.random.key(seed)) for seed in (1, 2))
+    modules = {0: first, "0": second}
+    with pytest.raises(TypeError, match="two arrays of one name"):
+        sb.Sequential([lambda x: jax.vmap(modules["0"])(jax.vmap(modules[0])(x))])

@@ -206,3 +206,19 @@ def test_a_model_that_cannot_draw_has_no_stream() -> None:
     assert len(model.vars()) == 1
     drawing = sb.Sequential([nn.Dropout(0.5, deterministic=False)]).build((1, 24))
     assert list(drawing.vars()) == ["(Sequential).rng"]
+
+
+def for_several(x: jax.Array, key: Any = None) -> jax.Array:
+    own, _ = jax.random.split(key)
+    return x if x.shape[0] == 1 else x * jax.random.normal(own, x.shape)
+
+
+@pytest.mark.parametrize("shape", [(None, 3), (1, 3), (4, 3)])
+def test_a_function_may_draw_for_batches_of_some_sizes_only(shape: tuple[Any, ...]) -> None:
+    model = sb.Sequential([for_several]).build(shape)
+    one, several = jnp.ones((1, 3)), jnp.ones((4, 3))
+    assert jnp.array_equal(model(one), one)
+    assert not jnp.array_equal(model(several), model(several))
+    key = jax.random.key(2)
+    expected = for_several(several, jax.random.fold_in(key, 0))
+    np.testing.assert_allclose(model(several, rng=key), expected, rtol=1e-6)
