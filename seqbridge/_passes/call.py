@@ -150,25 +150,32 @@ def _check(
     try:
         check(captured)
     except CapturedArrayError:
-        # Of another function, since JAX remembers the trace of this one.
+        # `partial` makes a new function: of the same one JAX would return its cached trace, and
+        # with it the same constants.
         again = captured_arrays(jax.make_jaxpr(functools.partial(call))(*given))
         check([array for array in captured if any(array is other for other in again)])
 
 
-def check_before_call(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> None:
+def check_before_call(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> bool:
     """Look once at each kind of call of a function, for arrays that should be its parameters.
+
+    Returns:
+        Whether it was seen what the function uses.
 
     Raises:
         CapturedArrayError: It uses an array that is none of its variables.
     """
+    if layer.pure.check_constants is None:
+        return True
     if layer.trace_cache.is_untraceable(signature_of_call(variables, args, keywords)):
-        return
+        return True
     try:
         trace_of_any_size(layer, variables, args, keywords)
     except CapturedArrayError:
         raise
     except Exception:  # what is wrong, the call itself will say
-        return
+        return False
+    return True
 
 
 def check_after_call(layer: Layer, variables: Variables, args: Inputs, keywords: Keywords) -> None:
@@ -181,14 +188,12 @@ def check_after_call(layer: Layer, variables: Variables, args: Inputs, keywords:
             where it can't be traced now either.
     """
     assert layer.pure.check_constants is not None
-    signature = signature_of_call(variables, args, keywords)
-    if layer.trace_cache.is_untraceable(signature):
-        return
     try:
         trace_of_any_size(layer, variables, args, keywords)
     except CapturedArrayError:
         raise
     except Exception:
+        signature = signature_of_call(variables, args, keywords)
         layer.pure.check_constants(None)
         layer.trace_cache.note_untraceable(signature)
 

@@ -67,12 +67,11 @@ class Run:
         /,
     ) -> Any:
         variables = self.states.get(layer) or self._tree(layer)
-        is_checked = layer.pure.check_constants is not None
-        if is_checked:  # before it runs, so that what it keeps of a call is of the call itself
-            check_before_call(layer, variables, args, keywords)
+        # Before it runs, so that what it keeps of a call is of the call itself.
+        seen = check_before_call(layer, variables, args, keywords)
         key = key_for(layer, keys, variables, args, keywords, mode)
         out, state = apply(layer, variables, key, args, keywords)
-        if is_checked:
+        if not seen:
             check_after_call(layer, variables, args, keywords)
         if state and mode is not False and not _is_empty(args):
             self.states[layer] = {**variables, **state}
