@@ -22,6 +22,9 @@ from seqbridge._layers import (
 )
 from seqbridge._state import Keys
 
+# A model that calls itself never ends, and each call of it would be tried twice.
+_NOT_TO_BE_PASSED_OVER = CapturedArrayError, RecursionError
+
 
 def apply(layer: Layer, variables: Variables, key: Any, args: Inputs, keywords: Keywords) -> Any:
     """Call a layer on its variables. Return `(outputs, new_state)`."""
@@ -171,7 +174,7 @@ def check_before_call(layer: Layer, variables: Variables, args: Inputs, keywords
         return True
     try:
         trace_of_any_size(layer, variables, args, keywords)
-    except CapturedArrayError:
+    except _NOT_TO_BE_PASSED_OVER:
         raise
     except Exception:  # what is wrong, the call itself will say
         return False
@@ -190,7 +193,7 @@ def check_after_call(layer: Layer, variables: Variables, args: Inputs, keywords:
     assert layer.pure.check_constants is not None
     try:
         trace_of_any_size(layer, variables, args, keywords)
-    except CapturedArrayError:
+    except _NOT_TO_BE_PASSED_OVER:
         raise
     except Exception:
         signature = signature_of_call(variables, args, keywords)
@@ -254,7 +257,7 @@ def key_for(
         return None
     try:
         known = trace_of_any_size(layer, variables, args, keywords)
-    except CapturedArrayError:
+    except _NOT_TO_BE_PASSED_OVER:
         raise
     except Exception:  # what can't be traced may draw; what is wrong, the call itself will say
         with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
