@@ -36,7 +36,7 @@ from seqbridge._interface import Call, Inputs, ask, habit, nearest
 from seqbridge._layers.layer import Layer
 from seqbridge._layers.module_tree import full_name, leaves, walk
 from seqbridge._layers.parents import Parents
-from seqbridge._layers.sharing import share
+from seqbridge._layers.sharing import Undo, share
 from seqbridge._sharding import Placement, put
 from seqbridge._state import (
     CacheKey,
@@ -385,7 +385,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         names = first_names(items, names)
         self._check_names(names)
         self._layers, self._labels = items, names
-        share(items, [])
+        share(items, [], [])
         self.link_children()
 
     @_exclusive
@@ -398,15 +398,17 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         names = first_names(layers, names)
         self._check_names(names)
         before = self._items()
-        undo = share(layers, self._layers)
+        undo: list[Undo] = []
         try:
+            share(layers, self._layers, undo)
             self._set_items(layers, names)
             self._after_edit()
             self.link_children()
             version.bump()
         except BaseException:
             self._set_items(*before)
-            undo()
+            for step in reversed(undo):
+                step()
             version.bump()  # a build may have looked at the list meanwhile
             raise
 
@@ -414,7 +416,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         """Build what the edit has added."""
 
     def _items(self) -> tuple[list[Child], Names]:
-        """Layers and names of one moment; an edit makes new lists."""
+        """Layers and names of one moment. An edit of this model makes new lists."""
         with version.lock:
             return self._layers, self._labels
 
@@ -595,7 +597,6 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         made = type(self).__new__(type(self))
         vars(made).update(LayerList.__getstate__(self))
         made._begin()
-        made._layers, made._labels = [], []
         made._check_names(names)
         made._layers, made._labels = layers, names
         made.edit_lock = self.edit_lock

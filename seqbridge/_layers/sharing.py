@@ -14,7 +14,7 @@ from seqbridge._state import Variable
 Undo = Callable[[], None]
 
 
-def share(items: list[Any], own: Sequence[Item]) -> Undo:
+def share(items: list[Any], own: Sequence[Item], undo: list[Undo]) -> None:
     """Make one layer of those of one entry, and one variable of those of one object behind them.
 
     Two that both have values of their own by now stay two.
@@ -22,26 +22,18 @@ def share(items: list[Any], own: Sequence[Item]) -> Undo:
     Args:
         items: What a model will hold; changed in place.
         own: What it held before: of two layers, the one that was there stays.
-
-    Returns:
-        A function that undoes it.
+        undo: Gets what undoes each step, before the step is taken.
     """
     held_before = set(leaves(own))
 
     def new_last(layer: Layer) -> bool:
         return layer not in held_before
 
-    undo = _unify_layers(items, sorted(leaves(items), key=new_last))
-    undo += _share_variables(sorted(leaves(items), key=new_last))
-
-    def undo_all() -> None:
-        for step in reversed(undo):
-            step()
-
-    return undo_all
+    _unify_layers(items, sorted(leaves(items), key=new_last), undo)
+    _share_variables(sorted(leaves(items), key=new_last), undo)
 
 
-def _unify_layers(items: list[Item], layers: Iterable[Layer]) -> list[Undo]:
+def _unify_layers(items: list[Item], layers: Iterable[Layer], undo: list[Undo]) -> None:
     """Give a list, and the models in it, one layer for each entry: the first that is built."""
     chosen: dict[Hashable, Layer] = {}
     for layer in layers:
@@ -64,22 +56,21 @@ def _unify_layers(items: list[Item], layers: Iterable[Layer]) -> list[Undo]:
             models += [item, *item.nested_models()]
     before = list(items)
     held_by = [(model, list(model)) for model in models]
-    items[:] = unified(items)
-    for model, held in held_by:
-        model.swap_layers(unified(held))
 
     def restore() -> None:
         items[:] = before
         for model, held in held_by:
             model.swap_layers(held)
 
-    return [restore]
+    undo.append(restore)
+    items[:] = unified(items)
+    for model, held in held_by:
+        model.swap_layers(unified(held))
 
 
-def _share_variables(layers: Iterable[Layer]) -> list[Undo]:
+def _share_variables(layers: Iterable[Layer], undo: list[Undo]) -> None:
     """Give the layers one variable for each tie."""
     first: dict[Hashable, Variable] = {}
-    undo: list[Undo] = []
     for layer in layers:
         held = layer.own_variables()
         shared = list(held)
@@ -93,7 +84,6 @@ def _share_variables(layers: Iterable[Layer]) -> list[Undo]:
         if any(new is not old for new, old in zip(shared, held, strict=True)):
             undo.append(_restore_variables(layer))
             layer.share_variables(shared)
-    return undo
 
 
 def _restore_trainable(variable: Variable) -> Undo:

@@ -145,7 +145,7 @@ class Sequential(LayerList):
             visitor = run if outputs is None else Recorder(run, outputs)
             changes: dict[Variable, Any] = {}
             keys = self.call_keys(rng, changes)
-            out = traverse(self, args, call, visitor, keys, plain=outputs is not None)
+            out = traverse(self, args, call, visitor, keys, check_plain=outputs is not None)
             if first is not None:
                 install(self, first.new)
             for layer, variables in run.states.items():

@@ -88,7 +88,7 @@ def traverse(
     visit: Visitor,
     keys: Keys,
     *,
-    plain: bool = True,
+    check_plain: bool = True,
 ) -> Any:
     """Run the layers in order. Return the outputs of the last one.
 
@@ -98,14 +98,14 @@ def traverse(
         call: What the call gives beside them.
         visit: What is done with each layer.
         keys: The keys of the call.
-        plain: Whether the model must be one that runs its layers in order, and does no more.
+        check_plain: Whether the model must be one that runs its layers in order, and does no more.
 
     Raises:
         TypeError: A keyword that no layer takes, an argument that a layer misses, a mode that
             nothing decides.
         Exception: What a layer raises, with a note that says which layer, and what reached it.
     """
-    if plain:
+    if check_plain:
         model.check_plain_call()
     check_keywords(model, args, call)
     out = run_through(model, args, call, visit, keys)

@@ -194,7 +194,7 @@ def _fresh_shapes(model: LayerList, args: Inputs, call: Call) -> dict[str, tuple
     """The shapes that fresh variables would have, as far as the layers can be traced."""
     build = Build(fresh=True, abstract=True)
     with contextlib.suppress(Exception):  # the build itself will say what is wrong
-        traverse(model, args, call, build, Keys(lambda: jax.random.key(0)), plain=False)
+        traverse(model, args, call, build, Keys(lambda: jax.random.key(0)), check_plain=False)
     shapes = {}
     for place, layer in walk(model):
         layout = build.new.layouts.get(layer)
@@ -257,5 +257,5 @@ def layouts_of(model: LayerList, args: Inputs, call: Call) -> Layouts:
     build = Build(abstract=True)
     keys = Keys(lambda: jax.random.key(0))
     call = call.map(keyword_specs, training=True)
-    traverse(model, specs(args), call, build, keys, plain=False)
+    traverse(model, specs(args), call, build, keys, check_plain=False)
     return built_layouts(model) | build.new.layouts

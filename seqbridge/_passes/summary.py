@@ -229,7 +229,7 @@ def _observe_at(
     layouts = layouts_of(model, shapes, call.map(keyword_specs, training=True))
     observer = _Observer(layouts, count)
     in_mode = call.map(keyword_specs, training=bool(call.training))
-    traverse(model, shapes, in_mode, observer, Keys(unused_key), plain=False)
+    traverse(model, shapes, in_mode, observer, Keys(unused_key), check_plain=False)
     return layouts, observer.steps
 
 

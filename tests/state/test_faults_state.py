@@ -384,6 +384,20 @@ def test_control_c_in_an_edit_leaves_the_list_as_it_was_or_as_it_was_to_be() -> 
     assert elsewhere(lambda: sb.Sequential([jnp.tanh]).built) is True, "a lock is still held"
 
 
+def test_control_c_in_an_edit_leaves_nested_models_as_they_were() -> None:
+    functions = {"_edit", "_share_variables", "_unify_layers", "unified", "share", "swap_layers"}
+    at = 0
+    for at in itertools.count():
+        dense = nn.Dense(3)
+        inner, built = sb.Sequential([dense]), sb.Sequential([dense]).build((2, 3))
+        own, model = inner[0], sb.Sequential([quick()]).build((2, 3))
+        stopped = interrupted(partial(model.extend, [inner, built[0]]), at, functions)
+        assert inner[0] is (own if len(model) == 1 else built[0])
+        if not stopped:
+            break
+    assert at > 30
+
+
 def test_control_c_while_an_optimizer_follows_an_edit_keeps_its_state() -> None:
     functions = {"update", "_follow", "_fit", "cached", "commit", "_write", "finishing"}
 
