@@ -117,7 +117,7 @@ class Parameters:
         positional: list[str] = []
         by_name: set[str] = set()
         required: list[str] = []
-        self.any = False
+        self.any: bool = False
         self._defaults: dict[str, bool] = {}
         for parameter in parameters:
             name, kind = parameter.name, parameter.kind
@@ -132,12 +132,14 @@ class Parameters:
             named = kind in _POSITIONAL or kind in _BY_NAME
             if named and parameter.default is parameter.empty and name != pure.key_name:
                 required.append(name)
-        self.positional = tuple(positional)
-        self.names = frozenset(by_name) - pure.decided - _OF_THE_MODEL
-        self.required = tuple(required)
-        self.flags = {name: MODE_FLAGS[name] for name in MODE_FLAGS if name in self.names}
-        self.decided = pure.decided
-        self.key_name = pure.key_name
+        self.positional: tuple[str, ...] = tuple(positional)
+        self.names: frozenset[str] = frozenset(by_name) - pure.decided - _OF_THE_MODEL
+        self.required: tuple[str, ...] = tuple(required)
+        self.flags: dict[str, bool] = {
+            name: MODE_FLAGS[name] for name in MODE_FLAGS if name in self.names
+        }
+        self.decided: frozenset[str] = pure.decided
+        self.key_name: str | None = pure.key_name
 
     @property
     def default_mode(self) -> bool | None:

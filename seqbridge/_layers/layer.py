@@ -93,7 +93,7 @@ class Layer(VariableHolder):
         "trace_cache",
     )
 
-    internal_names = VariableHolder.internal_names | {
+    internal_names: ClassVar[frozenset[str]] = VariableHolder.internal_names | {
         "cache_parts",
         "call_parameters",
         "changed_variables",
@@ -143,13 +143,13 @@ class Layer(VariableHolder):
         self.entry: Any = entry
         self.pure: PureLayer = pure
         self.name: str | None = name
-        self.call_parameters = Parameters(pure)
-        self.entry_options = EntryOptions(method, per_example, trainable)
+        self.call_parameters: Parameters = Parameters(pure)
+        self.entry_options: EntryOptions = EntryOptions(method, per_example, trainable)
         self.native_layout: Layout | None = None
         self.origin_path: tuple[int, ...] | None = None
-        self.parent_models = Parents()
-        self.trace_cache = TraceCache()
-        self.copy_number = 0  # tells layers of one entry apart, of which one is a copy
+        self.parent_models: Parents = Parents()
+        self.trace_cache: TraceCache = TraceCache()
+        self.copy_number: int = 0  # tells layers of one entry apart, of which one is a copy
         self._variables: tuple[Variable, ...] = ()
         self._serial = serial()
         self._alone: Any = None

@@ -117,7 +117,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
     # The call that runs the layers in order and does no more.
     plain_call: ClassVar[Callable[..., Any]]
 
-    internal_names = VariableHolder.internal_names | {
+    internal_names: ClassVar[frozenset[str]] = VariableHolder.internal_names | {
         "ancestor_models",
         "cache_parts",
         "call_keys",
@@ -143,7 +143,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
     }
 
     def __init__(self, seed: Any = 0) -> None:
-        self.start_seed = seed
+        self.start_seed: Any = seed
         self._layers: list[Child] = []
         self._labels: Names = []
         self.key_stream: Variable | None = None
@@ -153,8 +153,8 @@ class LayerList(VariableHolder, MutableSequence[Any]):
 
     def _begin(self) -> None:
         """Set what no copy has in common with its model."""
-        self.edit_lock = threading.RLock()
-        self.parent_models = Parents()
+        self.edit_lock: threading.RLock = threading.RLock()
+        self.parent_models: Parents = Parents()
 
     # Structure
 
@@ -307,7 +307,8 @@ class LayerList(VariableHolder, MutableSequence[Any]):
 
     def take_stream_of(self, model: LayerList) -> None:
         """Draw from the stream of another model from now on."""
-        self.key_stream, self.start_seed = model.make_key_stream(), model.start_seed
+        self.key_stream = model.make_key_stream()
+        self.start_seed = model.start_seed
 
     def _stream_namer(self) -> Callable[[Variable], str | None]:
         parents = Parents()  # a weak link: the model holds its stream
@@ -321,7 +322,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         return name_of
 
     def lay_out(self, placement: Placement, *, new: bool = False) -> None:
-        """Lay the variables out on a mesh, all of them or none.
+        """Lay the variables out on a mesh, all of them or none; later builds follow.
 
         Args:
             placement: The mesh and the rules.
@@ -334,6 +335,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
             for variable, sharding in shardings.items():
                 changes[variable] = put(variable.value, sharding)
             commit(changes)
+            self.mesh_placement = placement
 
     # The one door, and the one edit
 

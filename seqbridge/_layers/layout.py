@@ -53,9 +53,7 @@ class Layout:
         inputs: tuple[Any, Mapping[str, Any]] | None = None,
     ):
         self.inputs = inputs
-        leaves, self.treedef = jax.tree_util.tree_flatten_with_path(
-            variables, is_leaf=_is_annotated
-        )
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_annotated)
         paths = [path_text(path) for path, _ in leaves]
         if any(len(path) < 2 for path in paths):
             raise TypeError(
@@ -64,7 +62,8 @@ class Layout:
                 f"{jax.tree.map(lambda a: 'array', variables)}"
             )
         names = _shown_names(pure, paths)
-        slots, arrays = [], []
+        slots: list[Slot] = []
+        arrays: list[Any] = []
         for (_, leaf), path, name in zip(leaves, paths, names, strict=True):
             noted = leaf if _is_annotated(leaf) else Annotated(leaf)
             slots.append(
@@ -79,8 +78,9 @@ class Layout:
                 )
             )
             arrays.append(noted.value)
-        self.slots = tuple(slots)
-        self.arrays = arrays
+        self.treedef: Any = treedef
+        self.slots: tuple[Slot, ...] = tuple(slots)
+        self.arrays: list[Any] = arrays
 
     def ties(
         self, sources: Mapping[Path, Any], entry: Any, copy_number: int, arrays: Sequence[Any]

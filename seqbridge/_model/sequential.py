@@ -385,10 +385,7 @@ class Sequential(LayerList):
             raise RuntimeError(
                 "the model isn't built: call model.build(...) first, then model.shard(mesh, rules)"
             )
-        placement = Placement(mesh, rules, logical)
-        with locked(lambda: [self]):
-            self.lay_out(placement)
-            self.mesh_placement = placement
+        self.lay_out(Placement(mesh, rules, logical))
         return self
 
     # Looks

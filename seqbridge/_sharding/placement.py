@@ -51,8 +51,8 @@ class Placement:
         rules: Mapping[str, PartitionSpec] | Sequence[tuple[str, PartitionSpec]] = (),
         logical: Mapping[str, Any] | None = None,
     ):
-        self.mesh = as_auto(mesh)
-        self.logical = dict(logical or {})
+        self.mesh: Mesh = as_auto(mesh)
+        self.logical: dict[str, Any] = dict(logical or {})
         for name, axes in self.logical.items():
             for axis in axes_of([axes]):
                 if axis not in self.mesh.axis_names:

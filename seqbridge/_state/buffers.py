@@ -75,9 +75,9 @@ class BufferSlot:
     __slots__ = ("buffer", "index", "serial")
 
     def __init__(self, buffer: Buffer, index: int = 0):
-        self.buffer = buffer
-        self.index = index
-        self.serial = serial()
+        self.buffer: Buffer = buffer
+        self.index: int = index
+        self.serial: int = serial()
 
 
 class _SingleBuffer:

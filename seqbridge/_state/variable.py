@@ -30,7 +30,7 @@ class CacheKey:
     __slots__ = ("_hash", "parts")
 
     def __init__(self, parts: Hashable):
-        self.parts = parts
+        self.parts: Hashable = parts
         self._hash = hash(parts)
 
     def __hash__(self) -> int:
@@ -133,7 +133,7 @@ class Variable(Operators, Stateful):
         "path",
     )
 
-    internal_names = Stateful.internal_names | {
+    internal_names: ClassVar[frozenset[str]] = Stateful.internal_names | {
         "aliased",
         "buffer_slot",
         "cache_parts",
@@ -167,12 +167,12 @@ class Variable(Operators, Stateful):
         self.path: tuple[str, ...] = path
         self.metadata: Any = metadata
         self.axes: tuple[Any, ...] = axes
-        self.default_name = name or ".".join(path) or "variable"
+        self.default_name: str = name or ".".join(path) or "variable"
         self.namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
         # Whether the array may be that of an object of the user's, which keeps it.
-        self.aliased = False
-        self.lock = threading.RLock()
+        self.aliased: bool = False
+        self.lock: threading.RLock = threading.RLock()
 
     @classmethod
     def from_leaf(cls, leaf: Any, **options: Any) -> Variable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class Optimizer(VariableHolder):
         Array([0., 1.], dtype=float32)
     """
 
-    internal_names = VariableHolder.internal_names | {"trainable"}
+    internal_names: ClassVar[frozenset[str]] = VariableHolder.internal_names | {"trainable"}
 
     def __init__(
         self, model: Stateful, transformation: Transformation, *, wrt: Filter | None = None

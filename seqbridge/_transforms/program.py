@@ -230,8 +230,8 @@ class Jitted(FunctionLike[P, R]):
         pack: bool,
     ):
         functools.update_wrapper(self, function, updated=())
-        self.wrapped_function = function
-        self.closed_holders = holders_of(function, vars)
+        self.wrapped_function: Callable[P, R] = function
+        self.closed_holders: list[Stateful] = holders_of(function, vars)
         self._static = places_of(function, static_argnames)
         self._donate = donate
         self._pack = pack

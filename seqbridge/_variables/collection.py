@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, ClassVar, NamedTuple, TypeAlias, get_args
 
 import jax
 
@@ -108,7 +108,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     __slots__ = ("__weakref__", "_made", "_remark", "_seen", "_source", "_whole")
 
-    internal_names = VariableHolder.internal_names | {"distinct_by_name"}
+    internal_names: ClassVar[frozenset[str]] = VariableHolder.internal_names | {"distinct_by_name"}
 
     steady_key = False  # its source may be anybody's function
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class VariableHolder(Stateful):
 
     __slots__ = ()
 
-    internal_names = Stateful.internal_names | {"built_variables"}
+    internal_names: ClassVar[frozenset[str]] = Stateful.internal_names | {"built_variables"}
 
     @property
     def trainable(self) -> bool:
