@@ -101,6 +101,7 @@ def _make_layer(module: nn.Module, method: Method) -> PureLayer:
         ecosystem="linen",
         text=call_text(name, (), fields),
         decided=_decided_flags(module),
+        makes_state=True,
         to_native=to_native,
         from_native=from_native,
         method=lambda other: _make_layer(module, other),

@@ -25,17 +25,15 @@ from seqbridge._interface import (
 )
 from seqbridge._layers import Child, Layer, LayerList, leaves
 from seqbridge._passes import (
-    Build,
     Form,
     Naming,
     Parts,
     built_layouts,
     check_inputs,
-    keyword_specs,
+    find_initial,
     layouts_of,
     lazy_key,
     specs,
-    traverse,
 )
 from seqbridge._state import Keys, Tracer, Variable, locked
 
@@ -164,16 +162,15 @@ class Snapshot:
             return self._form((), Call()).form.parts(values)
         args = args or self.inputs
         check_inputs(args)
-        build = Build(abstract=key is None)
-        call = self._call(keywords).map(keyword_specs, training=True)
         keys = Keys(lazy_key(0 if key is None else key))
-        traverse(self.model, specs(args), call, build, keys)
+        call = self._call(keywords)
+        layouts = find_initial(self.model, args, call, keys, abstract=key is None).layouts
         # In reverse: of a shared variable, the array of the last layer given to `parts` stays.
-        fresh = {layer: layout.arrays for layer, layout in reversed(build.new.layouts.items())}
-        for layout in build.new.layouts.values():
+        fresh = {layer: layout.arrays for layer, layout in reversed(layouts.items())}
+        for layout in layouts.values():
             # The layouts are kept, and must keep nothing of a trace.
             layout.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout.arrays]
-        form = Form(self.model, built_layouts(self.model) | build.new.layouts, self._naming)
+        form = Form(self.model, built_layouts(self.model) | layouts, self._naming)
         if self._known is None:
             self._known = _NamedForm(form, _frozen_names(form))
         return form.parts(values | fresh)

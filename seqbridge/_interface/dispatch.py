@@ -157,10 +157,8 @@ class Parameters:
             return False
         return name in self.names or self.any
 
-    def route(self, call: Call, inputs: int) -> tuple[dict[str, Any], bool | None]:
-        """Return the layer's keywords, and its mode.
-
-        The mode is True in training, False in evaluation, None if nothing says.
+    def route(self, call: Call, inputs: int) -> dict[str, Any]:
+        """Return the layer's keywords, with its mode in the words of its library.
 
         Raises:
             LookupError: Nothing decides a mode flag.
@@ -173,25 +171,16 @@ class Parameters:
         if not self.flags:
             if self.any and call.said and call.training is not None and not self.decided:
                 routed["training"] = call.training
-            return routed, call.training
+            return routed
         filled = self.positional[:inputs]
-        modes: list[bool | None] = []
         for flag, polarity in self.flags.items():
-            if flag in filled:
+            if flag in filled or flag in routed:
                 continue
-            if flag in routed:
-                value = routed[flag]
-            elif call.training is not None:
-                value = routed[flag] = call.training is polarity
-            elif flag in self._defaults:
-                value = self._defaults[flag]
-            else:
+            if call.training is not None:
+                routed[flag] = call.training is polarity
+            elif flag not in self._defaults:
                 raise LookupError(flag)
-            known = isinstance(value, bool | int | np.bool_)
-            modes.append(bool(value) is polarity if known else None)
-        if not modes or None in modes:
-            return routed, None
-        return routed, any(modes)
+        return routed
 
     def in_training(self, keywords: Keywords) -> dict[str, Any]:
         """Return the keywords with every mode flag turned to training."""

@@ -97,12 +97,12 @@ class PureLayer:
     "batch_stats": {...}}`.
 
     Args:
-        init: `init(key, /, *inputs, **keywords) -> variables`. Of the inputs, only shapes and
-            dtypes may matter. None: the entry came with its variables, `ready`, and new ones can't
-            be drawn.
+        init: `init(key, /, *inputs, **keywords) -> variables`. The variables may depend on the
+            values of the inputs, too, where it can be traced: then `build` with shapes alone is
+            refused. None: the entry came with its variables, `ready`, and new ones can't be drawn.
         apply: `apply(variables, key, /, *inputs, **keywords) -> (outputs, new_state)`, where
-            `new_state` holds the collections that are no parameters, as they are after the call;
-            the core drops it in evaluation mode. `key` is None where the layer draws nothing.
+            `new_state` holds the collections that are no parameters, as they are after the call,
+            in whatever mode. `key` is None where the layer draws nothing.
         signature: What the entry takes at a call, inputs first. None: inputs only, no keywords.
         label: The name of the entry's class or function, as it stands in names: `(Conv)`.
         ecosystem: The name of the library, as it stands in `repr` and in errors.
@@ -117,6 +117,9 @@ class PureLayer:
             across the batch.
         traceable: Whether `init` may be traced. False: it is called outside of every trace, on
             `jax.ShapeDtypeStruct`s.
+        makes_state: Whether `apply` makes the state of a collection that is given empty, as `init`
+            does. So `build` finds the outputs of a layer whose state, such as a cache, is made for
+            other inputs than those of later calls.
         kinds: The kind of each collection; those that aren't named are `"state"`.
         shorten: From a variable's native path to the path that is shown and looked up.
         to_native: From variables (with `Annotated` leaves where there are notes) to the tree that
@@ -177,6 +180,7 @@ class PureLayer:
     per_example: bool = False
     axis_name: Hashable = None
     traceable: bool = True
+    makes_state: bool = False
     kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"params": "params"})
     shorten: Callable[[Path], Path] = _identity
     to_native: Callable[[Variables], Any] = _identity

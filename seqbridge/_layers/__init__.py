@@ -8,6 +8,7 @@ from seqbridge._layers.jaxpr import FROZEN as FROZEN
 from seqbridge._layers.jaxpr import captured_arrays as captured_arrays
 from seqbridge._layers.jaxpr import eliminate_dead_code as eliminate_dead_code
 from seqbridge._layers.jaxpr import flops as flops
+from seqbridge._layers.jaxpr import forwarded_inputs as forwarded_inputs
 from seqbridge._layers.jaxpr import inner_jaxprs as inner_jaxprs
 from seqbridge._layers.layer import Layer as Layer
 from seqbridge._layers.layer_list import Child as Child

@@ -38,6 +38,62 @@ def eliminate_dead_code(
     return kept[::-1], read
 
 
+# Equations that run a body once, on their inputs.
+_CALLS = frozenset(
+    {
+        "checkpoint",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat2",
+    }
+)
+
+
+def forwarded_inputs(jaxpr: Any) -> list[int | None]:
+    """Return for each output the position of the input that it is, unchanged; None: of none."""
+    positions: dict[int, int] = {}
+    for i, variable in enumerate(jaxpr.invars):
+        positions[id(variable)] = i
+    for equation in jaxpr.eqns:
+        for output, place in zip(equation.outvars, _forwarded_by(equation), strict=True):
+            if place is not None:
+                source = id(equation.invars[place])
+                if source in positions:
+                    positions[id(output)] = positions[source]
+    return [positions.get(id(variable)) for variable in jaxpr.outvars]
+
+
+def _forwarded_by(equation: Any) -> list[int | None]:
+    """Return for each output of an equation the position of its input that it is."""
+    nothing: list[int | None] = [None] * len(equation.outvars)
+    bodies = list(inner_jaxprs(equation))
+    if len(bodies) != 1:
+        return nothing
+    if equation.primitive.name == "scan":
+        return _forwarded_by_scan(equation, forwarded_inputs(bodies[0]))
+    is_call = equation.primitive.name in _CALLS
+    if is_call and len(bodies[0].invars) == len(equation.invars):
+        return forwarded_inputs(bodies[0])
+    return nothing
+
+
+def _forwarded_by_scan(equation: Any, of_body: list[int | None]) -> list[int | None]:
+    """Return what a scan hands on: a carry that no step changes, and what each step returns."""
+    constants = equation.params["num_consts"]
+    carried = equation.params["num_carry"]
+    found: list[int | None] = []
+    for i, place in enumerate(of_body):
+        same_carry = i < carried and place == constants + i
+        same_slices = i >= carried and place is not None and place >= constants + carried
+        found.append(place if same_carry or same_slices else None)
+    return found
+
+
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an equation: the body of a loop, a function that is called."""
     for program in _programs(equation):

@@ -37,6 +37,7 @@ class EntryOptions(NamedTuple):
     method: str | Callable[..., Any] | None = None
     per_example: bool | None = None
     trainable: bool = True
+    freeze_state: bool = False
 
 
 class Layer(VariableHolder):
@@ -55,6 +56,7 @@ class Layer(VariableHolder):
             of its inputs (and gets a key of its own for each). By default the adapter knows.
             Keywords aren't mapped.
         trainable: False: no gradients, no updates.
+        freeze_state: True: no call changes the layer's state, whatever its library says.
 
     Attributes:
         entry: What the user gave.
@@ -126,13 +128,18 @@ class Layer(VariableHolder):
         method: str | Callable[..., Any] | None = None,
         per_example: bool | None = None,
         trainable: bool = True,
+        freeze_state: bool = False,
     ):
         if isinstance(entry, Stateful):
             raise TypeError(
                 f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list "
                 "itself"
             )
-        check_flags(trainable=trainable, per_example=per_example is not None and per_example)
+        check_flags(
+            trainable=trainable,
+            per_example=per_example is not None and per_example,
+            freeze_state=freeze_state,
+        )
         pure = as_pure(entry)
         if method is not None:
             pure = with_method(pure, method)
@@ -144,7 +151,9 @@ class Layer(VariableHolder):
         self.pure: PureLayer = pure
         self.name: str | None = name
         self.call_parameters: Parameters = Parameters(pure)
-        self.entry_options: EntryOptions = EntryOptions(method, per_example, trainable)
+        self.entry_options: EntryOptions = EntryOptions(
+            method, per_example, trainable, freeze_state
+        )
         self.native_layout: Layout | None = None
         self.origin_path: tuple[int, ...] | None = None
         self.parent_models: Parents = Parents()

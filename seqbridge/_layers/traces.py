@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from seqbridge._interface import Path
 from seqbridge._state import version
 
 _MOST_KINDS = 64  # of calls that are remembered; the oldest goes first
@@ -55,18 +56,15 @@ class Trace(NamedTuple):
     Attributes:
         outputs: The shapes and dtypes of the outputs.
         needs_key: Whether the call reads its key at all.
-        outputs_depend_on_key: Whether the outputs depend on the value of the key.
-        state_depends_on_key: Whether the state after the call does.
+        depends_on_key: Whether a result depends on the value of the key: the outputs, or the state
+            after the call.
+        changed_state: The paths of those variables that the call gives another value.
     """
 
     outputs: Any
     needs_key: bool
-    outputs_depend_on_key: bool
-    state_depends_on_key: bool
-
-    def depends_on_key(self, mode: bool | None) -> bool:
-        """Whether what is kept of a call depends on the key: evaluation keeps the outputs only."""
-        return self.outputs_depend_on_key or (self.state_depends_on_key and mode is not False)
+    depends_on_key: bool
+    changed_state: frozenset[Path]
 
 
 class TraceCache:
@@ -99,7 +97,7 @@ class TraceCache:
         with version.lock:
             traces = list(self._traces.get(signature.kind, {}).values())
         for trace in traces:
-            if trace.depends_on_key(None):
+            if trace.depends_on_key:
                 return trace
         return traces[-1] if traces else None
 
@@ -112,7 +110,7 @@ class TraceCache:
                 _drop_oldest(sizes, _MOST_SIZES)
                 _drop_oldest(self._traces, _MOST_KINDS)
             before = self.draws
-            self.draws = bool(before) or trace.depends_on_key(None)
+            self.draws = bool(before) or trace.depends_on_key
         if self.draws != before:
             version.bump()
 

@@ -28,14 +28,17 @@ from seqbridge._layers import Layer, LayerList, entries_of, is_entry, leaves, wa
 from seqbridge._passes import (
     Build,
     FirstRun,
+    NeedsInputsError,
     Outputs,
     Recorder,
     Run,
     Summary,
+    are_known,
     check_arrays,
     check_inputs,
     check_keywords,
     explained,
+    first_call,
     install,
     keyword_specs,
     pure_form,
@@ -228,7 +231,12 @@ class Sequential(LayerList):
         with locked(self.ancestor_models), explained(inputs):
             check_keywords(self, inputs, call)
             pure_form.check_sizes(self, inputs, call)
-            self._build(specs(inputs, None), call)
+            try:
+                self._build(specs(inputs, None), call)
+            except NeedsInputsError:
+                if not are_known(inputs, given):
+                    raise
+                self._build_from(inputs, given)
         return self
 
     def _build(self, args: Inputs, call: Call, *, editing: bool = False) -> None:
@@ -239,12 +247,20 @@ class Sequential(LayerList):
             run_through(self, specs(args), call, build, self.initial_keys())
         except CapturedArrayError:
             raise
-        except Exception:
+        except Exception as error:
             made = build.new.layouts
             left = any(not layer.built and layer not in made for layer in leaves(self))
-            if build.failed or (not editing and (left or build.misfit)):
+            waits_for_inputs = editing and isinstance(error, NeedsInputsError)
+            if (build.failed and not waits_for_inputs) or (not editing and (left or build.misfit)):
                 raise
         install(self, build.new)
+
+    def _build_from(self, inputs: Inputs, call: Call) -> None:
+        """Build layers whose initial values depend on what reaches them."""
+        run = FirstRun(family=self.family_layers())
+        run.enter(self, inputs, call)
+        run_through(self, inputs, *first_call(call, run, self.initial_keys()))
+        install(self, run.new)
 
     def _after_edit(self) -> None:
         if self.known_inputs is not None:

@@ -6,6 +6,9 @@ happens at each layer: run it, build it, run it on plain dicts, describe it.
 
 from seqbridge._passes.build import Build as Build
 from seqbridge._passes.build import FirstRun as FirstRun
+from seqbridge._passes.build import NeedsInputsError as NeedsInputsError
+from seqbridge._passes.build import find_initial as find_initial
+from seqbridge._passes.build import first_call as first_call
 from seqbridge._passes.build import install as install
 from seqbridge._passes.call import apply as apply
 from seqbridge._passes.call import key_for as key_for
@@ -25,6 +28,7 @@ from seqbridge._passes.pure_form import check_sizes as check_sizes
 from seqbridge._passes.pure_form import layouts_of as layouts_of
 from seqbridge._passes.pure_form import lazy_key as lazy_key
 from seqbridge._passes.rows import Row as Row
+from seqbridge._passes.specs import are_known as are_known
 from seqbridge._passes.specs import check_arrays as check_arrays
 from seqbridge._passes.specs import check_inputs as check_inputs
 from seqbridge._passes.specs import explained as explained

@@ -11,12 +11,23 @@ import jax.numpy as jnp
 
 from seqbridge._interface import Call, Inputs, Keywords, Variables
 from seqbridge._layers import Layer, LayerList, Layout, eliminate_dead_code
-from seqbridge._passes.call import bind_axes, trace, trace_of_any_size, unused_key
-from seqbridge._passes.forward import Run, resized
-from seqbridge._passes.specs import keyword_specs, specs
-from seqbridge._state import Keys, Tracer, tracing, version
+from seqbridge._passes.call import (
+    as_initialized,
+    bind_axes,
+    trace,
+    trace_of_any_size,
+    unused_key,
+)
+from seqbridge._passes.forward import Run, resized, traverse
+from seqbridge._passes.specs import are_known, keyword_specs, specs
+from seqbridge._state import Keys, Tracer, fold_in, version
 
-_AGAIN = 2**31 - 2  # no list is that long
+_AGAIN, _DRAWS = 2**31 - 2, 2**31 - 3  # no list is that long
+
+
+class NeedsInputsError(ValueError):
+    """Initial values depend on inputs of which only the shapes are known."""
+
 
 KnownInputs = dict[LayerList, tuple[Inputs, Call]]
 
@@ -79,7 +90,6 @@ class Build:
         keys: Keys,
         args: Inputs,
         keywords: Keywords,
-        mode: bool | None,
         /,
     ) -> Any:
         if layer not in self.new.layouts and (self._fresh or not layer.built):
@@ -88,7 +98,8 @@ class Build:
             self.new.layouts[layer] = Layout(layer.pure, variables, (args, keywords))
             self.failed = False
         try:
-            return trace(layer, self.new.variables(layer), args, keywords).outputs
+            variables = as_initialized(layer, self.new.variables(layer))
+            return trace(layer, variables, args, keywords).outputs
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # can't be traced, but may run
             raise
         except Exception:
@@ -96,8 +107,6 @@ class Build:
             raise
 
     def _initial(self, layer: Layer, keys: Keys, args: Inputs, keywords: Keywords) -> Variables:
-        if layer.pure.init is None:
-            return layer.pure.ready or {}
         if not (self._fresh or self._abstract):  # else they aren't for the layer to keep
             keys = self.new.unused_keys(layer, keys)
         return initial(layer, keys, args, keywords, abstract=self._abstract)
@@ -107,10 +116,16 @@ class Build:
 
 
 class FirstRun(Run):
-    """The visitor of the first call: run the layers, and make their variables from what comes."""
+    """The visitor of the first call: run the layers, and make their variables from what comes.
 
-    def __init__(self, *, family: Iterable[Layer] = ()) -> None:
+    Args:
+        family: See `NewLayers`.
+        fresh: Whether layers that have variables get new values, too.
+    """
+
+    def __init__(self, *, family: Iterable[Layer] = (), fresh: bool = False):
         self.new = NewLayers(family)
+        self._fresh = fresh
         super().__init__(self.new.variables)
 
     def __call__(
@@ -119,23 +134,66 @@ class FirstRun(Run):
         keys: Keys,
         args: Inputs,
         keywords: Keywords,
-        mode: bool | None,
         /,
     ) -> Any:
-        if not layer.built and layer not in self.new.layouts:
-            assert keys.initial is not None
-            shapes = specs(args)
-            training = layer.call_parameters.in_training(keyword_specs(keywords))
-            own = self.new.unused_keys(layer, keys.initial)
-            variables = initial(layer, own, shapes, training)
+        if layer not in self.new.layouts and (self._fresh or not layer.built):
+            own = keys.initial
+            assert own is not None
+            if not self._fresh:
+                own = self.new.unused_keys(layer, own)
+            in_training = layer.call_parameters.in_training(keywords)
+            variables = initial(layer, own, args, in_training)
+            shapes, training = specs(args), keyword_specs(in_training)
             self.new.layouts[layer] = Layout(layer.pure, variables, (shapes, training))
             if layer.pure.takes_key:  # so that it is known whether it draws in training
                 with contextlib.suppress(Exception):  # the call itself will say what is wrong
                     trace_of_any_size(layer, variables, shapes, training)
-        return super().__call__(layer, keys, args, keywords, mode)
+        return super().__call__(layer, keys, args, keywords)
 
     def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         self.new.inputs[model] = specs(args), call.map(keyword_specs, training=True)
+
+
+def find_initial(
+    model: LayerList,
+    inputs: Inputs,
+    call: Call,
+    keys: Keys,
+    *,
+    fresh: bool = False,
+    abstract: bool = False,
+) -> NewLayers:
+    """Return initial values of a model's layers, from shapes where these are enough.
+
+    Args:
+        model: The model.
+        inputs: Its inputs, or shapes in their place.
+        call: Likewise, the rest of a call.
+        keys: The keys that the values start from.
+        fresh: As for `Build`.
+        abstract: As for `Build`.
+
+    Raises:
+        NeedsInputsError: A layer needs arrays, and gets shapes.
+    """
+    build = Build(fresh=fresh, abstract=abstract)
+    try:
+        traverse(model, specs(inputs), call.map(keyword_specs, training=True), build, keys)
+    except NeedsInputsError:
+        if not are_known(inputs, call):
+            raise
+    else:
+        return build.new
+    run = FirstRun(fresh=fresh)
+    traverse(model, inputs, *first_call(call, run, keys))
+    return run.new
+
+
+def first_call(call: Call, run: FirstRun, keys: Keys) -> tuple[Call, FirstRun, Keys]:
+    """Return the call, the visitor and the keys of a call that is there for initial values only."""
+    training = True if call.training is None else call.training
+    drawing = Keys(lambda: fold_in(keys.key, _DRAWS), keys)
+    return call.map(lambda value: value, training=training), run, drawing
 
 
 def install(model: LayerList, new: NewLayers) -> None:
@@ -178,7 +236,7 @@ def initial(
     *,
     abstract: bool = False,
 ) -> Variables:
-    """Return initial variables for inputs of these shapes, computing only what they need.
+    """Return initial variables for these inputs, computing only what they need.
 
     A module computes its outputs while it makes its parameters. Here that part is traced and
     dropped; the rest runs operation by operation, as it does natively, so that the values are the
@@ -187,36 +245,69 @@ def initial(
     Args:
         layer: The layer.
         keys: The keys that the values start from.
-        args: The shapes of the inputs.
-        keywords: The keywords, with shapes in place of arrays.
+        args: The inputs, or their shapes.
+        keywords: The keywords, with arrays, or shapes in place of them.
         abstract: Whether shapes will do in place of values.
+
+    Raises:
+        NeedsInputsError: The values depend on those of the inputs, and these are shapes.
     """
     make = layer.pure.init
-    assert make is not None
+    if make is None:
+        return layer.pure.ready or {}
+    if not layer.pure.traceable:
+        key = _key_outside(layer, keys, abstract)
+        return make(key, *specs(args), **keyword_specs(keywords))
+    given, tree = jax.tree.flatten((args, dict(keywords)))
+    arrays = {}
+    for i, leaf in enumerate(given):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            arrays[i] = leaf
+    shapes = specs(arrays)
     if layer.pure.per_example:
-        args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), args)
+        for i in range(len(jax.tree.leaves(args))):
+            if i in arrays:
+                shapes[i] = jax.ShapeDtypeStruct(shapes[i].shape[1:], shapes[i].dtype)
 
-    def init(key: Any) -> Variables:
-        inputs, options = jax.tree.map(_zeros, (args, dict(keywords)))
+    def init(key: Any, arrays: dict[int, Any]) -> Variables:
+        leaves = [arrays.get(i, leaf) for i, leaf in enumerate(given)]
+        inputs, options = jax.tree.unflatten(tree, leaves)
         return bind_axes(lambda: make(key, *inputs, **options))
 
-    if not layer.pure.traceable:
-        return make(_key_outside(layer, keys, abstract), *args, **keywords)
     if abstract:
-        return jax.eval_shape(init, keys.key)
-    if tracing() or isinstance(keys.key, Tracer):
-        return init(keys.key)
+        return jax.eval_shape(init, keys.key, shapes)
     # Imported late: `jax.extend` takes as long to import as all of this package.
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-    closed, shapes = jax.make_jaxpr(init, return_shape=True)(keys.key)
-    equations, _ = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
+    closed, made = jax.make_jaxpr(init, return_shape=True)(keys.key, shapes)
+    equations, read = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
+    if any(id(variable) in read for variable in closed.jaxpr.invars[1:]):
+        _check_known(layer, arrays.values())
     kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
-    leaves, treedef = jax.tree.flatten(shapes)
-    arrays = []
-    for value, shape in zip(jaxpr_as_fun(kept)(keys.key), leaves, strict=True):
-        arrays.append(jnp.asarray(value, shape.dtype))  # JAX gives back a number for a constant
-    return treedef.unflatten(arrays)
+    leaves, treedef = jax.tree.flatten(made)
+    values = []
+    for value, shape in zip(jaxpr_as_fun(kept)(keys.key, *arrays.values()), leaves, strict=True):
+        values.append(jnp.asarray(value, shape.dtype))  # JAX gives back a number for a constant
+    return treedef.unflatten(values)
+
+
+def _check_known(layer: Layer, arrays: Iterable[Any]) -> None:
+    """Raise an error if the inputs that initial values depend on are no arrays.
+
+    Raises:
+        NeedsInputsError: They are shapes.
+        TypeError: The layer takes one example of a batch, and nothing says which.
+    """
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
+        raise NeedsInputsError(
+            f"the initial values of {layer!r} depend on the values of its inputs, and only shapes "
+            "are known: call the model on a first batch, or model.build(batch)"
+        )
+    if layer.pure.per_example:
+        raise TypeError(
+            f"the initial values of {layer!r} depend on the values of its inputs, and it takes one "
+            "example: give a layer that takes the batch, sb.Layer(entry, per_example=False)"
+        )
 
 
 def _key_outside(layer: Layer, keys: Keys, abstract: bool) -> jax.Array:
@@ -228,7 +319,3 @@ def _key_outside(layer: Layer, keys: Keys, abstract: bool) -> jax.Array:
             "model.init(key, ...) before"
         )
     return key
-
-
-def _zeros(value: Any) -> Any:
-    return jnp.zeros(value.shape, value.dtype) if isinstance(value, jax.ShapeDtypeStruct) else value

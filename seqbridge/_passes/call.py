@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import CapturedArrayError, Inputs, Keywords, Variables
+from seqbridge._interface import CapturedArrayError, Inputs, Keywords, Path, Variables, path_text
 from seqbridge._layers import (
     Layer,
     Signature,
     Trace,
     captured_arrays,
     eliminate_dead_code,
+    forwarded_inputs,
     signature_of_call,
 )
 from seqbridge._state import Keys
@@ -116,6 +117,21 @@ def _under(names: Sequence[str], function: Callable[[], Any]) -> Any:
     return jax.vmap(lambda _: _under(rest, function), axis_name=first, out_axes=None)(jnp.zeros(1))
 
 
+def as_initialized(layer: Layer, variables: Variables) -> Variables:
+    """Return the variables with which a call does what initialization does.
+
+    A state that the library makes in the call may be made for other inputs than those to come, as a
+    cache is for the whole sequence.
+    """
+    if not layer.pure.makes_state:
+        return variables
+    kinds = layer.pure.kinds
+    kept = {}
+    for collection, tree in variables.items():
+        kept[collection] = {} if kinds.get(collection, "state") == "state" else tree
+    return kept
+
+
 def traced(
     layer: Layer, variables: Variables, args: Inputs, keywords: Keywords
 ) -> tuple[Any, Any, Any]:
@@ -126,7 +142,7 @@ def traced(
     leaves, treedef = jax.tree.flatten((variables, args, keywords))
     arrays = {}
     for i, leaf in enumerate(leaves):
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        if _is_array(leaf):
             arrays[i] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
     def call(keys: Any, arrays: dict[int, Any]) -> Any:
@@ -140,6 +156,10 @@ def traced(
     if layer.pure.check_constants is not None:
         _check(layer.pure.check_constants, captured_arrays(closed), call, keys, arrays)
     return closed, out, state
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _check(
@@ -224,18 +244,69 @@ def _look(
     found = None if signature is None else known(signature)
     if found is not None:
         return found
-    closed, out, _ = traced(layer, variables, args, keywords)
+    closed, out, state = traced(layer, variables, args, keywords)
     jaxpr = closed.jaxpr
     key = jaxpr.invars[0]
-    n = len(jax.tree.leaves(out))
+    # State that doesn't change is no reason for a key.
+    kept = len(jax.tree.leaves(out)) if layer.entry_options.freeze_state else None
     made = Trace(
         outputs=out,
         needs_key=any(v is key for equation in jaxpr.eqns for v in equation.invars),
-        outputs_depend_on_key=_depend_on(key, jaxpr, jaxpr.outvars[:n]),
-        state_depends_on_key=_depend_on(key, jaxpr, jaxpr.outvars[n:]),
+        depends_on_key=_depend_on(key, jaxpr, jaxpr.outvars[:kept]),
+        changed_state=_changed_state(jaxpr, variables, state),
     )
     layer.trace_cache.add(signature, made)
     return made
+
+
+def _changed_state(jaxpr: Any, variables: Variables, state: Variables) -> frozenset[Path]:
+    """The paths of the state that a call gives another value.
+
+    Args:
+        jaxpr: A trace of the call, whose inputs are the key, and then the variables.
+        variables: Those before the call.
+        state: The shapes after it.
+    """
+    positions: dict[Path, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if _is_array(leaf):
+            positions[path_text(path)] = len(positions) + 1
+    after = jax.tree_util.tree_leaves_with_path(state)
+    if not after:
+        return frozenset()
+    sources = forwarded_inputs(jaxpr)[-len(after) :]
+    changed: set[Path] = set()
+    for (path, _), source in zip(after, sources, strict=True):
+        name = path_text(path)
+        if source is None or source != positions.get(name):
+            changed.add(name)
+    return frozenset(changed)
+
+
+def state_after(
+    layer: Layer, variables: Variables, state: Variables, args: Inputs, keywords: Keywords
+) -> Variables | None:
+    """Return the variables after a call, or None if it changes none.
+
+    What a layer hands on unchanged, through a loop or a rematerialization, too, stays the array
+    that it was.
+    """
+    if not state or layer.entry_options.freeze_state:
+        return None
+    before = dict(jax.tree_util.tree_leaves_with_path(variables))
+    after, treedef = jax.tree_util.tree_flatten_with_path(state)
+    if all(before.get(path) is leaf for path, leaf in after):
+        return None
+    try:
+        changed = trace_of_any_size(layer, variables, args, keywords).changed_state
+    except Exception:  # what can't be traced has just run, and what it returned differs
+        return {**variables, **state}
+    if not changed:
+        return None
+    leaves = []
+    for path, leaf in after:
+        leaves.append(leaf if path_text(path) in changed else before.get(path, leaf))
+    return {**variables, **treedef.unflatten(leaves)}
 
 
 def _depend_on(key: Any, jaxpr: Any, results: Sequence[Any]) -> bool:
@@ -250,7 +321,6 @@ def key_for(
     variables: Variables,
     args: Inputs,
     keywords: Keywords,
-    mode: bool | None,
 ) -> Any:
     """The layer's key for a call, or None. A call that draws nothing takes none from the stream."""
     if not layer.pure.takes_key:
@@ -263,11 +333,11 @@ def key_for(
         with contextlib.suppress(Exception):  # if there is no key, that isn't what is wrong
             return keys.key
         return None
-    if known.depends_on_key(mode):
+    if known.depends_on_key:
         return keys.key
     if layer.pure.key_name is not None:  # a function may draw for inputs of some sizes only
         known = trace(layer, variables, args, keywords)
-        if known.depends_on_key(mode):
+        if known.depends_on_key:
             return keys.key
     if not known.needs_key:
         return None

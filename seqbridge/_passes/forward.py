@@ -23,7 +23,13 @@ from seqbridge._interface import (
     shapes_text,
 )
 from seqbridge._layers import Layer, LayerList, walk
-from seqbridge._passes.call import apply, check_after_call, check_before_call, key_for
+from seqbridge._passes.call import (
+    apply,
+    check_after_call,
+    check_before_call,
+    key_for,
+    state_after,
+)
 from seqbridge._state import Keys, lost
 
 
@@ -36,7 +42,6 @@ class Visitor(Protocol):
         keys: Keys,
         args: Inputs,
         keywords: Keywords,
-        mode: bool | None,
         /,
     ) -> Any:
         """Return the layer's outputs."""
@@ -63,18 +68,18 @@ class Run:
         keys: Keys,
         args: Inputs,
         keywords: Keywords,
-        mode: bool | None,
         /,
     ) -> Any:
         variables = self.states.get(layer) or self._tree(layer)
         # Before it runs, so that what it keeps of a call is of the call itself.
         seen = check_before_call(layer, variables, args, keywords)
-        key = key_for(layer, keys, variables, args, keywords, mode)
+        key = key_for(layer, keys, variables, args, keywords)
         out, state = apply(layer, variables, key, args, keywords)
         if not seen:
             check_after_call(layer, variables, args, keywords)
-        if state and mode is not False and not _is_empty(args):
-            self.states[layer] = {**variables, **state}
+        after = state_after(layer, variables, state, args, keywords)
+        if after is not None and not _is_empty(args):
+            self.states[layer] = after
         return out
 
     def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
@@ -154,7 +159,7 @@ def _visit(
 ) -> Any:
     where = prefix + place
     try:
-        keywords, mode = layer.call_parameters.route(call, len(args))
+        keywords = layer.call_parameters.route(call, len(args))
     except LookupError:
         raise TypeError(_undecided_text(model, call, where)) from None
     missing = layer.call_parameters.missing(keywords, len(args))
@@ -162,7 +167,7 @@ def _visit(
         raise TypeError(_missing_text(layer, where, missing, call, keys))
     try:
         with jax.named_scope(f"{place}({layer.pure.label})"):  # as profiles and programs show it
-            return visit(layer, keys, args, keywords, mode)
+            return visit(layer, keys, args, keywords)
     except Exception as error:
         note = _error_note(layer, where, args, keywords)
         if note not in getattr(error, "__notes__", ()):  # once, however often a layer calls itself

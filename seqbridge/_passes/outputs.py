@@ -86,10 +86,9 @@ class Recorder:
         keys: Keys,
         args: Inputs,
         keywords: Keywords,
-        mode: bool | None,
         /,
     ) -> Any:
-        out = self._visitor(layer, keys, args, keywords, mode)
+        out = self._visitor(layer, keys, args, keywords)
         self._outputs.append(out)
         return out
 

@@ -12,7 +12,7 @@ import jax
 
 from seqbridge._interface import Call, Inputs, check_names, nearest
 from seqbridge._layers import Layer, LayerList, Layout, full_name, leaves, walk
-from seqbridge._passes.build import Build
+from seqbridge._passes.build import Build, find_initial
 from seqbridge._passes.forward import Run, traverse
 from seqbridge._passes.specs import has_open_sizes, keyword_specs, specs
 from seqbridge._state import Keys, Variable, as_key, cast, commit, locked
@@ -132,10 +132,7 @@ def _check_form(what: str, variables: Any) -> None:
 
 def init(model: LayerList, key: jax.Array, inputs: Inputs, call: Call) -> Parts:
     """Return fresh variables of all layers, built or not."""
-    build = Build(fresh=True)
-    call = call.map(keyword_specs, training=True)
-    traverse(model, specs(inputs), call, build, Keys(lambda: key))
-    layouts = build.new.layouts
+    layouts = find_initial(model, inputs, call, Keys(lambda: key), fresh=True).layouts
     kept = []
     for place, layer in walk(model):
         if layer.pure.init is None and layer.pure.ready:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqbridge._interface import Inputs
+from seqbridge._interface import Call, Inputs
 
 _NUMBERS = int, float, np.generic
 
@@ -74,6 +74,17 @@ def _sizes(value: Any) -> tuple[Any, ...]:
 def has_open_sizes(inputs: Any) -> bool:
     """Whether a shape in `inputs` has a None."""
     return any(_is_open(value) for value in jax.tree.leaves(inputs, is_leaf=_is_shape))
+
+
+def are_known(inputs: Inputs, call: Call) -> bool:
+    """Whether a call gives arrays, and no shapes in their place."""
+    values = jax.tree.leaves(inputs, is_leaf=_is_shape)
+    values += jax.tree.leaves((dict(call.keywords), dict(call.per_layer)), is_leaf=_is_open)
+    return not any(_is_shape_of_array(value) for value in values)
+
+
+def _is_shape_of_array(value: Any) -> bool:
+    return _is_shape(value) or _is_open(value) or isinstance(value, jax.ShapeDtypeStruct)
 
 
 def has_inner_open_sizes(inputs: Any) -> bool:

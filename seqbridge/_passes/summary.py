@@ -140,7 +140,6 @@ class _Observer:
         keys: Keys,
         args: Inputs,
         keywords: Keywords,
-        mode: bool | None,
         /,
     ) -> Any:
         layout = self._layouts[layer]

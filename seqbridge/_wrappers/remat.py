@@ -96,7 +96,10 @@ def _remat_layer(entry: Any, options: Keywords) -> Layer:
     layer = as_layer(entry)
     jax.checkpoint(lambda: None, **options)  # raises at once if an option is wrong
     return Layer(
-        _remat_pure(layer, options), name=layer.name, trainable=layer.entry_options.trainable
+        _remat_pure(layer, options),
+        name=layer.name,
+        trainable=layer.entry_options.trainable,
+        freeze_state=layer.entry_options.freeze_state,
     )
 
 

@@ -81,7 +81,10 @@ class Repeat(Layer):
                     f"per_copy={word!r}: no copy takes a value of its own by that name{near}"
                 )
         pure = _repeat(one, n, per_copy, unroll)
-        super().__init__(pure, name=name, trainable=one.entry_options.trainable)
+        options = one.entry_options
+        super().__init__(
+            pure, name=name, trainable=options.trainable, freeze_state=options.freeze_state
+        )
 
     @property
     def _copies(self) -> _Copies:

@@ -99,4 +99,4 @@ def key_within(
     """
     if key is None:
         return None
-    return key_for(layer, Keys(lambda: key), variables, inputs, keywords, None)
+    return key_for(layer, Keys(lambda: key), variables, inputs, keywords)
