@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import meta, unfreeze
 
 from seqbridge import MODE_FLAGS, Annotated, PureLayer, Variables, call_text, nest, signature_of
@@ -71,8 +72,10 @@ def _make_layer(module: nn.Module, method: Method) -> PureLayer:
         return method(bound, *args, **keywords)
 
     def init(key: jax.Array, /, *args: Any, **keywords: Any) -> Variables:
-        variables = module.init(key, args, keywords, method=call)
-        return jax.tree.map(_unbox, unfreeze(variables), is_leaf=_is_box)
+        variables = jax.tree.map(
+            _unbox, unfreeze(module.init(key, args, keywords, method=call)), is_leaf=_is_box
+        )
+        return {name: _empty_sown(tree) for name, tree in variables.items()}
 
     def apply(
         variables: Variables, key: jax.Array | None, /, *args: Any, **keywords: Any
@@ -159,6 +162,15 @@ def _drop_sown(tree: Any) -> Any:
         if not isinstance(rest, dict) or rest:
             kept[name] = rest
     return kept
+
+
+def _empty_sown(tree: Any) -> Any:
+    """Return a collection with zeros for sown values, which are those of a call to come."""
+    if isinstance(tree, tuple):
+        return jax.tree.map(jnp.zeros_like, tree)
+    if isinstance(tree, dict):
+        return {name: _empty_sown(node) for name, node in tree.items()}
+    return tree
 
 
 def _is_box(leaf: object) -> bool:

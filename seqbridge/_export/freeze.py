@@ -93,7 +93,9 @@ class Frozen:
         if changed:
             names = ", ".join(_changed_names(self._variables, after))
             raise TypeError(
-                f"the call would change {names}: constants here, so freeze it for training=False"
+                f"the call would change {names}: constants here. Freeze the model for "
+                "training=False, or, if that changes them too, keep them as they are: "
+                "sb.Layer(entry, freeze_state=True)"
             )
         return outputs
 
@@ -132,7 +134,8 @@ def freeze(x: Any, /, *inputs: Any, training: bool | None = False, **keywords: A
 
     Raises:
         RuntimeError: `x` isn't built.
-        TypeError: A call would change a variable, or draws random numbers and isn't given `rng=`.
+        TypeError: A call would change a variable (see `Layer`'s `freeze_state`), or draws random
+            numbers and isn't given `rng=`.
 
     Examples:
         >>> import jax, jax.numpy as jnp

@@ -231,17 +231,20 @@ class Sequential(LayerList):
         with locked(self.ancestor_models), explained(inputs):
             check_keywords(self, inputs, call)
             pure_form.check_sizes(self, inputs, call)
+            known = are_known(inputs, given)
             try:
-                self._build(specs(inputs, None), call)
+                self._build(specs(inputs, None), call, wait_for_inputs=known)
             except NeedsInputsError:
-                if not are_known(inputs, given):
+                if not known:
                     raise
                 self._build_from(inputs, given)
         return self
 
-    def _build(self, args: Inputs, call: Call, *, editing: bool = False) -> None:
+    def _build(
+        self, args: Inputs, call: Call, *, editing: bool = False, wait_for_inputs: bool = False
+    ) -> None:
         """Build all or nothing; after an edit, as far as shapes are known."""
-        build = Build(family=self.family_layers())
+        build = Build(family=self.family_layers(), wait_for_inputs=wait_for_inputs)
         build.enter(self, args, call)
         try:
             run_through(self, specs(args), call, build, self.initial_keys())

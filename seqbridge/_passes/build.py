@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import Call, Inputs, Keywords, Variables
+from seqbridge._interface import Call, Inputs, Keywords, Variables, path_text
 from seqbridge._layers import Layer, LayerList, Layout, eliminate_dead_code
 from seqbridge._passes.call import (
     as_initialized,
@@ -73,14 +73,22 @@ class Build:
         family: See `NewLayers`.
         fresh: Whether layers that have variables get new values, too.
         abstract: Whether shapes will do in place of values.
+        wait_for_inputs: Whether a layer whose initial values depend on its inputs is an error, as
+            there are arrays to run the model on.
     """
 
     def __init__(
-        self, *, family: Iterable[Layer] = (), fresh: bool = False, abstract: bool = False
+        self,
+        *,
+        family: Iterable[Layer] = (),
+        fresh: bool = False,
+        abstract: bool = False,
+        wait_for_inputs: bool = False,
     ):
         self.new = NewLayers(family)
         self._fresh = fresh
         self._abstract = abstract
+        self._wait_for_inputs = wait_for_inputs
         self.failed = False  # to make the variables of a layer, rather than to find what follows it
         self.misfit = False  # the variables of a layer were made for other inputs
 
@@ -109,7 +117,14 @@ class Build:
     def _initial(self, layer: Layer, keys: Keys, args: Inputs, keywords: Keywords) -> Variables:
         if not (self._fresh or self._abstract):  # else they aren't for the layer to keep
             keys = self.new.unused_keys(layer, keys)
-        return initial(layer, keys, args, keywords, abstract=self._abstract)
+        return initial(
+            layer,
+            keys,
+            args,
+            keywords,
+            abstract=self._abstract,
+            wait_for_inputs=self._wait_for_inputs,
+        )
 
     def enter(self, model: LayerList, args: Inputs, call: Call, /) -> None:
         self.new.inputs[model] = (args, call)
@@ -176,11 +191,12 @@ def find_initial(
     Raises:
         NeedsInputsError: A layer needs arrays, and gets shapes.
     """
-    build = Build(fresh=fresh, abstract=abstract)
+    known = are_known(inputs, call)
+    build = Build(fresh=fresh, abstract=abstract, wait_for_inputs=known)
     try:
         traverse(model, specs(inputs), call.map(keyword_specs, training=True), build, keys)
     except NeedsInputsError:
-        if not are_known(inputs, call):
+        if not known:
             raise
     else:
         return build.new
@@ -235,6 +251,7 @@ def initial(
     keywords: Keywords,
     *,
     abstract: bool = False,
+    wait_for_inputs: bool = False,
 ) -> Variables:
     """Return initial variables for these inputs, computing only what they need.
 
@@ -248,6 +265,7 @@ def initial(
         args: The inputs, or their shapes.
         keywords: The keywords, with arrays, or shapes in place of them.
         abstract: Whether shapes will do in place of values.
+        wait_for_inputs: Whether arrays can be had in place of shapes, where any value needs them.
 
     Raises:
         NeedsInputsError: The values depend on those of the inputs, and these are shapes.
@@ -280,34 +298,54 @@ def initial(
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
     closed, made = jax.make_jaxpr(init, return_shape=True)(keys.key, shapes)
-    equations, read = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
-    if any(id(variable) in read for variable in closed.jaxpr.invars[1:]):
-        _check_known(layer, arrays.values())
+    equations, _ = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
     kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
+    inputs = list(arrays.values())
+    if layer.pure.per_example or any(isinstance(a, jax.ShapeDtypeStruct) for a in inputs):
+        _check_unread(layer, closed.jaxpr, made, state_too=wait_for_inputs)
+        inputs = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes.values()]
     leaves, treedef = jax.tree.flatten(made)
     values = []
-    for value, shape in zip(jaxpr_as_fun(kept)(keys.key, *arrays.values()), leaves, strict=True):
+    for value, shape in zip(jaxpr_as_fun(kept)(keys.key, *inputs), leaves, strict=True):
         values.append(jnp.asarray(value, shape.dtype))  # JAX gives back a number for a constant
     return treedef.unflatten(values)
 
 
-def _check_known(layer: Layer, arrays: Iterable[Any]) -> None:
-    """Raise an error if the inputs that initial values depend on are no arrays.
+def _check_unread(layer: Layer, jaxpr: Any, made: Variables, *, state_too: bool) -> None:
+    """Raise an error if initial values depend on inputs of which only the shapes are known.
+
+    State may be that of zeros, as of a moving average that has seen nothing yet. A parameter would
+    stay wrong.
+
+    Args:
+        layer: The layer.
+        jaxpr: A trace of its `init`, whose first input is the key.
+        made: The shapes of its variables.
+        state_too: Whether state counts, too.
 
     Raises:
-        NeedsInputsError: They are shapes.
-        TypeError: The layer takes one example of a batch, and nothing says which.
+        NeedsInputsError: They do.
+        TypeError: They do, and the layer takes one example of a batch: nothing says which.
     """
-    if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
-        raise NeedsInputsError(
-            f"the initial values of {layer!r} depend on the values of its inputs, and only shapes "
-            "are known: call the model on a first batch, or model.build(batch)"
-        )
+    checked = []
+    for (path, _), result in zip(
+        jax.tree_util.tree_leaves_with_path(made), jaxpr.outvars, strict=True
+    ):
+        if state_too or layer.pure.kinds.get(path_text(path)[0]) == "params":
+            checked.append(result)
+    _, read = eliminate_dead_code(jaxpr.eqns, checked, effects=False)
+    if not any(id(variable) in read for variable in jaxpr.invars[1:]):
+        return
+    depends = f"the initial values of {layer!r} depend on the values of its inputs"
     if layer.pure.per_example:
         raise TypeError(
-            f"the initial values of {layer!r} depend on the values of its inputs, and it takes one "
-            "example: give a layer that takes the batch, sb.Layer(entry, per_example=False)"
+            f"{depends}, and it takes one example: give a layer that takes the batch, "
+            "sb.Layer(entry, per_example=False)"
         )
+    raise NeedsInputsError(
+        f"{depends}, and only shapes are known: call the model on a first batch, or "
+        "model.build(batch)"
+    )
 
 
 def _key_outside(layer: Layer, keys: Keys, abstract: bool) -> jax.Array:

@@ -24,6 +24,7 @@ class Case:
             hand.
         params: How many parameters there are.
         state: Whether training changes a state.
+        moves: Whether evaluation changes it, too.
         mode: Whether training and evaluation differ.
         draws: Whether training draws random numbers.
         keywords: What the entry must be given at every call.
@@ -41,6 +42,7 @@ class Case:
     native: Callable[..., Any]
     params: int
     state: bool = False
+    moves: bool = False
     mode: bool = False
     draws: bool = False
     keywords: dict[str, Any] = field(default_factory=dict)

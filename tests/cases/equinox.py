@@ -84,7 +84,7 @@ def equinox(
             lambda key, *x: module(*x, state=state, key=key), out_axes=(0, None), axis_name="batch"
         )
         out, state = call(keys, *inputs)
-        return out, (tree[0], state) if training else tree
+        return out, (tree[0], state)
 
     return Case(
         f"equinox-{name}", lambda: lazy or entry, inputs, init, native, given=lazy is None, **facts

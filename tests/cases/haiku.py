@@ -30,7 +30,7 @@ def haiku(
 
     def native(tree: Any, key: Any, inputs: Any, training: bool) -> Any:
         out, state = pair.apply(*tree, key, *inputs, **flags(training), **facts.get("keywords", {}))
-        return out, (tree[0], state if training else tree[1])
+        return out, (tree[0], state)
 
     return Case(f"haiku-{name}", lambda: entry, inputs, init, native, mode=mode, **facts)
 

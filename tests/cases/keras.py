@@ -75,7 +75,7 @@ def keras(
             keywords = {"training": training} if flag else {}
             given = [list(inputs)] if merged else inputs
             out = built(*given, **keywords, **facts.get("keywords", {}))
-        return out, [scope.get_current_value(v) for v in built.weights] if training else tree
+        return out, [scope.get_current_value(v) for v in built.weights]
 
     def init(key: Any, inputs: Any) -> Any:
         return [v.value for v in built.weights]

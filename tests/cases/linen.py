@@ -77,7 +77,7 @@ def linen(
         out, state = module.apply(
             kept, *args, **keywords, rngs={"dropout": key}, mutable=mutable, method=method
         )
-        return out, {**tree, **state} if training else tree
+        return out, {**tree, **state}
 
     return Case(f"linen-{name}", make or (lambda: module), inputs, init, native, **facts)
 
@@ -149,7 +149,15 @@ CASES = [
         keywords={"scale": 3.0},
         refuses=(6, 5),
     ),
-    linen("collections", LinenSower(), (6, 4), params=2, state=True, refuses=(6, 5)),
+    linen(
+        "collections",
+        LinenSower(),
+        (6, 4),
+        params=2,
+        state=True,
+        moves=True,
+        refuses=(6, 5),
+    ),
     linen(
         "attention",
         nn.MultiHeadDotProductAttention(2),

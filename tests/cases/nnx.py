@@ -100,7 +100,7 @@ def nnx_case(
         nnx.update(module, jax.tree.unflatten(treedef, fresh))
         keywords = {**facts.get("keywords", {}), **({"rngs": nnx.Rngs(key)} if rngs else {})}
         out = getattr(module, method)(*inputs, **keywords)
-        return out, nnx.state(module, nnx.Not(nnx.RngState)) if training else tree
+        return out, nnx.state(module, nnx.Not(nnx.RngState))
 
     def make() -> Any:
         return lazy or (entry if method == "__call__" else sb.Layer(entry, method=method))
@@ -155,7 +155,17 @@ CASES = [
     nnx_case(
         "dropout", lambda rngs: nnx.Dropout(0.5), (6, 3), rngs=True, params=0, mode=True, draws=True
     ),
-    nnx_case("block", Block, (6, 3), params=6, state=True, mode=True, draws=True, refuses=(6, 5)),
+    nnx_case(
+        "block",
+        Block,
+        (6, 3),
+        params=6,
+        state=True,
+        moves=True,
+        mode=True,
+        draws=True,
+        refuses=(6, 5),
+    ),
     nnx_case("shared", Tied, (6, 4), params=3, refuses=(6, 5)),
     nnx_case(
         "method", Tied, (6, 4), method="encode", params=3, keywords={"scale": 3.0}, refuses=(6, 5)

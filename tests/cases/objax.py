@@ -53,7 +53,7 @@ def objax(
             out = entry(
                 *inputs, **({"training": training} if mode else {}), **facts.get("keywords", {})
             )
-            return out, {n: boxes[n].value for n in tree} if training else tree
+            return out, {n: boxes[n].value for n in tree}
         finally:
             for n, value in before.items():
                 _put(boxes[n], value)
