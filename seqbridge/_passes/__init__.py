@@ -10,6 +10,7 @@ from seqbridge._passes.build import NeedsInputsError as NeedsInputsError
 from seqbridge._passes.build import find_initial as find_initial
 from seqbridge._passes.build import first_call as first_call
 from seqbridge._passes.build import install as install
+from seqbridge._passes.build import parameters_depend_on_inputs as parameters_depend_on_inputs
 from seqbridge._passes.call import apply as apply
 from seqbridge._passes.call import key_for as key_for
 from seqbridge._passes.call import traced as traced

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import Call, Inputs, Keywords, Variables, path_text
+from seqbridge._interface import Call, Inputs, Keywords, PureLayer, Variables, path_text
 from seqbridge._layers import Layer, LayerList, Layout, eliminate_dead_code
 from seqbridge._passes.call import (
     as_initialized,
@@ -270,40 +270,33 @@ def initial(
     Raises:
         NeedsInputsError: The values depend on those of the inputs, and these are shapes.
     """
-    make = layer.pure.init
-    if make is None:
+    if layer.pure.init is None:
         return layer.pure.ready or {}
     if not layer.pure.traceable:
         key = _key_outside(layer, keys, abstract)
-        return make(key, *specs(args), **keyword_specs(keywords))
-    given, tree = jax.tree.flatten((args, dict(keywords)))
-    arrays = {}
-    for i, leaf in enumerate(given):
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-            arrays[i] = leaf
+        return layer.pure.init(key, *specs(args), **keyword_specs(keywords))
+    init, arrays = _init_of_arrays(layer.pure, args, keywords)
     shapes = specs(arrays)
     if layer.pure.per_example:
         for i in range(len(jax.tree.leaves(args))):
-            if i in arrays:
+            if i in shapes:
                 shapes[i] = jax.ShapeDtypeStruct(shapes[i].shape[1:], shapes[i].dtype)
-
-    def init(key: Any, arrays: dict[int, Any]) -> Variables:
-        leaves = [arrays.get(i, leaf) for i, leaf in enumerate(given)]
-        inputs, options = jax.tree.unflatten(tree, leaves)
-        return bind_axes(lambda: make(key, *inputs, **options))
-
     if abstract:
         return jax.eval_shape(init, keys.key, shapes)
     # Imported late: `jax.extend` takes as long to import as all of this package.
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
     closed, made = jax.make_jaxpr(init, return_shape=True)(keys.key, shapes)
-    equations, _ = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars, effects=False)
-    kept = ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
+    jaxpr = closed.jaxpr
+    equations, read = eliminate_dead_code(jaxpr.eqns, jaxpr.outvars, effects=False)
     inputs = list(arrays.values())
     if layer.pure.per_example or any(isinstance(a, jax.ShapeDtypeStruct) for a in inputs):
-        _check_unread(layer, closed.jaxpr, made, state_too=wait_for_inputs)
-        inputs = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes.values()]
+        if _depends_on_inputs(layer.pure, jaxpr, made, state_too=wait_for_inputs):
+            _refuse_shapes(layer)
+        for i, variable in enumerate(jaxpr.invars[1:]):
+            aval = variable.aval
+            inputs[i] = jnp.zeros(aval.shape, aval.dtype) if id(variable) in read else None
+    kept = ClosedJaxpr(jaxpr.replace(eqns=equations), closed.consts)
     leaves, treedef = jax.tree.flatten(made)
     values = []
     for value, shape in zip(jaxpr_as_fun(kept)(keys.key, *inputs), leaves, strict=True):
@@ -311,31 +304,62 @@ def initial(
     return treedef.unflatten(values)
 
 
-def _check_unread(layer: Layer, jaxpr: Any, made: Variables, *, state_too: bool) -> None:
-    """Raise an error if initial values depend on inputs of which only the shapes are known.
+def _init_of_arrays(
+    pure: PureLayer, args: Inputs, keywords: Keywords
+) -> tuple[Callable[[Any, dict[int, Any]], Variables], dict[int, Any]]:
+    """Return `init` as a function of its key and its arrays alone, and the arrays, or shapes."""
+    make = pure.init
+    assert make is not None
+    given, tree = jax.tree.flatten((args, dict(keywords)))
+    arrays = {}
+    for i, leaf in enumerate(given):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            arrays[i] = leaf
 
-    State may be that of zeros, as of a moving average that has seen nothing yet. A parameter would
-    stay wrong.
+    def init(key: Any, arrays: dict[int, Any]) -> Variables:
+        leaves = [arrays.get(i, leaf) for i, leaf in enumerate(given)]
+        inputs, options = jax.tree.unflatten(tree, leaves)
+        return bind_axes(lambda: make(key, *inputs, **options))
+
+    return init, arrays
+
+
+def parameters_depend_on_inputs(
+    pure: PureLayer, key: Any, args: Inputs, keywords: Keywords
+) -> bool:
+    """Whether the initial parameters depend on the values of the inputs, beside their shapes."""
+    init, arrays = _init_of_arrays(pure, args, keywords)
+    closed, made = jax.make_jaxpr(init, return_shape=True)(key, specs(arrays))
+    return _depends_on_inputs(pure, closed.jaxpr, made, state_too=False)
+
+
+def _depends_on_inputs(pure: PureLayer, jaxpr: Any, made: Variables, *, state_too: bool) -> bool:
+    """Whether initial values depend on the values of the inputs.
 
     Args:
-        layer: The layer.
+        pure: The layer.
         jaxpr: A trace of its `init`, whose first input is the key.
         made: The shapes of its variables.
-        state_too: Whether state counts, too.
-
-    Raises:
-        NeedsInputsError: They do.
-        TypeError: They do, and the layer takes one example of a batch: nothing says which.
+        state_too: Whether those of state count. Without inputs they are those for zeros, as of a
+            moving average that has seen nothing yet; a parameter would stay wrong.
     """
     checked = []
     for (path, _), result in zip(
         jax.tree_util.tree_leaves_with_path(made), jaxpr.outvars, strict=True
     ):
-        if state_too or layer.pure.kinds.get(path_text(path)[0]) == "params":
+        if state_too or pure.kinds.get(path_text(path)[0]) == "params":
             checked.append(result)
     _, read = eliminate_dead_code(jaxpr.eqns, checked, effects=False)
-    if not any(id(variable) in read for variable in jaxpr.invars[1:]):
-        return
+    return any(id(variable) in read for variable in jaxpr.invars[1:])
+
+
+def _refuse_shapes(layer: Layer) -> NoReturn:
+    """Raise an error for initial values that depend on inputs of which the shapes are known.
+
+    Raises:
+        NeedsInputsError: There are only shapes.
+        TypeError: The layer takes one example of a batch: nothing says which.
+    """
     depends = f"the initial values of {layer!r} depend on the values of its inputs"
     if layer.pure.per_example:
         raise TypeError(

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
 
-from seqbridge._interface import MODE_FLAGS, Annotated, PureLayer, Variables, nearest
+from seqbridge._interface import (
+    MODE_FLAGS,
+    Annotated,
+    Inputs,
+    Keywords,
+    PureLayer,
+    Variables,
+    nearest,
+)
 from seqbridge._layers import Layer
+from seqbridge._passes import parameters_depend_on_inputs
 from seqbridge._state import fold_in, strong
 from seqbridge._wrappers.repeat_view import Copy
 from seqbridge._wrappers.wrap import as_layer, key_within, wrap
@@ -149,6 +158,8 @@ def _repeat(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> PureL
             return draw(jax.random.fold_in(key, i), *inputs, **for_first)
 
         if inner.traceable:
+            if parameters_depend_on_inputs(inner, key, inputs, for_first):
+                return _with_copy_axis(_init_in_turn(inner, n, key, inputs, keywords, per_copy))
             return _with_copy_axis(jax.vmap(init_copy)(jnp.arange(n)))
         drawn = [draw(fold_in(key, i), *inputs, **for_first) for i in range(n)]
         return _with_copy_axis(jax.tree.map(lambda *arrays: jnp.stack(arrays), *drawn))
@@ -198,6 +209,39 @@ def _repeat(one: Layer, n: int, per_copy: tuple[str, ...], unroll: int) -> PureL
     return _Copies(**fields)
 
 
+def _init_in_turn(
+    inner: PureLayer,
+    n: int,
+    key: Any,
+    inputs: Inputs,
+    keywords: Keywords,
+    per_copy: Sequence[str],
+) -> Variables:
+    """Return initial values that depend on inputs, of which a copy gets those from the one before."""
+    assert inner.init is not None
+    copies: list[Variables] = []
+    for i in range(n):
+        own = dict(keywords)
+        for name in per_copy:
+            if name in keywords:
+                own[name] = jax.tree.map(operator.itemgetter(i), keywords[name])
+        own_key = jax.random.fold_in(key, i)
+        variables = inner.init(own_key, *inputs, **own)
+        copies.append(variables)
+        plain = jax.tree.map(_without_note, variables, is_leaf=_is_annotated)
+        out, _ = inner.apply(plain, jax.random.fold_in(own_key, n), *inputs, **own)
+        inputs = out if type(out) is tuple else (out,)
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *copies)
+
+
+def _is_annotated(leaf: object) -> bool:
+    return isinstance(leaf, Annotated)
+
+
+def _without_note(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Annotated) else leaf
+
+
 def _check_first_axis(each: dict[str, Any], n: int) -> None:
     for name, value in each.items():
         if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(value)):
@@ -219,7 +263,7 @@ def _with_copy_axis(variables: Variables) -> Variables:
             return dataclasses.replace(leaf, axes=(None, *leaf.axes))
         return leaf
 
-    return jax.tree.map(shift_axes, variables, is_leaf=lambda leaf: isinstance(leaf, Annotated))
+    return jax.tree.map(shift_axes, variables, is_leaf=_is_annotated)
 
 
 def _tiled_values(one: Layer, n: int) -> Variables:
