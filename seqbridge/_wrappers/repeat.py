@@ -217,7 +217,7 @@ def _init_in_turn(
     keywords: Keywords,
     per_copy: Sequence[str],
 ) -> Variables:
-    """Return initial values that depend on inputs, of which a copy gets those from the one before."""
+    """Return initial values where each copy starts from what the one before returns."""
     assert inner.init is not None
     copies: list[Variables] = []
     for i in range(n):
