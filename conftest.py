@@ -1,6 +1,7 @@
 """Strict JAX for all tests, which then pass with looser settings, too; and the docs' examples."""
 
 import doctest
+import gc
 import os
 import subprocess
 import sys
@@ -58,8 +59,14 @@ pytest_plugins = ["matrix"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left with one of them at the end."""
+    """The longest first, so that no worker is left with one of them at the end.
+
+    Before them stand those in which JAX looks for leaked tracers: it searches all objects of the
+    process, which become more with every test.
+    """
     long = [
+        "test_checks",
+        "test_faults_state",
         "test_examples",
         "test_conformance",
         "test_export",
@@ -69,6 +76,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_pack",
     ]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the objects of imported libraries out of every garbage collection to come."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -60,7 +60,7 @@ def a_haiku_resnet_in_a_flax_training_loop() -> str:
         bn_config={"decay_rate": 0.9},
     )
     module = sb.to_linen(resnet)
-    variables = module.init(jax.random.key(0), IMAGES[:1])
+    variables = jax.jit(module.init)(jax.random.key(0), IMAGES[:1])
     state = TrainState.create(
         apply_fn=module.apply, params=variables["params"], tx=optax.adam(1e-2)
     )
