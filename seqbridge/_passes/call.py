@@ -17,7 +17,7 @@ from seqbridge._layers import (
     Signature,
     Trace,
     captured_arrays,
-    eliminate_dead_code,
+    inputs_that_matter,
     signature_of_call,
 )
 from seqbridge._state import Keys
@@ -224,24 +224,18 @@ def _look(
     found = None if signature is None else known(signature)
     if found is not None:
         return found
-    closed, out, _ = traced(layer, variables, args, keywords)
+    closed, out, state = traced(layer, variables, args, keywords)
     jaxpr = closed.jaxpr
     key = jaxpr.invars[0]
-    n = len(jax.tree.leaves(out))
+    n, n_state = len(jax.tree.leaves(out)), len(jax.tree.leaves(state))
     made = Trace(
         outputs=out,
         needs_key=any(v is key for equation in jaxpr.eqns for v in equation.invars),
-        outputs_depend_on_key=_depend_on(key, jaxpr, jaxpr.outvars[:n]),
-        state_depends_on_key=_depend_on(key, jaxpr, jaxpr.outvars[n:]),
+        outputs_depend_on_key=inputs_that_matter(jaxpr, [True] * n + [False] * n_state)[0],
+        state_depends_on_key=inputs_that_matter(jaxpr, [False] * n + [True] * n_state)[0],
     )
     layer.trace_cache.add(signature, made)
     return made
-
-
-def _depend_on(key: Any, jaxpr: Any, results: Sequence[Any]) -> bool:
-    """Whether results depend on the key, or what the program does beside them, such as printing."""
-    _, read = eliminate_dead_code(jaxpr.eqns, results, effects=True)
-    return id(key) in read
 
 
 def key_for(
