@@ -113,10 +113,11 @@ class LinenBody(nn.Module):
 
 class LinenScan(nn.Module):
     draws: bool
+    split: bool = True
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        split = {"params": False, "dropout": True}
+        split = {"params": False, "dropout": self.split}
         scanned = nn.scan(LinenBody, variable_broadcast="params", split_rngs=split)
         return scanned(self.draws)(x[0], x)[1]
 
@@ -284,6 +285,26 @@ def _through_the_condition(draws: bool, x: Any, key: Any) -> Any:
     return x * jax.lax.while_loop(proceeds, step, (key, 0))[1].astype(x.dtype)
 
 
+def _step_by_step(draws: bool, x: Any, key: Any) -> Any:
+    """What is drawn reaches the result at the third step."""
+
+    def step(carry: Any, _: Any) -> Any:
+        first, second, third = carry
+        _, third = _noisy(draws, key, third)
+        return (first + second, second + carry[2], third), None
+
+    return jax.lax.scan(step, (x, x, x), None, length=4)[0][0]
+
+
+def _step_by_step_in_while(draws: bool, x: Any, key: Any) -> Any:
+    def step(carry: Any) -> Any:
+        i, first, second, third = carry
+        _, noise = _noisy(draws, key, third)
+        return i + 1, first + second, second + third, noise
+
+    return jax.lax.while_loop(lambda carry: carry[0] < 4, step, (0, x, x, x))[1]
+
+
 def _through_cond(draws: bool, x: Any, key: Any) -> Any:
     def step(key: Any, x: Any) -> Any:
         return _noisy(draws, key, x)
@@ -331,6 +352,7 @@ DRAWS = [
     haiku("scan", _hk_scan),
     haiku("cond", _hk_cond),
     linen("scan", LinenScan),
+    linen("scan-of-one-key", lambda draws: LinenScan(draws, split=False)),
     linen("remat", lambda draws: nn.remat(LinenStep)(draws)),
     linen(
         "rnn",
@@ -345,6 +367,8 @@ DRAWS = [
     function("scan", _through_scan),
     function("while", _through_while),
     function("condition", _through_the_condition),
+    function("step-by-step", _step_by_step),
+    function("step-by-step-in-while", _step_by_step_in_while),
     function("cond", _through_cond),
     function("custom_vjp", _through_custom_vjp),
     function("shard_map", _through_shard_map),
