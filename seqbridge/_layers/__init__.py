@@ -10,6 +10,7 @@ from seqbridge._layers.jaxpr import eliminate_dead_code as eliminate_dead_code
 from seqbridge._layers.jaxpr import flops as flops
 from seqbridge._layers.jaxpr import forwarded_inputs as forwarded_inputs
 from seqbridge._layers.jaxpr import inner_jaxprs as inner_jaxprs
+from seqbridge._layers.jaxpr import inputs_that_matter as inputs_that_matter
 from seqbridge._layers.layer import Layer as Layer
 from seqbridge._layers.layer_list import Child as Child
 from seqbridge._layers.layer_list import LayerList as LayerList

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 
 from seqbridge._state import Tracer
 
@@ -19,39 +20,23 @@ FROZEN = "frozen_model"
 
 
 def eliminate_dead_code(
-    equations: Iterable[Any], results: Iterable[Any], *, effects: bool
+    equations: Iterable[Any], results: Iterable[Any]
 ) -> tuple[list[Any], set[int]]:
     """Return the equations that `results` need, and the ids of the variables that these read.
+
+    What an equation does beside, such as printing, is no need.
 
     Args:
         equations: Those of a jaxpr, in order.
         results: Variables of the jaxpr.
-        effects: Whether an equation that does something, such as printing, is needed for its own
-            sake.
     """
     read = set(map(id, results))
     kept = []
     for equation in reversed(list(equations)):
-        if (effects and equation.effects) or any(id(v) in read for v in equation.outvars):
+        if any(id(v) in read for v in equation.outvars):
             kept.append(equation)
             read.update(map(id, equation.invars))
     return kept[::-1], read
-
-
-# Equations that run a body once, on their inputs.
-_CALLS = frozenset(
-    {
-        "checkpoint",
-        "closed_call",
-        "core_call",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "jit",
-        "pjit",
-        "remat2",
-    }
-)
 
 
 def forwarded_inputs(jaxpr: Any) -> list[int | None]:
@@ -76,22 +61,169 @@ def _forwarded_by(equation: Any) -> list[int | None]:
         return nothing
     if equation.primitive.name == "scan":
         return _forwarded_by_scan(equation, forwarded_inputs(bodies[0]))
-    is_call = equation.primitive.name in _CALLS
-    if is_call and len(bodies[0].invars) == len(equation.invars):
+    if equation.primitive.name in _CALLS:
         return forwarded_inputs(bodies[0])
     return nothing
 
 
 def _forwarded_by_scan(equation: Any, of_body: list[int | None]) -> list[int | None]:
     """Return what a scan hands on: a carry that no step changes, and what each step returns."""
-    constants = equation.params["num_consts"]
-    carried = equation.params["num_carry"]
+    constants, carried = _sizes_of_scan(equation.params)
     found: list[int | None] = []
     for i, place in enumerate(of_body):
         same_carry = i < carried and place == constants + i
         same_slices = i >= carried and place is not None and place >= constants + carried
         found.append(place if same_carry or same_slices else None)
     return found
+
+
+def inputs_that_matter(jaxpr: Any, wanted: Sequence[bool]) -> list[bool]:
+    """Tell which inputs of a jaxpr can change what it computes or does.
+
+    An equation that does something, such as printing, is wanted for its own sake. An equation with
+    a body is looked into; of a primitive that isn't known, all inputs matter.
+
+    Args:
+        jaxpr: The program.
+        wanted: For each output, whether it is wanted.
+    """
+    read = {id(v) for v, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted}
+    for equation in reversed(jaxpr.eqns):
+        outputs = [id(v) in read for v in equation.outvars]
+        if any(outputs) or equation.effects:
+            rule = _RULES.get(equation.primitive.name, _all_inputs)
+            matters = rule(equation, outputs)
+            read.update(
+                id(v) for v, it_does in zip(equation.invars, matters, strict=True) if it_does
+            )
+    return [id(v) in read for v in jaxpr.invars]
+
+
+def _all_inputs(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    return [True] * len(equation.invars)
+
+
+def _inputs_of_call(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    [body] = inner_jaxprs(equation)
+    return inputs_that_matter(body, wanted)
+
+
+def _inputs_of_custom_derivative(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    """As of a call; the gradient may depend on inputs that the result doesn't depend on."""
+    matters = _inputs_of_call(equation, wanted)
+    if all(matters):
+        return matters
+    try:
+        return _either(matters, _inputs_of_gradient(equation, wanted))
+    except Exception:  # the rule is a person's code: what it reads can't be told
+        return _all_inputs(equation, wanted)
+
+
+def _inputs_of_gradient(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    """Tell which inputs of an equation can change the gradient of its wanted outputs."""
+    from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun  # late, as in `_trace`
+
+    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
+    outputs = []
+    for v, is_wanted in zip(equation.outvars, wanted, strict=True):
+        if is_wanted and jnp.issubdtype(v.aval.dtype, jnp.inexact):
+            outputs.append(v)
+    [body] = inner_jaxprs(equation)
+    names = body.debug_info._replace(arg_names=None, result_paths=None)
+    alone = body.replace(
+        constvars=[], invars=inputs, outvars=outputs, eqns=[equation], debug_info=names
+    )
+    run = jaxpr_as_fun(ClosedJaxpr(alone, ()))
+
+    def gradient(values: list[Any]) -> Any:
+        found, pull_back = jax.vjp(run, *values)
+        slopes = pull_back([jnp.ones_like(out) for out in found])
+        return [slope for slope in slopes if slope.dtype != jax.dtypes.float0]
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+    program = jax.make_jaxpr(gradient)(shapes).jaxpr
+    matters = inputs_that_matter(program, [True] * len(program.outvars))
+    decisive = {v for v, it_does in zip(inputs, matters, strict=True) if it_does}
+    return [not isinstance(v, Literal) and v in decisive for v in equation.invars]
+
+
+def _inputs_of_cond(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    matters = [False] * (len(equation.invars) - 1)
+    for branch in equation.params["branches"]:
+        matters = _either(matters, inputs_that_matter(branch.jaxpr, wanted))
+    return [True, *matters]
+
+
+def _inputs_of_scan(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    [body] = inner_jaxprs(equation)
+    constants, carried = _sizes_of_scan(equation.params)
+    carry, stacked = list(wanted[:carried]), list(wanted[carried:])
+    while True:
+        matters = inputs_that_matter(body, carry + stacked)
+        more = _either(carry, matters[constants : constants + carried])
+        if more == carry:
+            return matters[:constants] + carry + matters[constants + carried :]
+        carry = more
+
+
+def _sizes_of_scan(parameters: Any) -> tuple[int, int]:
+    """The number of constants, and of values that are carried."""
+    if "num_consts" in parameters:
+        return parameters["num_consts"], parameters["num_carry"]
+    constants, carry, _ = parameters["ft_in"].unpack()  # JAX 0.12
+    return len(constants), len(carry)
+
+
+def _inputs_of_while(equation: Any, wanted: Sequence[bool]) -> list[bool]:
+    """As of a scan, where the condition decides every result."""
+    condition = inputs_that_matter(equation.params["cond_jaxpr"].jaxpr, [True])
+    body = equation.params["body_jaxpr"].jaxpr
+    of_condition, of_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+    carry = _either(wanted, condition[of_condition:])
+    while True:
+        matters = inputs_that_matter(body, carry)
+        more = _either(carry, matters[of_body:])
+        if more == carry:
+            return condition[:of_condition] + matters[:of_body] + carry
+        carry = more
+
+
+def _either(some: Sequence[bool], others: Sequence[bool]) -> list[bool]:
+    return [a or b for a, b in zip(some, others, strict=True)]
+
+
+# Equations that run a body once, on their inputs.
+_CALLS = frozenset(
+    {
+        "call",
+        "checkpoint",
+        "closed_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "eval_jaxpr",
+        "jit",
+        "pjit",
+        "remat2",
+    }
+)
+
+# What JAX itself uses to remove dead code looks into no loop with a condition in older versions,
+# and into no function with a derivative of its own.
+_RULES: dict[str, Callable[[Any, Sequence[bool]], list[bool]]] = {
+    "call": _inputs_of_call,
+    "closed_call": _inputs_of_call,
+    "eval_jaxpr": _inputs_of_call,
+    "jit": _inputs_of_call,
+    "pjit": _inputs_of_call,
+    "checkpoint": _inputs_of_call,
+    "remat2": _inputs_of_call,
+    "shard_map": _inputs_of_call,
+    "custom_jvp_call": _inputs_of_custom_derivative,
+    "custom_vjp_call": _inputs_of_custom_derivative,
+    "cond": _inputs_of_cond,
+    "scan": _inputs_of_scan,
+    "while": _inputs_of_while,
+}
 
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._interface import Call, Inputs, Keywords, PureLayer, Variables, path_text
-from seqbridge._layers import Layer, LayerList, Layout, eliminate_dead_code
+from seqbridge._layers import Layer, LayerList, Layout, eliminate_dead_code, inputs_that_matter
 from seqbridge._passes.call import (
     as_initialized,
     bind_axes,
@@ -287,8 +287,8 @@ def initial(
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
     closed, made = jax.make_jaxpr(init, return_shape=True)(keys.key, shapes)
-    jaxpr = closed.jaxpr
-    equations, read = eliminate_dead_code(jaxpr.eqns, jaxpr.outvars, effects=False)
+    equations, read = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars)
+    jaxpr = closed.jaxpr.replace(eqns=equations)
     inputs = list(arrays.values())
     if layer.pure.per_example or any(isinstance(a, jax.ShapeDtypeStruct) for a in inputs):
         if _depends_on_inputs(layer.pure, jaxpr, made, state_too=wait_for_inputs):
@@ -296,7 +296,7 @@ def initial(
         for i, variable in enumerate(jaxpr.invars[1:]):
             aval = variable.aval
             inputs[i] = jnp.zeros(aval.shape, aval.dtype) if id(variable) in read else None
-    kept = ClosedJaxpr(jaxpr.replace(eqns=equations), closed.consts)
+    kept = ClosedJaxpr(jaxpr, closed.consts)
     leaves, treedef = jax.tree.flatten(made)
     values = []
     for value, shape in zip(jaxpr_as_fun(kept)(keys.key, *inputs), leaves, strict=True):
@@ -344,13 +344,9 @@ def _depends_on_inputs(pure: PureLayer, jaxpr: Any, made: Variables, *, state_to
             moving average that has seen nothing yet; a parameter would stay wrong.
     """
     checked = []
-    for (path, _), result in zip(
-        jax.tree_util.tree_leaves_with_path(made), jaxpr.outvars, strict=True
-    ):
-        if state_too or pure.kinds.get(path_text(path)[0]) == "params":
-            checked.append(result)
-    _, read = eliminate_dead_code(jaxpr.eqns, checked, effects=False)
-    return any(id(variable) in read for variable in jaxpr.invars[1:])
+    for path, _ in jax.tree_util.tree_leaves_with_path(made):
+        checked.append(state_too or pure.kinds.get(path_text(path)[0]) == "params")
+    return any(inputs_that_matter(jaxpr, checked)[1:])
 
 
 def _refuse_shapes(layer: Layer) -> NoReturn:

@@ -17,8 +17,8 @@ from seqbridge._layers import (
     Signature,
     Trace,
     captured_arrays,
-    eliminate_dead_code,
     forwarded_inputs,
+    inputs_that_matter,
     signature_of_call,
 )
 from seqbridge._state import Keys
@@ -247,12 +247,13 @@ def _look(
     closed, out, state = traced(layer, variables, args, keywords)
     jaxpr = closed.jaxpr
     key = jaxpr.invars[0]
-    # State that doesn't change is no reason for a key.
-    kept = len(jax.tree.leaves(out)) if layer.entry_options.freeze_state else None
+    # State that stays as it is is no reason for a key.
+    wanted = [True] * len(jax.tree.leaves(out))
+    wanted += [not layer.entry_options.freeze_state] * len(jax.tree.leaves(state))
     made = Trace(
         outputs=out,
         needs_key=any(v is key for equation in jaxpr.eqns for v in equation.invars),
-        depends_on_key=_depend_on(key, jaxpr, jaxpr.outvars[:kept]),
+        depends_on_key=inputs_that_matter(jaxpr, wanted)[0],
         changed_state=_changed_state(jaxpr, variables, state),
     )
     layer.trace_cache.add(signature, made)
@@ -307,12 +308,6 @@ def state_after(
     for path, leaf in after:
         leaves.append(leaf if path_text(path) in changed else before.get(path, leaf))
     return {**variables, **treedef.unflatten(leaves)}
-
-
-def _depend_on(key: Any, jaxpr: Any, results: Sequence[Any]) -> bool:
-    """Whether results depend on the key, or what the program does beside them, such as printing."""
-    _, read = eliminate_dead_code(jaxpr.eqns, results, effects=True)
-    return id(key) in read
 
 
 def key_for(
