@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -87,15 +88,13 @@ def inputs_that_matter(jaxpr: Any, wanted: Sequence[bool]) -> list[bool]:
         jaxpr: The program.
         wanted: For each output, whether it is wanted.
     """
-    read = {id(v) for v, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted}
+    read = set(map(id, itertools.compress(jaxpr.outvars, wanted)))
     for equation in reversed(jaxpr.eqns):
         outputs = [id(v) in read for v in equation.outvars]
         if any(outputs) or equation.effects:
             rule = _RULES.get(equation.primitive.name, _all_inputs)
             matters = rule(equation, outputs)
-            read.update(
-                id(v) for v, it_does in zip(equation.invars, matters, strict=True) if it_does
-            )
+            read.update(map(id, itertools.compress(equation.invars, matters)))
     return [id(v) in read for v in jaxpr.invars]
 
 
@@ -125,8 +124,8 @@ def _inputs_of_gradient(equation: Any, wanted: Sequence[bool]) -> list[bool]:
 
     inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
     outputs = []
-    for v, is_wanted in zip(equation.outvars, wanted, strict=True):
-        if is_wanted and jnp.issubdtype(v.aval.dtype, jnp.inexact):
+    for v in itertools.compress(equation.outvars, wanted):
+        if jnp.issubdtype(v.aval.dtype, jnp.inexact):
             outputs.append(v)
     [body] = inner_jaxprs(equation)
     names = body.debug_info._replace(arg_names=None, result_paths=None)
@@ -143,7 +142,7 @@ def _inputs_of_gradient(equation: Any, wanted: Sequence[bool]) -> list[bool]:
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
     program = jax.make_jaxpr(gradient)(shapes).jaxpr
     matters = inputs_that_matter(program, [True] * len(program.outvars))
-    decisive = {v for v, it_does in zip(inputs, matters, strict=True) if it_does}
+    decisive = set(itertools.compress(inputs, matters))
     return [not isinstance(v, Literal) and v in decisive for v in equation.invars]
 
 

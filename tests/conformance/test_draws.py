@@ -57,7 +57,7 @@ def _hk_unroll(draws: bool, x: Any) -> Any:
 
 
 def _hk_stack(draws: bool, x: Any) -> Any:
-    return hk.experimental.layer_stack(2)(functools.partial(_hk_step, draws))(x)
+    return hk.layer_stack(2)(functools.partial(_hk_step, draws))(x)
 
 
 def _hk_remat(draws: bool, x: Any) -> Any:
@@ -117,7 +117,7 @@ class LinenScan(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        split = {"params": False, "dropout": self.split}
+        split: Any = {"params": False, "dropout": self.split}
         scanned = nn.scan(LinenBody, variable_broadcast="params", split_rngs=split)
         return scanned(self.draws)(x[0], x)[1]
 
@@ -221,7 +221,7 @@ class EqxCheckpoint(EqxScan):
         return eqx.filter_checkpoint(EqxScan.__call__)(self, x, key)
 
 
-def equinox(name: str, make: Callable[[], Any]) -> Draw:
+def equinox(name: str, make: Callable[..., Any]) -> Draw:
     def native(entry: Any, tree: Any, key: Any, draws: bool) -> Any:
         module = eqx.nn.inference_mode(entry, not draws)
         if not draws:
