@@ -118,8 +118,8 @@ class Sequential(LayerList):
 
         Args:
             *args: The inputs of the first layer.
-            training: Training or evaluation, for every layer that knows the difference. State such
-                as batch statistics changes in training only.
+            training: Training or evaluation, for every layer that knows the difference. The state
+                after the call is what the layer's library says.
             rng: A PRNG key for this call, in place of the next one of the model's own stream.
             per_layer: Keywords for single layers, by name or position: `{"conv": {...}, 3: {...}}`.
             **keywords: Each layer gets those that it names.
@@ -200,7 +200,8 @@ class Sequential(LayerList):
         """Make the variables of the layers that have none, from shapes alone.
 
         Args:
-            *inputs: What the first layer takes: arrays, or shapes, in which None may be anything:
+            *inputs: What the first layer takes: arrays, which layers need whose initial values
+                depend on the data, or shapes, in which None may be anything:
                 `model.build((None, 28, 28, 1))`; or, for other inputs than floats,
                 `jax.ShapeDtypeStruct((1, 8), jnp.int32)`.
             seed: In place of the seed that the model was made with.
@@ -214,7 +215,8 @@ class Sequential(LayerList):
         Raises:
             RuntimeError: Inside a JAX transform.
             TypeError, ValueError: What a layer raises for these shapes, or a None decides the shape
-                of a variable; then nothing is built.
+                of a variable, or initial values depend on data and there are only shapes; then
+                nothing is built.
         """
         given = call_of(keywords)
         refuse_in_trace("building a model", jax.tree.leaves((inputs, given.keywords)))
