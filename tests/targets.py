@@ -14,6 +14,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 from flax import nnx
 
 import seqbridge as sb
@@ -75,9 +76,13 @@ class Linen:
     def run(
         self, made: nn.Module, tree: Any, key: Any, inputs: Any, training: bool, keywords: Any
     ) -> Any:
-        mutable = ["batch_stats"] if training else []
         out, state = made.apply(
-            tree, *inputs, training=training, rngs={"dropout": key}, mutable=mutable, **keywords
+            tree,
+            *inputs,
+            training=training,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+            **keywords,
         )
         return out, {**tree, **state}
 
@@ -189,7 +194,9 @@ class Keras:
         return sb.to_keras(x, *inputs, **options)
 
     def start(self, made: Any, inputs: Any, keywords: Any) -> Any:
-        made(*self._given(made, inputs), **self._mode(made, False), **keywords)
+        # On shapes, as a call may move the state.
+        shapes = [keras.KerasTensor(array.shape, str(array.dtype)) for array in inputs]
+        made(*self._given(made, shapes), **self._mode(made, False), **keywords)
         return [weight.value for weight in made.weights]
 
     def run(

@@ -79,7 +79,10 @@ def has_open_sizes(inputs: Any) -> bool:
 def are_known(inputs: Inputs, call: Call) -> bool:
     """Whether a call gives arrays, and no shapes in their place."""
     values = jax.tree.leaves(inputs, is_leaf=_is_shape)
-    values += jax.tree.leaves((dict(call.keywords), dict(call.per_layer)), is_leaf=_is_open)
+    for keywords in (call.keywords, *call.per_layer.values()):
+        for name, value in keywords.items():
+            if name != "per_layer":
+                values += jax.tree.leaves(value, is_leaf=_is_open)
     return not any(_is_shape_of_array(value) for value in values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,7 +96,11 @@ def _counting(taking: Any) -> sb.PureLayer:
         return {"state": {"n": jnp.zeros(())}}
 
     def apply(variables: Any, key: Any, x: Any, **keywords: Any) -> Any:
-        return x, {"state": {"n": variables["state"]["n"] + 1}}
+        call = inspect.signature(taking).bind(x, **keywords)
+        call.apply_defaults()
+        flags = {name: value for name, value in call.arguments.items() if name != "x"}
+        training = any(value is sb.MODE_FLAGS[name] for name, value in flags.items())
+        return x, {"state": {"n": variables["state"]["n"] + float(training)}}
 
     return sb.PureLayer(
         init=init, apply=apply, signature=sb.signature_of(taking), label="counter", ecosystem="test"

@@ -246,7 +246,7 @@ def test_a_keyword_that_is_a_tuple_of_numbers_is_no_shape_to_a_build() -> None:
     assert model(jnp.ones((5, 4, 2)), axis=(0, 1)).shape == (3,)
 
 
-def test_state_changes_unless_the_mode_is_evaluation() -> None:
+def test_state_of_a_layer_that_counts_its_calls_changes_in_every_mode() -> None:
     def count(x: Any, is_training: Any) -> Any:
         hk.set_state("n", hk.get_state("n", (), init=jnp.zeros) + 1)
         return x
@@ -254,11 +254,15 @@ def test_state_changes_unless_the_mode_is_evaluation() -> None:
     model = sb.Sequential([hk.transform_with_state(count)]).build((2, 2), training=True)
     (n,) = model.vars().values()
     start = float(n.value)
-    for keywords, calls in [
-        ({"training": False}, 0), ({"training": True}, 1),
-        ({"is_training": False}, 1), ({"is_training": 1}, 2),
-        ({"training": True, "is_training": np.False_}, 2), ({"is_training": jnp.array(False)}, 3),
-    ]:  # fmt: skip
+    given: list[Any] = [
+        {"training": False},
+        {"training": True},
+        {"is_training": False},
+        {"is_training": 1},
+        {"training": True, "is_training": np.False_},
+        {"is_training": jnp.array(False)},
+    ]
+    for calls, keywords in enumerate(given, 1):
         model(X, **keywords)
         assert float(n.value) == start + calls, keywords
 

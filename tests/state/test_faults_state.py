@@ -227,16 +227,17 @@ def interrupted(
 def quick() -> sb.PureLayer:
     """A layer that takes no time to build: a model is made for each line that runs."""
 
-    def init(key: Any, x: Any) -> Any:
+    def init(key: Any, x: Any, training: bool = True) -> Any:
         return {"params": {"w": jax.random.normal(key, (3,))}, "state": {"n": jnp.zeros(())}}
 
-    def apply(variables: Any, key: Any, x: Any) -> Any:
+    def apply(variables: Any, key: Any, x: Any, training: bool = True) -> Any:
         return x * jnp.broadcast_to(variables["params"]["w"], x.shape), {
-            "state": {"n": variables["state"]["n"] + 1}
+            "state": {"n": variables["state"]["n"] + float(training)}
         }
 
+    signature = sb.signature_of(lambda x, training=True: x)
     return sb.PureLayer(
-        init=init, apply=apply, signature=sb.signature_of(scale), label="quick", ecosystem="test"
+        init=init, apply=apply, signature=signature, label="quick", ecosystem="test"
     )
 
 

@@ -106,14 +106,18 @@ def gate(x: Any) -> Any:
 def counter() -> sb.PureLayer:
     """Return a layer that counts its calls in training, twice."""
 
-    def init(key: Any, x: Any) -> Any:
+    def init(key: Any, x: Any, training: bool = True) -> Any:
         return {"state": {"a": jnp.zeros(()), "b": jnp.zeros(())}}
 
-    def apply(variables: Any, key: Any, x: Any) -> Any:
-        return x, {"state": {name: value + 1 for name, value in variables["state"].items()}}
+    def apply(variables: Any, key: Any, x: Any, training: bool = True) -> Any:
+        state = variables["state"]
+        if training:
+            state = {name: value + 1 for name, value in state.items()}
+        return x, {"state": state}
 
+    signature = sb.signature_of(lambda x, training=True: x)
     return sb.PureLayer(
-        init=init, apply=apply, signature=sb.signature_of(gate), label="counter", ecosystem="test"
+        init=init, apply=apply, signature=signature, label="counter", ecosystem="test"
     )
 
 
