@@ -127,7 +127,7 @@ def equinox_steps(model: sb.Sequential) -> list[Any]:
 class KerasCounter(keras.layers.Layer):
     """Scales by how often it was called."""
 
-    def build(self, shape: Any) -> None:
+    def build(self, input_shape: Any) -> None:
         self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
 
     def call(self, x: Any) -> Any:
