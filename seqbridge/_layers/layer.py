@@ -13,7 +13,7 @@ import jax
 from seqbridge._entries import as_pure, owner_of, portable, with_method
 from seqbridge._files import native_tree
 from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour
-from seqbridge._layers.layout import Layout, lookup, namer
+from seqbridge._layers.layout import Layout, lookup, namer, sources_of
 from seqbridge._layers.parents import Parents
 from seqbridge._layers.traces import TraceCache
 from seqbridge._state import (
@@ -146,7 +146,9 @@ class Layer(VariableHolder):
         if per_example is not None and per_example != pure.per_example:
             pure = dataclasses.replace(pure, per_example=per_example)
         if pure.ready is not None:
-            pure = dataclasses.replace(pure, ready=jax.tree.map(strong, pure.ready))
+            pure = dataclasses.replace(
+                pure, ready=jax.tree.map(strong, pure.ready), sources=sources_of(pure)
+            )
         self.entry: Any = entry
         self.pure: PureLayer = pure
         self.name: str | None = name

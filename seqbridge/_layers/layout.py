@@ -134,6 +134,27 @@ class Layout:
         return [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
 
 
+def sources_of(pure: PureLayer) -> Mapping[Path, Any]:
+    """Return the objects behind the values that an entry came with, by collection and path.
+
+    An array is the object behind a parameter, unless its library has one for it; so one array in
+    two entries is one variable. Twice in one entry it is what it is to the entry's library.
+    """
+    sources = dict(pure.sources)
+    seen: set[int] = set()
+    leaves = jax.tree_util.tree_leaves_with_path(pure.ready, is_leaf=_is_annotated)
+    for keys, leaf in leaves:
+        path = path_text(keys)
+        array = leaf.value if _is_annotated(leaf) else leaf
+        is_parameter = pure.kinds.get(path[0]) == "params" and isinstance(array, jax.Array)
+        if not is_parameter or id(array) in seen:
+            continue
+        seen.add(id(array))
+        if isinstance(sources.get(path), Origin | None):
+            sources[path] = array
+    return sources
+
+
 def _shown_names(pure: PureLayer, paths: Sequence[Path]) -> list[str]:
     """The name of each variable within its layer, each another."""
     short = [".".join(pure.shorten(path[1:])) for path in paths]
