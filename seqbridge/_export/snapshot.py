@@ -20,6 +20,7 @@ from seqbridge._interface import (
     Variables,
     call_of,
     nest,
+    parts_of,
     training_of,
     unnest,
 )
@@ -54,7 +55,7 @@ def readable(single: bool) -> Naming:
             yield from _places(model)
 
     def join(place: str, shown: str) -> str:
-        parts = [place, *(_identifier(part) for part in shown.split("."))]
+        parts = [place, *(_identifier(part) for part in parts_of(shown))]
         return "/".join(part for part in parts if part)
 
     return Naming(places, join, _rename_clashes)

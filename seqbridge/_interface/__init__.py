@@ -18,7 +18,9 @@ from seqbridge._interface.messages import plain as plain
 from seqbridge._interface.messages import shape_text as shape_text
 from seqbridge._interface.messages import shapes_text as shapes_text
 from seqbridge._interface.paths import Path as Path
+from seqbridge._interface.paths import dotted as dotted
 from seqbridge._interface.paths import nest as nest
+from seqbridge._interface.paths import parts_of as parts_of
 from seqbridge._interface.paths import path_text as path_text
 from seqbridge._interface.paths import unnest as unnest
 from seqbridge._interface.pure_layer import MODE_FLAGS as MODE_FLAGS

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
+
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_PART = rf"{_QUOTED}|[^.]+"
 
 
 def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
@@ -39,6 +44,28 @@ def unnest(tree: Mapping[str, Any]) -> dict[Path, Any]:
         for path, leaf in unnest(node).items():
             leaves[(part, *path)] = leaf
     return leaves
+
+
+def dotted(path: Sequence[str]) -> str:
+    """Return a path as a name, with quotes around the parts that have a dot in them.
+
+    Examples:
+        >>> print(dotted(("b", "c")), dotted(("b.c",)))
+        b.c 'b.c'
+    """
+    quoted = [repr(part) if "." in part or "'" in part else part for part in path]
+    return ".".join(quoted)
+
+
+def parts_of(name: str) -> list[str]:
+    """Return the parts of a name, of which some may stand in quotes.
+
+    Examples:
+        >>> parts_of("Dense_0.'b.c'.kernel")
+        ['Dense_0', 'b.c', 'kernel']
+    """
+    parts: list[str] = re.findall(_PART, name)
+    return [ast.literal_eval(part) if re.fullmatch(_QUOTED, part) else part for part in parts]
 
 
 def path_text(keys: Sequence[Any]) -> Path:

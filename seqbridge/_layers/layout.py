@@ -16,6 +16,7 @@ from seqbridge._interface import (
     PureLayer,
     Variables,
     check_names,
+    dotted,
     nearest,
     path_text,
 )
@@ -169,6 +170,12 @@ def _shown_names(pure: PureLayer, paths: Sequence[Path]) -> list[str]:
     for name, path in zip(full, paths, strict=True):
         unique = often[name] == 1 or path[0] == "params"
         shown.append(name if unique else ".".join(path))
+    # A part with a dot in it may still make two of them one.
+    often = Counter(shown)
+    for i, path in enumerate(paths):
+        if often[shown[i]] > 1:
+            collection = "" if path[0] == "params" else f"{path[0]!r}."
+            shown[i] = collection + dotted(path[1:])
     return shown
 
 
