@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from seqbridge._entries.function_like import FunctionLike
+from seqbridge._interface import path_text
 
 _CONTAINERS = dict | list | tuple | set | frozenset | collections.deque
 _NUMBERS = int | float | complex | np.ndarray | np.generic
@@ -52,6 +53,8 @@ def destructure(obj: Any) -> Parts | None:
         return Parts([(name, getattr(obj, name)) for name in fields], lambda c: type(obj)(*c))
     if type(obj) in (list, tuple):
         return Parts([(str(i), value) for i, value in enumerate(obj)], type(obj))
+    if _is_tree(obj):
+        return _parts_of_tree(obj)
     if is_plain_object(obj):
         attributes = attributes_of(obj)
         return Parts(
@@ -74,9 +77,23 @@ def is_plain_object(obj: Any) -> bool:
         return False
     if type(obj).__module__ == "functools":  # a cache, say, which only its decorator can make
         return False
-    # A pytree is a module of a library that has no adapter here: how its parts belong together
-    # isn't known.
-    return all(leaf is obj for leaf in jax.tree.leaves(obj))
+    return not _is_tree(obj)
+
+
+def _is_tree(obj: Any) -> bool:
+    """Whether a class is registered with JAX as a tree, as dataclasses of several libraries are."""
+    if isinstance(obj, type | _CONTAINERS | _CONSTANTS) or of_jax(obj):
+        return False
+    return not jax.tree_util.all_leaves([obj])
+
+
+def _parts_of_tree(obj: Any) -> Parts:
+    """The children of a tree by their keys. It is made again as JAX does it."""
+    children, treedef = jax.tree_util.tree_flatten_with_path(
+        obj, is_leaf=lambda node: node is not obj
+    )
+    named = [(".".join(path_text(path)), child) for path, child in children]
+    return Parts(named, treedef.unflatten)
 
 
 def attributes_of(obj: Any) -> dict[str, Any]:
