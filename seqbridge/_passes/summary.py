@@ -25,7 +25,7 @@ from seqbridge._interface import (
     to_html,
 )
 from seqbridge._layers import Layer, LayerList, flops, walk
-from seqbridge._passes.call import traced, unused_key
+from seqbridge._passes.call import as_initialized, traced, unused_key
 from seqbridge._passes.forward import traverse
 from seqbridge._passes.pure_form import Layouts, built_layouts, check_sizes, layouts_of
 from seqbridge._passes.rows import (
@@ -144,7 +144,7 @@ class _Observer:
     ) -> Any:
         layout = self._layouts[layer]
         variables = layer.current_tree() if layer.built else layout.tree(layout.arrays)
-        program, out, _ = traced(layer, variables, args, keywords)
+        program, out, _ = traced(layer, as_initialized(layer, variables), args, keywords)
         self.steps.append(_Step(args, keywords, out, flops(program) if self._count else None))
         return out
 

@@ -361,3 +361,10 @@ def test_a_decoder_generates_in_one_compiled_loop_what_the_whole_sequence_gives(
     whole.assign({"params": model.variables["params"]})
     expected = whole(tokens, mask=nn.make_causal_mask(tokens), training=False)
     assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_summary_of_a_decoder_shows_the_whole_sequence() -> None:
+    shape = jax.ShapeDtypeStruct((2, 32), jnp.int32)
+    model = decoder(decode=True).build(shape, training=False)
+    attention = model.summary(training=False).rows[1]
+    assert (attention.inputs, attention.outputs) == ("float32[2,32,8]", "float32[2,32,8]")
