@@ -47,6 +47,9 @@ class ChexAffine:
         return x * self.w[None] + self.rest["b"][0][None]
 
 
+CHEX_AFFINE: Any = ChexAffine  # a type checker knows nothing of its constructor
+
+
 class FlaxAffine(flax.struct.PyTreeNode):
     """The same by Flax."""
 
@@ -92,7 +95,7 @@ class TupleAffine(NamedTuple):
 TREES: dict[str, Callable[[], Any]] = {
     "a registered dataclass": lambda: Affine(w=W, rest={"b": [B]}),
     "a power of one": lambda: Affine(w=W, rest={"b": [B]}, power=2),
-    "chex": lambda: ChexAffine(w=W, rest={"b": [B]}),
+    "chex": lambda: CHEX_AFFINE(w=W, rest={"b": [B]}),
     "flax.struct": lambda: FlaxAffine(w=W, rest={"b": [B]}),
     "a registered class": lambda: Registered(4),
     "a named tuple": lambda: TupleAffine(W, {"b": [B]}),
