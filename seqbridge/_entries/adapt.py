@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 from seqbridge._entries.captured import check_of_held
@@ -13,13 +14,22 @@ from seqbridge._interface import PureLayer, ask, bind, known
 from seqbridge._state import Stateful
 
 
-def as_pure(entry: Any) -> PureLayer:
+def as_pure(entry: Any, method: Any = None) -> PureLayer:
     """Return the `PureLayer` of an entry.
 
+    Args:
+        entry: The entry.
+        method: As for `with_method`; None: the entry is called itself.
+
     Raises:
-        TypeError: It is no entry, or hides parameters. The message says what to write instead.
+        TypeError: It is no entry, can't be called, or hides parameters. The message says what to
+            write instead.
     """
     pure = _find(entry)
+    if method is not None:
+        pure = with_method(pure, method)
+    elif pure.method is not None:
+        _check_called(entry)
     check_held(pure)
     if pure.check_constants is None and (check := check_of_held(pure)):
         return dataclasses.replace(pure, check_constants=check)
@@ -73,6 +83,33 @@ def _of_partial(entry: functools.partial[Any]) -> PureLayer:
         if pure is not None:
             pure = bind(pure, entry.args, entry.keywords)
     return pure or function_layer(entry)
+
+
+def _check_called(entry: Any) -> None:
+    """Raise a `TypeError` if a module has methods, and can't be called itself."""
+    called = entry.func if isinstance(entry, functools.partial) else entry
+    cls = called if isinstance(called, type) else type(called)
+    if isinstance(entry, PureLayer) or _makes_callables(cls):
+        return
+    cure = ""
+    methods = _own_methods(cls)
+    if methods:
+        others = f" (or {', '.join(map(repr, methods[1:]))})" if methods[1:] else ""
+        cure = f": choose a method, sb.Layer(entry, method={methods[0]!r}){others}"
+    raise TypeError(f"{cls.__name__} can't be called{cure}")
+
+
+def _own_methods(cls: type) -> list[str]:
+    """The public methods of a class that it doesn't owe to a class of its library."""
+    methods: list[str] = []
+    for i, base in enumerate(cls.__mro__):
+        inherited = {name for other in cls.__mro__[i + 1 :] for name in vars(other)}
+        for name, member in vars(base).items():
+            if inspect.isfunction(member) and not name.startswith("_") and name not in inherited:
+                methods.append(name)
+        if methods:
+            break
+    return methods
 
 
 def _path(cls: type) -> str:

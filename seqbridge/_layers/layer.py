@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
-from seqbridge._entries import as_pure, owner_of, portable, with_method
+from seqbridge._entries import as_pure, owner_of, portable
 from seqbridge._files import native_tree
 from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour
 from seqbridge._layers.layout import Layout, lookup, namer, sources_of
@@ -140,9 +140,7 @@ class Layer(VariableHolder):
             per_example=per_example is not None and per_example,
             freeze_state=freeze_state,
         )
-        pure = as_pure(entry)
-        if method is not None:
-            pure = with_method(pure, method)
+        pure = as_pure(entry, method)
         if per_example is not None and per_example != pure.per_example:
             pure = dataclasses.replace(pure, per_example=per_example)
         if pure.ready is not None:

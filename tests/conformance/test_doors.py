@@ -1,0 +1,99 @@
+"""An object that can't be called is refused at the door, with the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import seqbridge as sb
+from helpers import assert_close
+
+X = jnp.ones((2, 4))
+W = jnp.arange(4.0)
+
+
+class EquinoxDensity(eqx.Module):
+    w: jax.Array = eqx.field(default_factory=lambda: W)
+
+    def log_prob(self, x: Any) -> Any:
+        return x * self.w
+
+    def sample(self, x: Any) -> Any:
+        return x + self.w
+
+
+class NnxDensity(nnx.Module):
+    def __init__(self) -> None:
+        self.w = nnx.Param(W)
+
+    def log_prob(self, x: Any) -> Any:
+        return x * self.w[...][None]
+
+    def sample(self, x: Any) -> Any:
+        return x + self.w[...][None]
+
+
+class LinenDensity(nn.Module):
+    def setup(self) -> None:
+        self.w = self.param("w", lambda key: W)
+
+    def log_prob(self, x: Any) -> Any:
+        return x * self.w[None]
+
+    def sample(self, x: Any) -> Any:
+        return x + self.w[None]
+
+
+class HaikuDensity(hk.Module):
+    def log_prob(self, x: Any) -> Any:
+        return x * hk.get_parameter("w", (4,), init=lambda shape, dtype: W)[None]
+
+    def sample(self, x: Any) -> Any:
+        return x + 1.0
+
+
+ENTRIES: dict[str, Callable[[], Any]] = {
+    "equinox": EquinoxDensity,
+    "a class of equinox": lambda: partial(EquinoxDensity),
+    "nnx": NnxDensity,
+    "a class of nnx": lambda: partial(NnxDensity),
+    "linen": LinenDensity,
+    "a class of linen": lambda: partial(LinenDensity),
+    "a class of haiku": lambda: partial(HaikuDensity),
+}
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "a list": lambda entry: sb.Sequential([entry]),
+    "a list in a list": lambda entry: sb.Sequential([sb.Sequential([jnp.tanh, entry])]),
+    "an edit": lambda entry: sb.Sequential([jnp.tanh]).append(entry),
+    "a layer": sb.Layer,
+    "Repeat": lambda entry: sb.Repeat(entry, 2),
+    "remat": sb.remat,
+    "an export": sb.to_linen,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ENTRIES)
+def test_it_is_refused_with_its_methods(name: str, place: str) -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"Density can't be called: choose a method, "
+        r"sb.Layer\(entry, method='log_prob'\) \(or 'sample'\)",
+    ):
+        PLACES[place](ENTRIES[name]())
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_cure_works(name: str) -> None:
+    model = sb.Sequential([sb.Layer(ENTRIES[name](), method="log_prob")]).build((2, 4))
+    assert_close(model(X), X * W[None])
+    assert len(model.vars()) == 1
