@@ -46,7 +46,7 @@ LIBRARIES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-OPTIONS: list[Any] = [{}, {"pack": True, "donate": True}]
+OPTIONS: list[Any] = [{}, {"donate": True}, {"pack": True}, {"pack": True, "donate": True}]
 
 
 def live(entries: list[Any], options: list[Any]) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -10,7 +10,7 @@ from typing import Any
 from seqbridge._entries.captured import check_of_held
 from seqbridge._entries.closure_conversion import check_held
 from seqbridge._entries.function import function_layer
-from seqbridge._interface import PureLayer, ask, bind, known
+from seqbridge._interface import PureLayer, ask, bind, has_adapter, known
 from seqbridge._state import Stateful
 
 
@@ -26,7 +26,7 @@ def as_pure(entry: Any, method: Any = None) -> PureLayer:
             write instead.
     """
     pure = _find(entry)
-    if method is not None:
+    if method is not None and method != "__call__":
         pure = with_method(pure, method)
     elif pure.method is not None:
         _check_called(entry)
@@ -100,16 +100,20 @@ def _check_called(entry: Any) -> None:
 
 
 def _own_methods(cls: type) -> list[str]:
-    """The public methods of a class that it doesn't owe to a class of its library."""
-    methods: list[str] = []
-    for i, base in enumerate(cls.__mro__):
-        inherited = {name for other in cls.__mro__[i + 1 :] for name in vars(other)}
+    """The public methods of a class, apart from those of the library that it is a module of."""
+    bases = [base for base in cls.__mro__ if not has_adapter(base.__module__)]
+    theirs: set[str] = set()
+    for base in cls.__mro__:
+        if base not in bases:
+            theirs.update(vars(base))  # what is called so is for the library to call
+    methods: dict[str, None] = {}
+    for base in bases:
+        fields = inspect.get_annotations(base)
         for name, member in vars(base).items():
-            if inspect.isfunction(member) and not name.startswith("_") and name not in inherited:
-                methods.append(name)
-        if methods:
-            break
-    return methods
+            is_method = callable(member) and not isinstance(member, type) and name not in fields
+            if is_method and not name.startswith("_") and name not in theirs:
+                methods[name] = None
+    return list(methods)
 
 
 def _path(cls: type) -> str:

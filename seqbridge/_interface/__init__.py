@@ -39,6 +39,7 @@ from seqbridge._interface.registry import Export as Export
 from seqbridge._interface.registry import ask as ask
 from seqbridge._interface.registry import exporter as exporter
 from seqbridge._interface.registry import exports as exports
+from seqbridge._interface.registry import has_adapter as has_adapter
 from seqbridge._interface.registry import known as known
 from seqbridge._interface.registry import register as register
 from seqbridge._interface.registry import register_export as register_export

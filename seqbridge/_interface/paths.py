@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
 
+# As `repr` writes a string; a name may hold one in place of an identifier.
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _PART = rf"{_QUOTED}|[^.]+"
 

@@ -119,6 +119,12 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
     return None
 
 
+def has_adapter(module: str) -> bool:
+    """Whether a module belongs to a library that an adapter is registered for."""
+    packages = {name.partition(".")[0] for name in {*_installed(), *_registered}}
+    return module.partition(".")[0] in packages
+
+
 def register_export(name: str, export: Export) -> None:
     """Register an export, `to_<name>`, for this process.
 

@@ -264,7 +264,8 @@ class Sequential(LayerList):
         """Build layers whose initial values depend on what reaches them."""
         run = FirstRun(family=self.family_layers())
         run.enter(self, inputs, call)
-        run_through(self, inputs, *first_call(call, run, self.initial_keys()))
+        first, keys = first_call(call, self.initial_keys())
+        run_through(self, inputs, first, run, keys)
         install(self, run.new)
 
     def _after_edit(self) -> None:

@@ -201,15 +201,21 @@ def find_initial(
     else:
         return build.new
     run = FirstRun(fresh=fresh)
-    traverse(model, inputs, *first_call(call, run, keys))
+    first, drawing = first_call(call, keys)
+    traverse(model, inputs, first, run, drawing)
     return run.new
 
 
-def first_call(call: Call, run: FirstRun, keys: Keys) -> tuple[Call, FirstRun, Keys]:
-    """Return the call, the visitor and the keys of a call that is there for initial values only."""
+def first_call(call: Call, keys: Keys) -> tuple[Call, Keys]:
+    """Return a call that is there for initial values only, and its keys.
+
+    Args:
+        call: What was asked for. Without a mode it is one in training.
+        keys: The keys that the values start from.
+    """
     training = True if call.training is None else call.training
     drawing = Keys(lambda: fold_in(keys.key, _DRAWS), keys)
-    return call.map(lambda value: value, training=training), run, drawing
+    return call.map(lambda value: value, training=training), drawing
 
 
 def install(model: LayerList, new: NewLayers) -> None:
@@ -272,15 +278,13 @@ def initial(
     """
     if layer.pure.init is None:
         return layer.pure.ready or {}
+    if layer.pure.per_example:
+        args = jax.tree.map(_of_example, specs(args))
     if not layer.pure.traceable:
         key = _key_outside(layer, keys, abstract)
         return layer.pure.init(key, *specs(args), **keyword_specs(keywords))
     init, arrays = _init_of_arrays(layer.pure, args, keywords)
     shapes = specs(arrays)
-    if layer.pure.per_example:
-        for i in range(len(jax.tree.leaves(args))):
-            if i in shapes:
-                shapes[i] = jax.ShapeDtypeStruct(shapes[i].shape[1:], shapes[i].dtype)
     if abstract:
         return jax.eval_shape(init, keys.key, shapes)
     # Imported late: `jax.extend` takes as long to import as all of this package.
@@ -290,8 +294,9 @@ def initial(
     equations, read = eliminate_dead_code(closed.jaxpr.eqns, closed.jaxpr.outvars)
     jaxpr = closed.jaxpr.replace(eqns=equations)
     inputs = list(arrays.values())
-    if layer.pure.per_example or any(isinstance(a, jax.ShapeDtypeStruct) for a in inputs):
-        if _depends_on_inputs(layer.pure, jaxpr, made, state_too=wait_for_inputs):
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in inputs):
+        state_too = wait_for_inputs and not layer.pure.per_example
+        if _depends_on_inputs(layer.pure, jaxpr, made, state_too=state_too):
             _refuse_shapes(layer)
         for i, variable in enumerate(jaxpr.invars[1:]):
             aval = variable.aval
@@ -302,6 +307,11 @@ def initial(
     for value, shape in zip(jaxpr_as_fun(kept)(keys.key, *inputs), leaves, strict=True):
         values.append(jnp.asarray(value, shape.dtype))  # JAX gives back a number for a constant
     return treedef.unflatten(values)
+
+
+def _of_example(shape: Any) -> Any:
+    """The shape of one example, of that of a batch."""
+    return jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
 
 
 def _init_of_arrays(

@@ -247,7 +247,7 @@ def _look(
     closed, out, state = traced(layer, variables, args, keywords)
     jaxpr = closed.jaxpr
     key = jaxpr.invars[0]
-    # State that stays as it is is no reason for a key.
+    # A state that no call changes needs no key.
     wanted = [True] * len(jax.tree.leaves(out))
     wanted += [not layer.entry_options.freeze_state] * len(jax.tree.leaves(state))
     made = Trace(
@@ -299,7 +299,7 @@ def state_after(
     if all(before.get(path) is leaf for path, leaf in after):
         return None
     try:
-        changed = trace_of_any_size(layer, variables, args, keywords).changed_state
+        changed = trace(layer, variables, args, keywords).changed_state
     except Exception:  # what can't be traced has just run, and what it returned differs
         return {**variables, **state}
     if not changed:

@@ -94,7 +94,8 @@ def vmap(
                 if names:
                     error.add_note(
                         f"{', '.join(names)} would get another value for each example: run the "
-                        "model on the whole batch, or with training=False"
+                        "model on the whole batch, or with training=False; or keep the state as it "
+                        "is, sb.Layer(entry, freeze_state=True)"
                     )
                 raise
             state = [variable for variable in changed if variable not in following]

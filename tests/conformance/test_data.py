@@ -10,6 +10,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 
@@ -167,6 +168,29 @@ def test_a_moving_average_starts_with_the_first_batch() -> None:
     )
     model = sb.Sequential([norm]).build(X)
     assert_same(jax.tree.leaves(model[0].native[1]), jax.tree.leaves(state))
-    shapes = sb.Sequential([norm]).build((None, 4))
-    zeros, _ = shapes[0].native[1], None
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(zeros))
+    of_shapes = sb.Sequential([norm]).build((None, 4))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(of_shapes[0].native[1]))
+
+
+def test_a_layer_that_takes_one_example_is_made_for_one() -> None:
+    dense = sb.Sequential([sb.Layer(keras.layers.Dense(3), per_example=True)])
+    with pytest.raises(ValueError, match="min_ndim=2"):  # Keras' own word on one example of (4,)
+        dense.build(X)
+    rows = jnp.stack([X, X])
+    wanted = keras.layers.Dense(3)
+    wanted.build((64, 4))
+    model = sb.Sequential([sb.Layer(keras.layers.Dense(3), per_example=True)]).build(rows)
+    assert model[0].kernel.shape == tuple(wanted.kernel.shape)
+    assert model(rows).shape == (2, 64, 3)
+
+
+def test_a_moving_average_of_one_example_starts_at_zero() -> None:
+    norm = sb.Layer(hk.transform_with_state(averaged), per_example=True)
+    model = sb.Sequential([norm]).build(X)
+    assert all(not np.any(value) for value in model.variables["state"].values())
+
+
+def averaged(x: Any) -> Any:
+    average = hk.ExponentialMovingAverage(0.9)
+    average(jnp.ones_like(x) * jax.lax.stop_gradient(0.0 * x))
+    return x

@@ -97,3 +97,42 @@ def test_the_cure_works(name: str) -> None:
     model = sb.Sequential([sb.Layer(ENTRIES[name](), method="log_prob")]).build((2, 4))
     assert_close(model(X), X * W[None])
     assert len(model.vars()) == 1
+
+
+class OnlySetup(nn.Module):
+    def setup(self) -> None:
+        self.w = self.param("w", lambda key: W)
+
+
+class OnlyValues(nnx.Module):
+    def __init__(self) -> None:
+        self.w = nnx.Param(W)
+
+
+class OnlyFields(eqx.Module):
+    w: jax.Array
+    activation: Callable[[Any], Any] = jax.nn.relu
+
+
+@pytest.mark.parametrize(
+    "make", [OnlySetup, OnlyValues, lambda: OnlyFields(W)], ids=["linen", "nnx", "equinox"]
+)
+def test_methods_of_the_library_are_no_cure(make: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=r"^Only\w+ can't be called\n"):
+        sb.Sequential([make()])
+
+
+class Sampled(EquinoxDensity):
+    @eqx.filter_jit
+    def mode(self, x: Any) -> Any:
+        return x
+
+
+def test_inherited_and_compiled_methods_are_named() -> None:
+    with pytest.raises(TypeError, match=r"method='mode'\) \(or 'log_prob', 'sample'\)"):
+        sb.Sequential([Sampled()])
+
+
+def test_the_name_of_the_call_is_no_way_around() -> None:
+    with pytest.raises(TypeError, match="EquinoxDensity can't be called"):
+        sb.Layer(EquinoxDensity(), method="__call__")

@@ -368,3 +368,27 @@ def test_a_summary_of_a_decoder_shows_the_whole_sequence() -> None:
     model = decoder(decode=True).build(shape, training=False)
     attention = model.summary(training=False).rows[1]
     assert (attention.inputs, attention.outputs) == ("float32[2,32,8]", "float32[2,32,8]")
+
+
+def test_whether_state_moves_may_depend_on_the_size_of_the_inputs() -> None:
+    def counting(x: Any) -> Any:
+        calls = hk.get_state("calls", (), init=jnp.zeros)
+        if x.shape[0] > 1:
+            hk.set_state("calls", calls + 1)
+        return x
+
+    native = hk.transform_with_state(counting)
+    model = sb.Sequential([native]).build((1, 4))
+    params, state = model[0].native
+    for size in (1, 2, 1, 2):
+        x = jnp.ones((size, 4))
+        predict(model, x)
+        _, state = native.apply(params, state, None, x)
+        assert_same(model[0].native[1], state)
+
+
+def test_a_state_that_differs_between_examples_is_refused_with_the_cure() -> None:
+    model = built(hk.transform_with_state(core), 2, 1, 4)
+    with pytest.raises(ValueError, match="out_axes") as refusal:
+        sb.vmap(predict)(model, SEQUENCE[None, :, :1])
+    assert "freeze_state=True" in "".join(refusal.value.__notes__)
