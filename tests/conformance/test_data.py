@@ -177,7 +177,7 @@ def test_a_layer_that_takes_one_example_is_made_for_one() -> None:
     with pytest.raises(ValueError, match="min_ndim=2"):  # Keras' own word on one example of (4,)
         dense.build(X)
     rows = jnp.stack([X, X])
-    wanted = keras.layers.Dense(3)
+    wanted: Any = keras.layers.Dense(3)
     wanted.build((64, 4))
     model = sb.Sequential([sb.Layer(keras.layers.Dense(3), per_example=True)]).build(rows)
     assert model[0].kernel.shape == tuple(wanted.kernel.shape)
