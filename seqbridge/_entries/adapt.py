@@ -101,7 +101,7 @@ def _check_called(entry: Any) -> None:
 
 def _own_methods(cls: type) -> list[str]:
     """The public methods of a class, apart from those of the library that it is a module of."""
-    bases = [base for base in cls.__mro__ if not has_adapter(base.__module__)]
+    bases = [base for base in cls.__mro__ if not has_adapter(base)]
     theirs: set[str] = set()
     for base in cls.__mro__:
         if base not in bases:

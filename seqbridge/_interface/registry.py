@@ -89,11 +89,14 @@ def _adapter_names(cls: type) -> tuple[str, ...]:
     """
     names: dict[str, None] = {}
     for base in cls.__mro__:
-        name = f"{base.__module__}.{base.__qualname__}"
-        while name:
-            names[name] = None
-            name = name.rpartition(".")[0]
+        names.update(dict.fromkeys(_names_of(base)))
     return tuple(names)
+
+
+def _names_of(cls: type) -> list[str]:
+    """The name of a class, of its module, and of each package of that."""
+    parts = f"{cls.__module__}.{cls.__qualname__}".split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 @functools.cache
@@ -119,10 +122,10 @@ def ask(entry: Any, cls: type) -> PureLayer | None:
     return None
 
 
-def has_adapter(module: str) -> bool:
-    """Whether a module belongs to a library that an adapter is registered for."""
-    packages = {name.partition(".")[0] for name in {*_installed(), *_registered}}
-    return module.partition(".")[0] in packages
+def has_adapter(cls: type) -> bool:
+    """Whether a class itself, not one that it derives from, is one that an adapter takes."""
+    names = _names_of(cls)
+    return any(name in _registered or name in _installed() for name in names)
 
 
 def register_export(name: str, export: Export) -> None:

@@ -136,3 +136,9 @@ def test_inherited_and_compiled_methods_are_named() -> None:
 def test_the_name_of_the_call_is_no_way_around() -> None:
     with pytest.raises(TypeError, match="EquinoxDensity can't be called"):
         sb.Layer(EquinoxDensity(), method="__call__")
+
+
+def test_an_adapter_of_the_same_package_hides_no_methods() -> None:
+    sb.register(f"{__name__.partition('.')[0]}.layers", lambda entry: None)
+    with pytest.raises(TypeError, match="method='log_prob'"):
+        sb.Sequential([EquinoxDensity()])
