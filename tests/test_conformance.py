@@ -258,19 +258,34 @@ def test_a_copy_is_equal_and_independent(case: Case) -> None:
     assert_same(model.variables, before)
 
 
-def test_one_entry_at_two_places_is_one_set_of_variables(case: Case) -> None:
-    entry = case.make()
-    first = sb.Sequential([entry])
-    model = sb.Sequential([first, lambda x: x, sb.Sequential({"again": entry})])
-    assert model[0][0] is model[2].again
-    if len(case.inputs) == 1 and case.name in (
-        "linen-shared",
-        "linen-batch-norm",
-        "linen-dropout",
-        "function-relu",
-    ):
-        model.build(*case.inputs)
-        assert len({v for v in model.vars().values() if v.kind == "params"}) == case.params
+def test_an_object_at_two_places_is_one_layer_and_a_recipe_two(case: Case) -> None:
+    entry, arrays = case.make(), [np.asarray(array) for array in case.arrays()]
+
+    def start_again(*_: Any) -> Any:
+        inputs = [jnp.asarray(array) for array in arrays]
+        return tuple(inputs) if len(inputs) > 1 else inputs[0]
+
+    model = sb.Sequential([entry, start_again, entry]).build(*case.inputs, **case.keywords)
+    first, second = model[0], model[2]
+    assert (first is not second) == case.recipe
+    params = model.vars().subset("params")
+    assert len(params.tensors()) == case.params * (2 if case.recipe else 1)
+    for variable in params.values():
+        variable.assign(variable + 0.1)
+
+    trees = first.native, second.native
+    keys = [jax.random.fold_in(KEY, place) for place in (0, 2)]
+    _, tree = case.native(trees[0], keys[0], case.arrays(), True)
+    given = trees[1] if case.recipe else tree
+    out, again = case.native(given, keys[1], case.arrays(), True)
+    exported = sb.to_pure(model)
+    variables = exported.init(KEY, *case.arrays(), **case.keywords)
+    assert_same(
+        exported.apply(variables, *case.arrays(), training=True, rng=KEY, **case.keywords)[0], out
+    )
+    assert_same(call(model, case, True), out)
+    assert_same(second.native, again)
+    assert_same(first.native, tree if case.recipe else again)
 
 
 def test_no_tracer_leaks(case: Case) -> None:

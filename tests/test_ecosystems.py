@@ -167,8 +167,8 @@ ENTRIES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", ENTRIES.values(), ids=ENTRIES)
-def test_weights_are_shared_across_positions(make: Callable[[], Any]) -> None:
-    entry = make()
+def test_weights_of_a_layer_are_shared_across_positions(make: Callable[[], Any]) -> None:
+    entry = sb.Layer(make())
     model = sb.Sequential([entry, jnp.tanh, sb.Sequential({"again": entry})]).build(X.shape)
     model.append(entry)
     once = sb.Sequential([make()]).build(X.shape)

@@ -171,6 +171,7 @@ def _make_layer(
         init=init,
         apply=apply,
         ecosystem="haiku",
+        recipe=True,
         takes_key=takes_key,
         to_native=to_native,
         from_native=_from_native,

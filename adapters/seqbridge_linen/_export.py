@@ -24,9 +24,14 @@ class _Exported(nn.Module):
             "params": self.variables.get("params", {}),
             "state": self.variables.get("batch_stats", {}),
         }
-        if starting and self.layer.init is not None and not any(given.values()):
-            given = self.layer.init(lambda: self.make_rng("params"), *args, **keywords)
+        init = self.layer.init
+        if starting and init is not None and not any(given.values()):
+            given = init(lambda: self.make_rng("params"), *args, **keywords)
             _create_variables(self, "params", given["params"])
+            _create_variables(self, "batch_stats", given["state"])
+        elif init is not None and not given["state"] and self.is_mutable_collection("batch_stats"):
+            # As any module makes the state that it isn't given.
+            given["state"] = init(self._any_key, *args, **keywords)["state"]
             _create_variables(self, "batch_stats", given["state"])
         if starting and training_of({"training": training, **keywords}) is None:
             training = False  # an output is asked for, and nobody has decided on a mode yet
@@ -38,6 +43,9 @@ class _Exported(nn.Module):
                 if not _has_same_leaves(tree, given["state"][name]):
                     self.put_variable("batch_stats", name, tree)
         return out
+
+    def _any_key(self) -> jax.Array:
+        return self.make_rng("params") if self.has_rng("params") else jax.random.key(0)
 
 
 def _create_variables(module: nn.Module, collection: str, values: dict[str, Any]) -> None:

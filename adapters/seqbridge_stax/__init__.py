@@ -75,6 +75,7 @@ def _make_layer(init_fun: types.FunctionType, apply_fun: types.FunctionType) -> 
         signature=_call_signature(apply_fun, has_mode=has_mode),
         label="stax" if name == "<lambda>" else name,
         ecosystem="stax",
+        recipe=True,
         held=(init_fun, apply_fun),
         to_native=to_native,
         from_native=_from_native,

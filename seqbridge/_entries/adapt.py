@@ -47,11 +47,7 @@ def _find(entry: Any) -> PureLayer:
     if isinstance(owner, Stateful):
         name = type(owner).__name__
         raise TypeError(f"got a method of a {name}: put the {name} into the list itself")
-    if owner is not entry:
-        of_owner = ask(owner, type(owner))
-        if of_owner is not None:
-            return with_method(of_owner, entry.__func__.__name__)
-    pure = ask(entry, type(entry))
+    pure = _of_object(entry)
     if pure is not None:
         return pure
     if callable(entry):
@@ -61,6 +57,16 @@ def _find(entry: Any) -> PureLayer:
     if type(entry) in (list, tuple, dict):
         wanted += ", or Sequential(...) for several entries in one"
     raise TypeError(f"{text:.80} ({_path(type(entry))}) is no entry: give {wanted}; {_known()}")
+
+
+def _of_object(entry: Any) -> PureLayer | None:
+    """The layer of a module, or of a bound method of one."""
+    owner = owner_of(entry)
+    if owner is not entry:
+        of_owner = ask(owner, type(owner))
+        if of_owner is not None:
+            return dataclasses.replace(with_method(of_owner, entry.__func__.__name__), owner=owner)
+    return ask(entry, type(entry))
 
 
 def _of_class(cls: type) -> PureLayer:
@@ -76,13 +82,18 @@ def _of_class(cls: type) -> PureLayer:
 def _of_partial(entry: functools.partial[Any]) -> PureLayer:
     if isinstance(entry.func, type):
         pure = ask(entry, entry.func)
-        if pure is None and _makes_callables(entry.func):
+        if pure is not None:
+            return dataclasses.replace(pure, recipe=True)
+        if _makes_callables(entry.func):
             raise TypeError(f"there is no adapter for {_path(entry.func)}: {_known()}")
     else:
-        pure = ask(entry.func, type(entry.func))
+        owner = owner_of(entry.func)
+        # `partial(net.apply, params)` is a function of arrays, whatever `net` holds.
+        own = owner is entry.func or entry.func.__name__ in ("__call__", *_own_methods(type(owner)))
+        pure = _of_object(entry.func) if own else None
         if pure is not None:
-            pure = bind(pure, entry.args, entry.keywords)
-    return pure or function_layer(entry)
+            return dataclasses.replace(bind(pure, entry.args, entry.keywords), owner=owner)
+    return function_layer(entry)
 
 
 def _check_called(entry: Any) -> None:
@@ -153,4 +164,4 @@ def with_method(pure: PureLayer, method: Any) -> PureLayer:
         raise TypeError(
             f"{pure.label} ({pure.ecosystem}) has no methods to choose from: method={method!r}"
         )
-    return pure.method(method)
+    return dataclasses.replace(pure.method(method), recipe=pure.recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from seqbridge._interface import (
     training_of,
     unnest,
 )
-from seqbridge._layers import Child, Layer, LayerList, leaves
+from seqbridge._layers import Child, FirstPlaces, Layer, LayerList, leaves, sharing_keys
 from seqbridge._passes import (
     Form,
     Naming,
@@ -263,7 +263,7 @@ def as_pure_layer(
     else:
         label = type(model).__name__
         ecosystem = "seqbridge"
-        text = f"{label}({', '.join(_label(item) for item in model)})"
+        text = f"{label}({', '.join(_texts(model))})"
     return PureLayer(
         init=init,
         apply=apply,
@@ -280,6 +280,16 @@ def as_pure_layer(
         inside=None if single else (snapshot.model, 1),
         frozen=lambda: [("params", *name.split("/")) for name in snapshot.frozen()],
     )
+
+
+def _texts(model: LayerList) -> Iterator[str]:
+    """Yield what stands at each place of a model, and with which it shares its variables."""
+    places = FirstPlaces()
+    for place, item in model.named_children():
+        keys: dict[Hashable, None] = {}
+        for layer in leaves([item]):
+            keys.update(dict.fromkeys(sharing_keys(layer)))
+        yield " ".join([_label(item), places.add((place,), keys)]).rstrip()
 
 
 def _may_draw(layer: Layer) -> bool:

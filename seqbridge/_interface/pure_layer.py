@@ -120,6 +120,9 @@ class PureLayer:
         makes_state: Whether `apply` makes the state of a collection that is given empty, as `init`
             does. So `build` finds the outputs of a layer whose state, such as a cache, is made for
             other inputs than those of later calls.
+        recipe: Whether the entry makes variables wherever it stands, as a class or a transform
+            does, rather than holding them as an object does: at each place of a list it is a layer
+            of its own. `partial`s of classes are recipes without it.
         kinds: The kind of each collection; those that aren't named are `"state"`.
         shorten: From a variable's native path to the path that is shown and looked up.
         to_native: From variables (with `Annotated` leaves where there are notes) to the tree that
@@ -130,6 +133,8 @@ class PureLayer:
         ready: Variables that the entry holds already, so that no shape need be known to have them.
         sources: The objects of the entry's library behind the variables in `ready`, by collection
             and path. Entries that have one in common share that variable.
+        owner: The object that holds the variables, where it isn't the entry itself: entries of one
+            owner share those of the same path and shape.
         remake: From variables to the entry with these in place of its own, so that a function which
             holds the entry can be made again. None: such a function is refused.
         check_constants: Called with the arrays that a trace of `apply` holds as constants, or with
@@ -181,6 +186,7 @@ class PureLayer:
     axis_name: Hashable = None
     traceable: bool = True
     makes_state: bool = False
+    recipe: bool = False
     kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"params": "params"})
     shorten: Callable[[Path], Path] = _identity
     to_native: Callable[[Variables], Any] = _identity
@@ -188,6 +194,7 @@ class PureLayer:
     method: Callable[[Any], PureLayer] | None = None
     ready: Variables | None = None
     sources: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
+    owner: Any = None
     remake: Callable[[Variables], Any] | None = None
     check_constants: Callable[[Sequence[jax.Array] | None], None] | None = None
     held: tuple[Any, ...] = ()

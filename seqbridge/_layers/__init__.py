@@ -4,6 +4,9 @@ A `Layer` is an entry with its variables. The tree gives each layer its place, e
 name, and layers of one entry the same variables.
 """
 
+from seqbridge._layers.first_places import FirstPlaces as FirstPlaces
+from seqbridge._layers.first_places import Place as Place
+from seqbridge._layers.first_places import sharing_keys as sharing_keys
 from seqbridge._layers.jaxpr import FROZEN as FROZEN
 from seqbridge._layers.jaxpr import captured_arrays as captured_arrays
 from seqbridge._layers.jaxpr import eliminate_dead_code as eliminate_dead_code

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
-from seqbridge._entries import as_pure, owner_of, portable
+from seqbridge._entries import as_pure, portable
 from seqbridge._files import native_tree
 from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour
 from seqbridge._layers.layout import Layout, lookup, namer, sources_of
@@ -113,6 +113,7 @@ class Layer(VariableHolder):
         "model_of_one",
         "native_layout",
         "origin_path",
+        "owner",
         "parent_models",
         "share_variables",
         "tied_variables",
@@ -158,9 +159,10 @@ class Layer(VariableHolder):
         self.origin_path: tuple[int, ...] | None = None
         self.parent_models: Parents = Parents()
         self.trace_cache: TraceCache = TraceCache()
-        self.copy_number: int = 0  # tells layers of one entry apart, of which one is a copy
         self._variables: tuple[Variable, ...] = ()
         self._serial = serial()
+        # Tells layers of one entry apart: copies, and those of a recipe.
+        self.copy_number: int | None = self._serial if pure.recipe else None
         self._alone: Any = None
         if pure.ready is not None:
             self.fill_variables(Layout(pure, pure.ready))
@@ -170,6 +172,11 @@ class Layer(VariableHolder):
         return self.native_layout is not None
 
     @property
+    def owner(self) -> Any:
+        """The object that holds the variables: layers of one owner share them."""
+        return self.entry if self.pure.owner is None else self.pure.owner
+
+    @property
     def entry_key(self) -> Hashable:
         """The identity of an entry with its options: layers of one key are one layer."""
         return id(self.entry), self.entry_options, self.copy_number
@@ -177,7 +184,7 @@ class Layer(VariableHolder):
     @staticmethod
     def key_of_entry(entry: Any) -> Hashable:
         """The `entry_key` of a layer that would be made of `entry` alone."""
-        return id(entry), EntryOptions(), 0
+        return id(entry), EntryOptions(), None
 
     @property
     def may_draw(self) -> bool:
@@ -277,7 +284,7 @@ class Layer(VariableHolder):
         A tie is the object behind the variable, or else the entry, the native path and the shape.
         """
         arrays = self._variables if layout is self.native_layout else layout.arrays
-        return layout.ties(self.pure.sources, owner_of(self.entry), self.copy_number, arrays)
+        return layout.ties(self.pure.sources, self.owner, self.copy_number, arrays)
 
     def tied_variables(self) -> list[tuple[Hashable, Variable]]:
         """The variables with their ties."""
@@ -424,7 +431,9 @@ class Layer(VariableHolder):
             self.origin_path,
         )
         made.trace_cache = self.trace_cache.copy()
-        made.copy_number = made._serial  # its entry is the same object, its variables are not
+        # Its entry is the same object, its variables are not; layers that share them still do.
+        key: Any = ("copy of", id(self.owner), self.copy_number)
+        made.copy_number = memo.setdefault(key, made._serial)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:

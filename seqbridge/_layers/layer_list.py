@@ -340,7 +340,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
     # The one door, and the one edit
 
     def _admit(self, entries: Entries, staying: Sequence[Child]) -> tuple[list[Child], Names]:
-        """The items that `entries` become. One entry object is one layer, wherever it stands.
+        """The items that `entries` become. One object is one layer, wherever it stands.
 
         Raises:
             TypeError: One of them is no entry.
@@ -376,10 +376,11 @@ class LayerList(VariableHolder, MutableSequence[Any]):
             return entry
         if isinstance(entry, Layer):
             return entry
-        key = Layer.key_of_entry(entry)
-        if key not in known:
-            known[key] = Layer(entry)
-        return known[key]
+        layer = known.get(Layer.key_of_entry(entry))
+        if layer is None:
+            layer = Layer(entry)
+            known[layer.entry_key] = layer
+        return layer
 
     def _set_first_items(self, entries: Entries) -> None:
         """Fill a list that is new."""
@@ -523,15 +524,17 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         self.extend(values)
         return self
 
+    @_exclusive
     def __add__(self, values: Iterable[Any]) -> Self:
         layers, labels = self._items()
         items, names = self._admit(entries_of(values), layers)
-        return self._model_of(layers + items, first_names(layers + items, labels + names))
+        return self._joined(layers + items, labels + names)
 
+    @_exclusive
     def __radd__(self, values: Iterable[Any]) -> Self:
         layers, labels = self._items()
         items, names = self._admit(entries_of(values), layers)
-        return self._model_of(items + layers, first_names(items + layers, names + labels))
+        return self._joined(items + layers, names + labels)
 
     def __mul__(self, n: int) -> Self:
         """The layers `n` times over, sharing their variables."""
@@ -592,6 +595,19 @@ class LayerList(VariableHolder, MutableSequence[Any]):
 
     def __contains__(self, value: object) -> bool:
         return self.count(value) > 0
+
+    def _joined(self, layers: list[Child], names: Names) -> Self:
+        """The model of layers of this one and of others, whose entries may be the same."""
+        undo: list[Undo] = []
+        try:
+            share(layers, self._layers, undo)
+            version.bump()
+            return self._model_of(layers, first_names(layers, names))
+        except BaseException:
+            for step in reversed(undo):
+                step()
+            version.bump()
+            raise
 
     def _model_of(self, layers: list[Child], names: Names) -> Self:
         """Another model of these layers, which draws from the same stream of keys."""

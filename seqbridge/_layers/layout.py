@@ -84,13 +84,17 @@ class Layout:
         self.arrays: list[Any] = arrays
 
     def ties(
-        self, sources: Mapping[Path, Any], entry: Any, copy_number: int, arrays: Sequence[Any]
+        self,
+        sources: Mapping[Path, Any],
+        owner: Any,
+        copy_number: int | None,
+        arrays: Sequence[Any],
     ) -> list[Hashable]:
-        """Return the tie of each variable; see `Layer.ties`."""
+        """Return the tie of each variable; see `Layer.variable_ties`."""
         found: list[Hashable] = []
         for slot, array in zip(self.slots, arrays, strict=True):
             place = (slot.collection, *slot.path)
-            source = sources.get(place, Origin(entry, place))
+            source = sources.get(place, Origin(owner, place))
             if isinstance(source, Origin):
                 found.append((id(source.owner), copy_number, source.place, array.shape))
             else:

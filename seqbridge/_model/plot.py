@@ -227,7 +227,7 @@ def _lines(row: Row) -> tuple[str, str]:
     if row.params and not row.trained:
         facts.append("frozen")
     if row.shared:
-        facts.append("shared")
+        facts.append(row.shared)
     return f"{row.place} {entry}", "  ".join(facts)
 
 

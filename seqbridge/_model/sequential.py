@@ -24,7 +24,17 @@ from seqbridge._interface import (
     mode_of,
     nearest,
 )
-from seqbridge._layers import Layer, LayerList, entries_of, is_entry, leaves, walk
+from seqbridge._layers import (
+    FirstPlaces,
+    Layer,
+    LayerList,
+    Place,
+    entries_of,
+    is_entry,
+    leaves,
+    sharing_keys,
+    walk,
+)
 from seqbridge._passes import (
     Build,
     FirstRun,
@@ -467,13 +477,25 @@ class Sequential(LayerList):
         return [n for n in self.names if n is not None]
 
     def __repr__(self) -> str:
-        lines = []
-        for i, (name, item) in enumerate(zip(self._labels, self._layers, strict=True)):
-            label = f"[{i}] {name}: " if name else f"[{i}] "
-            text = repr(item).replace("\n", "\n  ")
-            lines.append(f"  {label}{text}\n")
-        body = "\n" + "".join(lines) if lines else ""
-        return f"{type(self).__name__}({body})"
+        return _text(self, (), FirstPlaces())
+
+
+def _text(model: LayerList, place: Place, places: FirstPlaces) -> str:
+    """The lines of a model that stands at a place of the one that is shown."""
+    lines: list[str] = []
+    for i, (child, item) in enumerate(model.named_children()):
+        here = (*place, child)
+        if isinstance(item, Layer):
+            text = " ".join([repr(item), places.add(here, sharing_keys(item))]).rstrip()
+        elif type(item).__repr__ is Sequential.__repr__:
+            text = _text(item, here, places)
+        else:
+            text = repr(item)
+        name = model.names[i]
+        label = f"[{i}] {name}: " if name else f"[{i}] "
+        lines.append(f"  {label}{text}\n".replace("\n", "\n  ").removesuffix("  "))
+    body = "\n" + "".join(lines) if lines else ""
+    return f"{type(model).__name__}({body})"
 
 
 def summary_of(

@@ -38,7 +38,8 @@ class Row:
         state: How many numbers its state holds.
         trained: How many numbers of its parameters are trained.
         flops: Floating-point operations of one call; None: not known.
-        shared: Whether all of its variables stand in a row above, too.
+        shared: Which row above has its variables, too: `"shared with [0]"`, or `"partly shared with
+            [0]"`; empty: none.
         name: The beginning of its variables' names, `"(Sequential).conv(Conv)"`, as in
             `Sequential.trace`.
         copies: How often the layer above runs this one, as `Repeat` does; the row is about one run.
@@ -55,7 +56,7 @@ class Row:
     state: int | None = None
     trained: int | None = None
     flops: float | None = None
-    shared: bool = False
+    shared: str = ""
     name: str = ""
     copies: int = 0
 
@@ -66,7 +67,7 @@ def cells(row: Row) -> list[str]:
     return [
         "  " * row.depth + repeated + row.place,
         row.ecosystem,
-        row.entry,
+        f"{row.entry} {row.shared}".rstrip(),
         f"{row.inputs} -> {row.outputs}" if row.inputs or row.outputs else "",
         _params_text(row),
         f"{row.state:,}" if row.state else "",
@@ -76,12 +77,9 @@ def cells(row: Row) -> list[str]:
 
 
 def _params_text(row: Row) -> str:
-    text = ""
     if row.params is None:
-        text = "?"
-    elif row.params:
-        text = f"{row.params:,}"
-    return f"{text} shared" if row.shared else text
+        return "?"
+    return f"{row.params:,}" if row.params else ""
 
 
 def _trained_text(row: Row) -> str:

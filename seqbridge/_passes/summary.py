@@ -24,7 +24,7 @@ from seqbridge._interface import (
     table,
     to_html,
 )
-from seqbridge._layers import Layer, LayerList, flops, walk
+from seqbridge._layers import FirstPlaces, Layer, LayerList, Place, flops, sharing_keys, walk
 from seqbridge._passes.call import as_initialized, traced, unused_key
 from seqbridge._passes.forward import traverse
 from seqbridge._passes.pure_form import Layouts, built_layouts, check_sizes, layouts_of
@@ -153,7 +153,13 @@ class _Observer:
 
 
 def summarize(
-    model: LayerList, inputs: Inputs, call: Call, *, given: bool, count: bool = True
+    model: LayerList,
+    inputs: Inputs,
+    call: Call,
+    *,
+    given: bool,
+    count: bool = True,
+    place: Place = (),
 ) -> Summary:
     """Return the summary of a model.
 
@@ -163,6 +169,7 @@ def summarize(
         call: The rest of the call; without a mode, it is one in evaluation.
         given: Whether the caller gave the inputs, and wants an error if they don't fit.
         count: Whether operations are counted, which takes some milliseconds a layer.
+        place: Where the model stands, if a layer runs it.
     """
     layouts: Layouts = built_layouts(model)
     steps: list[_Step] = []
@@ -184,15 +191,15 @@ def summarize(
         else:
             reason = "not built yet: call model.build(...), or"
         remark = f"{reason} give the shapes of the inputs, model.summary((None, 8))"
-    lazy_key = _RowMaker(model, layouts, steps, count)
-    rows, _ = lazy_key.rows_of(model)
-    sizes = sizes_of(lazy_key.seen)
+    maker = _RowMaker(model, layouts, steps, count)
+    rows, _ = maker.rows_of(model, place)
+    sizes = sizes_of(maker.seen)
     return Summary(
         rows=tuple(rows),
         params=sizes.params,
         trained=sizes.trained,
         state=sizes.state,
-        size=sum(array.size * array.dtype.itemsize for _, array, _ in lazy_key.seen.values()),
+        size=sum(array.size * array.dtype.itemsize for _, array, _ in maker.seen.values()),
         flops=total_flops(rows),
         remark=remark,
     )
@@ -278,6 +285,7 @@ class _RowMaker:
 
     def __init__(self, model: LayerList, layouts: Layouts, steps: Sequence[_Step], count: bool):
         self.seen: dict[Hashable, SizedArray] = {}
+        self._places = FirstPlaces()
         self._layouts = layouts
         self._known = bool(steps)
         self._count = count
@@ -285,37 +293,45 @@ class _RowMaker:
         self._names = (name for name, _ in walk(model))
 
     def rows_of(
-        self, model: LayerList, depth: int = 0
+        self, model: LayerList, place: Place, depth: int = 0
     ) -> tuple[list[Row], dict[Hashable, SizedArray]]:
         """Return the rows of a model's items, and the arrays of all variables in them."""
         rows: list[Row] = []
         arrays: dict[Hashable, SizedArray] = {}
-        for i, (name, item) in enumerate(zip(model.names, model, strict=True)):
-            place = f"[{i}] {name}" if name else f"[{i}]"
-            before = set(self.seen)
+        for i, (child, item) in enumerate(model.named_children()):
+            here = (*place, child)
+            name = model.names[i]
+            label = f"[{i}] {name}" if name else f"[{i}]"
             if isinstance(item, Layer):
                 own = arrays_of(item, self._layouts[item]) if item in self._layouts else {}
                 self.seen.update(own)
-                row, below = self._layer_rows(place, depth, item, own)
+                shared = self._places.add(here, own.keys() or sharing_keys(item))
+                row, below = self._layer_rows(label, here, depth, item, own)
             else:
-                below, own = self.rows_of(item, depth + 1)
-                row = _model_row(place, depth, item, below)
+                below, own = self.rows_of(item, here, depth + 1)
+                shared = self._places.add_model(here, item, own) if own else ""
+                row = _model_row(label, depth, item, below)
+            row = replace(row, shared=shared)
             if own or item.built or self._known:
                 params, trained, state = sizes_of(own)
-                shared = bool(own) and own.keys() <= before
-                row = replace(row, params=params, trained=trained, state=state, shared=shared)
+                row = replace(row, params=params, trained=trained, state=state)
             rows += [row, *below]
             arrays |= own
         return rows, arrays
 
     def _layer_rows(
-        self, place: str, depth: int, layer: Layer, own: dict[Hashable, SizedArray]
+        self,
+        label: str,
+        place: Place,
+        depth: int,
+        layer: Layer,
+        own: dict[Hashable, SizedArray],
     ) -> tuple[Row, list[Row]]:
         """Return the row of a layer, and the rows of the model that it runs, if it runs one."""
         step = next(self._steps, _Step())
         pure = layer.pure
         row = Row(
-            place=place,
+            place=label,
             depth=depth,
             ecosystem=pure.ecosystem,
             entry=pure.text or pure.label,
@@ -328,7 +344,7 @@ class _RowMaker:
             return row, []
         model, copies = pure.inside
         inner_call = call_of(step.keywords)
-        inner = summarize(model, step.args, inner_call, given=False, count=self._count)
+        inner = summarize(model, step.args, inner_call, given=False, count=self._count, place=place)
         frozen = bool(own) and not sizes_of(own).trained
         below: list[Row] = []
         for inner_row in inner.rows:

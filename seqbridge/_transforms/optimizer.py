@@ -83,7 +83,8 @@ class Optimizer(VariableHolder):
     ):
         if not isinstance(model, Stateful):
             raise TypeError(
-                f"an Optimizer takes a model, a layer or a collection, not {type(model).__name__}"
+                "an Optimizer takes a model, a layer or a collection, and then the transformation: "
+                f"sb.Optimizer(model, adam(1e-3)), not a {type(model).__name__}"
             )
         if not all(callable(getattr(transformation, part, None)) for part in ("init", "update")):
             raise TypeError(

@@ -201,7 +201,7 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
 
     def __repr__(self) -> str:
         lines: list[str] = []
-        seen: set[Variable] = set()
+        first: dict[Variable, str] = {}
         numbers = 0
         width = min(100, max([20, *(len(name) for name in self)]))
         for name, variable in self.items():
@@ -210,14 +210,14 @@ class VarCollection(VariableHolder, Mapping[str, Variable]):
                 lines.append(f"{name:<{width}} {array!r}")
                 continue
             notes = _notes(variable)
-            if variable in seen:
-                notes.append("shared")
+            if variable in first:
+                notes.append(f"shared with {_place(first[variable])}")
             else:
-                seen.add(variable)
+                first[variable] = name
                 numbers += array.size
             line = f"{name:<{width}} {array.size:8d} {array.shape}"
             lines.append(f"{line}  {' '.join(notes)}" if notes else line)
-        total = f"+Total({len(seen)})"
+        total = f"+Total({len(first)})"
         lines.append(f"{total:<{width}} {numbers:8d}{self._remark()}")
         return "\n".join(lines)
 
@@ -330,6 +330,12 @@ def _notes(variable: Variable) -> list[str]:
     if variable.value.dtype != "float32":
         notes.append(str(variable.value.dtype))
     return notes
+
+
+def _place(name: str) -> str:
+    """Return which layer of a model a name stands for, `"[3][1]"`; else the name itself."""
+    model, _, _ = name.rpartition("(")
+    return plain(model).removeprefix(".") or name
 
 
 class _Static(NamedTuple):

@@ -95,12 +95,14 @@ def _is_ready_to_call(function: Any) -> bool:
 def _remat_layer(entry: Any, options: Keywords) -> Layer:
     layer = as_layer(entry)
     jax.checkpoint(lambda: None, **options)  # raises at once if an option is wrong
-    return Layer(
+    made = Layer(
         _remat_pure(layer, options),
         name=layer.name,
         trainable=layer.entry_options.trainable,
         freeze_state=layer.entry_options.freeze_state,
     )
+    made.copy_number = layer.copy_number
+    return made
 
 
 def _remat_pure(layer: Layer, options: Keywords) -> PureLayer:
@@ -121,6 +123,7 @@ def _remat_pure(layer: Layer, options: Keywords) -> PureLayer:
     return dataclasses.replace(
         pure,
         apply=apply,
+        owner=layer.owner,
         text=f"remat of {pure.text or pure.label}",
         reduce=(_remat_pure, (layer, dict(options))),
     )

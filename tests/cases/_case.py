@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,13 @@ class Case:
     @property
     def ecosystem(self) -> str:
         return self.name.partition("-")[0]
+
+    @property
+    def recipe(self) -> bool:
+        """Whether the entry makes its variables, rather than holding them."""
+        entry = self.make()
+        of_class = isinstance(entry, functools.partial) and isinstance(entry.func, type)
+        return of_class or self.ecosystem in ("haiku", "stax")
 
     def model(self, **options: Any) -> sb.Sequential:
         """Return a built model of this entry alone, with no zero parameters to hide mistakes."""

@@ -152,7 +152,7 @@ fault(
 def one_object_at_two_places_has_one_set_of_variables() -> None:
     for entry in (
         nn.Dense(3), nnx.Linear(3, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(3, 3, key=KEY),
-        keras.layers.Dense(3), partial(hk.Linear, 3), stax.Dense(3),
+        keras.layers.Dense(3), sb.Layer(partial(hk.Linear, 3)), sb.Layer(stax.Dense(3)),
     ):  # fmt: skip
         model = sb.Sequential([entry, jnp.tanh, entry]).build((2, 3))
         assert model[0] is model[2]

@@ -864,8 +864,8 @@ def test_a_named_layer_may_stand_at_two_places():
 def makers():
     return {
         "linen": lambda: nn.Dense(3),
-        "haiku class": lambda: partial(hk.Linear, 3),
-        "haiku transform": lambda: hk.transform(lambda x: hk.Linear(3)(x)),
+        "haiku class": lambda: sb.Layer(partial(hk.Linear, 3)),
+        "haiku transform": lambda: sb.Layer(hk.transform(lambda x: hk.Linear(3)(x))),
         "pure": lambda: linear(3),
         "function": lambda: partial(lambda w, x: x @ w, jnp.arange(1.0, 10.0).reshape(3, 3)),
     }

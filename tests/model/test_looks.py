@@ -214,7 +214,7 @@ def test_what_is_not_known_is_said() -> None:
 def test_a_model_that_stands_twice_is_shared() -> None:
     inner = sb.Sequential([nn.Dense(4)])
     rows = sb.Sequential([inner, inner]).summary((2, 4)).rows
-    assert [row.shared for row in rows] == [False, False, True, True]
+    assert [row.shared for row in rows] == ["", "", "shared with [0]", "shared with [0][0]"]
 
 
 def test_after_an_edit_that_does_not_fit_it_shows_the_rest() -> None:
