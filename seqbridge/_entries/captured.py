@@ -60,8 +60,9 @@ def check_captured(
     cure = (
         "Take the layer's own key by a parameter called key."
         if all(is_key(array) for array in hidden)
-        else "Give an array as a default or in the closure, so that it becomes a parameter, or as "
-        "np.asarray(...) if it is a constant; put a module or a model into the list itself."
+        else "Give an array as a default, in the closure or as an attribute of the object, so that "
+        "it becomes a parameter, or as np.asarray(...) if it is a constant; put a module or a "
+        "model into the list itself."
     )
     raise CapturedArrayError(
         f"{name} hides {len(hidden)} arrays, {', '.join(shown)}: they would be constants. {cure}"

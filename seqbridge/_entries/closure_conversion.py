@@ -22,18 +22,23 @@ import jax.numpy as jnp
 
 from seqbridge._entries.destructure import (
     Parts,
+    attributes_of,
     contents,
     destructure,
     is_constant,
     is_plain_object,
+    is_tree,
     names_in,
+    with_attributes,
     wrapped_by,
 )
+from seqbridge._entries.object_copy import ObjectCopy, OriginalObject
 from seqbridge._entries.reachable import classes_named_by, module_of_library
 from seqbridge._interface import MODE_FLAGS, Origin, Path, PureLayer, nest, unnest
 from seqbridge._state import Stateful
 
-Rebuild: TypeAlias = Callable[[Mapping[Path, Any]], Any]
+Rebuild: TypeAlias = Callable[[Mapping[Path, Any], list[ObjectCopy]], Any]
+"""From arrays to an object that holds these; the copies of objects that it makes are listed."""
 
 
 class Lifted(NamedTuple):
@@ -43,7 +48,7 @@ class Lifted(NamedTuple):
         arrays: The arrays, by where they are held.
         sources: For those of a module, the module and their place in it.
         modules: The modules that were lifted.
-        rebuild: From arrays to the function that holds these; None: it holds none.
+        rebuild: The function again, with other arrays; None: it stays as it is.
     """
 
     arrays: dict[Path, Any]
@@ -130,20 +135,35 @@ class _Lifting:
                 (*place.path, name), names, place.in_object or is_object, place.within | {id(obj)}
             )
             rebuilds.append(None if unread else self.visit(child, inside))
-        if not any(rebuilds):
+        if not any(rebuilds) and not (is_object and _is_called(place) and _can_be_copied(obj)):
             return None
+        lifted: set[str] = set()
+        for (name, _), again in zip(parts.children, rebuilds, strict=True):
+            if again is not None:
+                lifted.add(name.partition(".")[0])
+        original: OriginalObject | None = None
+        if is_object or is_tree(obj):
+            shown = ".".join(part for part in place.path if part not in ("func", "self"))
+            original = OriginalObject(obj, lifted, shown or "self")
 
-        def rebuild(values: Mapping[Path, Any]) -> Any:
+        def rebuild(values: Mapping[Path, Any], copies: list[ObjectCopy]) -> Any:
             held = []
             for (_, child), again in zip(parts.children, rebuilds, strict=True):
-                held.append(child if again is None else again(values))
-            return parts.make(held)
+                held.append(child if again is None else again(values, copies))
+            if is_object:  # its other attributes are those that it has by now
+                own = {name: held[i] for i, (name, _) in enumerate(parts.children)}
+                made = with_attributes(obj, {name: own[name] for name in lifted})
+            else:
+                made = parts.make(held)
+            if original is not None:
+                copies.append(ObjectCopy(original, made))
+            return made
 
         return rebuild
 
     def _lift_array(self, array: Any, path: Path) -> Rebuild:
         self._add(path, array)
-        return lambda values: values[path]
+        return lambda values, copies: values[path]
 
     def _add(self, path: Path, array: Any) -> None:
         if path in self.arrays:
@@ -171,7 +191,9 @@ class _Lifting:
         self.modules.append(obj)
         if not places:
             return None
-        return lambda values: remake(nest({inner: values[at] for inner, at in places.items()}))
+        return lambda values, copies: remake(
+            nest({inner: values[at] for inner, at in places.items()})
+        )
 
     def _lost(self, what: str, reason: object) -> TypeError:
         cure = f" ({reason})" if isinstance(reason, TypeError) else ""
@@ -201,6 +223,22 @@ class _Lifting:
                 "they would be constants. Give the function that it wraps, or put the module "
                 "itself into the list."
             )
+
+
+def _is_called(place: _Place) -> bool:
+    """Whether what stands here is the entry itself, or the object whose method it is."""
+    return all(part in ("func", "self") for part in place.path)
+
+
+def _can_be_copied(obj: Any) -> bool:
+    """Whether an object has attributes that a call may set, and there can be a copy of it."""
+    if not hasattr(obj, "__dict__") and not attributes_of(obj):
+        return False
+    try:
+        with_attributes(obj, {})
+    except Exception:  # whatever an object of the user's does that is copied
+        return False
+    return True
 
 
 def is_parameter(obj: Any) -> bool:
@@ -253,7 +291,7 @@ def _function_of(member: Any) -> types.FunctionType | None:
         member = member.fget
     elif isinstance(member, staticmethod | classmethod):
         member = member.__func__
-    elif isinstance(member, functools.cached_property):
+    elif isinstance(member, functools.cached_property | functools.partialmethod):
         member = member.func
     if wrapped_by(member) is not None:
         member = inspect.unwrap(member)

@@ -53,13 +53,16 @@ def destructure(obj: Any) -> Parts | None:
         return Parts([(name, getattr(obj, name)) for name in fields], lambda c: type(obj)(*c))
     if type(obj) in (list, tuple):
         return Parts([(str(i), value) for i, value in enumerate(obj)], type(obj))
-    if _is_tree(obj):
+    if type(obj) is collections.deque:
+        children = [(str(i), value) for i, value in enumerate(obj)]
+        return Parts(children, lambda c: collections.deque(c, obj.maxlen))
+    if is_tree(obj):
         return _parts_of_tree(obj)
     if is_plain_object(obj):
         attributes = attributes_of(obj)
         return Parts(
             list(attributes.items()),
-            lambda c: _with_attributes(obj, dict(zip(attributes, c, strict=True))),
+            lambda c: with_attributes(obj, dict(zip(attributes, c, strict=True))),
         )
     return None
 
@@ -77,10 +80,10 @@ def is_plain_object(obj: Any) -> bool:
         return False
     if type(obj).__module__ == "functools":  # a cache, say, which only its decorator can make
         return False
-    return not _is_tree(obj)
+    return not is_tree(obj)
 
 
-def _is_tree(obj: Any) -> bool:
+def is_tree(obj: Any) -> bool:
     """Whether a class is registered with JAX as a tree, as dataclasses of several libraries are."""
     if isinstance(obj, type | _CONTAINERS | _CONSTANTS) or of_jax(obj):
         return False
@@ -180,17 +183,22 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
     return Parts([*closed.items(), *named.items(), *keyword_only.items()], make)
 
 
-def _with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
+def with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
+    """Return a copy of an object with some of its attributes replaced."""
     made = copy.copy(obj)
     if made is obj:  # its class says that there is only one
         made = object.__new__(type(obj))
-    slots = _slots(obj)
     for name, value in attributes.items():
-        if name in slots:
-            object.__setattr__(made, name, value)
-        else:
-            made.__dict__[name] = value
+        set_attribute(made, name, value)
     return made
+
+
+def set_attribute(obj: Any, name: str, value: Any) -> None:
+    """Set an attribute, also one in a slot, past whatever the class does at that."""
+    if hasattr(obj, "__dict__") and not inspect.ismemberdescriptor(getattr(type(obj), name, None)):
+        obj.__dict__[name] = value
+    else:
+        object.__setattr__(obj, name, value)
 
 
 def _slots(obj: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from seqbridge._entries.captured import check_captured, note_modules
 from seqbridge._entries.closure_conversion import lift
+from seqbridge._entries.object_copy import ObjectCopy
 from seqbridge._interface import MODE_FLAGS, PureLayer, Variables, call_text, nest, unnest
 
 _KEY_NAMES = ("rng", "key")
@@ -92,14 +93,18 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         variables: Variables, key: Any, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
         call = function
+        copies: list[ObjectCopy] = []
         if lifted.rebuild is not None:
-            call = lifted.rebuild(unnest(variables["params"]))
+            call = lifted.rebuild(unnest(variables.get("params", {})), copies)
         try:
-            return call(*args, **keywords), {}
+            out = call(*args, **keywords)
         except Exception as error:
             with contextlib.suppress(Exception):  # what is wrong comes first
                 note_modules(error, function, name, lifted.modules)
             raise
+        for made in copies:
+            made.keep_changes(name)
+        return out, {}
 
     return PureLayer(
         init=lambda key, /, *args, **keywords: variables,
