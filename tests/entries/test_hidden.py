@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import copy
 import dataclasses
 import functools
@@ -528,7 +527,6 @@ def test_modules_in_methods_are_refused(name: str) -> None:
     [
         Called(X), Stacked([jnp.ones((1, 3))]),
         lambda x: compiled(x), lambda x: decorated(x),
-        (lambda rows: lambda x: x * rows[0])(collections.deque([jnp.ones((1, 3))])),
         (lambda get: lambda x: x * get("w"))({"w": jnp.ones((1, 3))}.get),
         (lambda table: lambda x: x * table[1] * table["1"])({1: 1.0 * X, "1": 2.0 * X}),
     ],

@@ -585,7 +585,7 @@ fault(
 fault(
     "the arguments of an optimizer in the wrong order",
     TypeError,
-    "takes a model, a layer or a collection, not Gradient",
+    "takes a model, a layer or a collection, and then",
 )(lambda model: untyped.Optimizer(optax.sgd(0.1), model))
 fault(
     "gradients of a number",
