@@ -19,8 +19,8 @@ except ImportError as error:  # Keras asks for TensorFlow where nobody says othe
 from seqbridge import PureLayer, call_text, signature_of
 from seqbridge_keras._export import export as export
 from seqbridge_keras._files import read_h5 as read_h5
+from seqbridge_keras._names import sublayers
 from seqbridge_keras._runner import Runner, to_native
-from seqbridge_keras._template import sublayers
 
 
 def adapt(entry: object) -> PureLayer | None:

@@ -12,8 +12,9 @@ import keras
 
 from seqbridge import Annotated, Part, Variables, nest
 from seqbridge_keras._files import read_weights
+from seqbridge_keras._names import sublayers
 from seqbridge_keras._parts import parts
-from seqbridge_keras._template import Template, build, clone, sublayers
+from seqbridge_keras._template import Template, build, clone
 
 # Built copies of each entry, kept so that a copy of a model needs none of its own.
 _templates: WeakKeyDictionary[Any, list[Template]] = WeakKeyDictionary()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import keras
 
 from seqbridge import Annotated, Variables, nest, unnest
-
-Path: TypeAlias = tuple[str, ...]
+from seqbridge_keras._names import Path, former_names, name_weights, sublayers
 
 _SEED = "seed_generator_state"  # what Keras calls the variable of a `keras.random.SeedGenerator`
 _random_lock = threading.RLock()
@@ -37,11 +35,12 @@ class Template:
 
     def __init__(self, layer: keras.Layer, copy: keras.Layer | None = None):
         self.layer = layer
-        paths = _name_weights(layer)
+        paths, former = name_weights(layer), former_names(layer)
         frozen = [not variable.trainable for variable in layer.weights]
         trainable = _find_trainable(copy or layer, thaw=copy is not None)
         self.places: list[Path] = []
         self.shapes: dict[Path, tuple[int, ...]] = {}
+        self._former: list[str] = []
         self._frozen: list[bool] = []  # of each weight, whether it could be trained and isn't
         for i, variable in enumerate(layer.weights):
             collection = "params" if trainable[i] else "state"
@@ -49,13 +48,16 @@ class Template:
             self.places.append(place)
             self.shapes[place] = tuple(variable.shape)
             self._frozen.append(trainable[i] and frozen[i])
+            self._former.append(former[id(variable)])
         self.draws = bool(_seed_variables(layer))
 
     def values(self) -> Variables:
         """Return the weights now; their notes say in which order Keras has them."""
         values = {}
         for i, (place, variable) in enumerate(zip(self.places, self.layer.weights, strict=True)):
-            values[place] = Annotated(variable.value, i, trainable=not self._frozen[i])
+            values[place] = Annotated(
+                variable.value, i, trainable=not self._frozen[i], former=self._former[i]
+            )
         return nest(values)
 
     def fits(self, variables: Variables) -> bool:
@@ -127,19 +129,6 @@ def clone(layer: keras.Layer) -> keras.Layer:
         ) from error
 
 
-def sublayers(layer: keras.Layer) -> list[keras.Layer]:
-    """Return the layer and all layers inside, outermost first."""
-    seen: dict[int, keras.Layer] = {}
-    waiting = [layer]
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) not in seen:
-            seen[id(current)] = current
-            attributes = keras.tree.flatten(list(vars(current).values()))
-            waiting += [value for value in attributes if isinstance(value, keras.Layer)]
-    return list(seen.values())
-
-
 def _find_trainable(layer: keras.Layer, *, thaw: bool) -> list[bool]:
     """Return for each weight of a layer whether it can be trained.
 
@@ -179,41 +168,3 @@ def _as_symbol(value: Any) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return keras.KerasTensor(value.shape, str(value.dtype))
     return value
-
-
-def _name_weights(layer: keras.Layer) -> dict[int, Path]:
-    """Return the path of each weight below the layer, by the `id` of the weight.
-
-    The numbers that Keras counts in the whole process are left out.
-    """
-    classes: dict[Any, str] = {inner.path: type(inner).__name__ for inner in sublayers(layer)}
-    counts: dict[Path, int] = {}  # how many have one name at one place
-    shown: dict[str, str] = {}  # of each full path of Keras', its last part
-    names: dict[int, Path] = {}
-    for variable in layer.weights:
-        parts = variable.path.split("/")
-        path: Path = ()
-        for i in range(1, len(parts)):
-            full = "/".join(parts[: i + 1])
-            if full not in shown:
-                name = _without_number(parts[i], classes.get(full, "Variable"))
-                count = counts.get((*path, name), 0)
-                counts[*path, name] = count + 1
-                shown[full] = f"{name}_{count}" if count else name
-            path = (*path, shown[full])
-        names[id(variable)] = path or (parts[0],)
-    return names
-
-
-def _without_number(name: str, class_name: str) -> str:
-    """Return `"dense"` for the name `"dense_12"` that Keras gives to a `Dense`.
-
-    A name that a person has given is returned as it is.
-    """
-    base = re.sub(r"_\d+$", "", name)
-    return base if base == _snake_case(class_name) else name
-
-
-def _snake_case(name: str) -> str:
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

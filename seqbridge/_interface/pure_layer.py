@@ -63,12 +63,15 @@ class Annotated:
         trainable: False: a parameter that its library has frozen.
         axes: For each dimension the axis, or axes, of a mesh along which it is to be split, or a
             name that stands for them; None: it isn't. Empty: nothing is said.
+        former: A regular expression of the names within its layer that earlier versions of the
+            adapter gave the array, for files that they wrote. Empty: it is called as it was.
     """
 
     value: Any
     note: Any = dataclasses.field(default=None, metadata={"static": True})
     trainable: bool = dataclasses.field(default=True, metadata={"static": True})
     axes: tuple[Any, ...] = dataclasses.field(default=(), metadata={"static": True})
+    former: str = dataclasses.field(default="", metadata={"static": True})
 
 
 def training_of(keywords: Keywords) -> bool | None:

@@ -259,6 +259,7 @@ class Layer(VariableHolder):
                     trainable=None if trainable and slot.trainable else False,
                     metadata=slot.note,
                     axes=slot.axes,
+                    former=(slot.shown, slot.former) if slot.former else None,
                 )
                 variable.namer = namer(self.parent_models)
                 variable.aliased = self.pure.ready is not None

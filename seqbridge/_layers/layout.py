@@ -35,6 +35,7 @@ class Slot(NamedTuple):
     note: Any
     trainable: bool
     axes: tuple[Any, ...]
+    former: str
 
 
 class Layout:
@@ -76,6 +77,7 @@ class Layout:
                     note=noted.note,
                     trainable=noted.trainable,
                     axes=noted.axes,
+                    former=noted.former,
                 )
             )
             arrays.append(noted.value)
@@ -117,7 +119,7 @@ class Layout:
         """The tree with all that was said of the arrays, of which a layout can be made again."""
         leaves = []
         for slot, array in zip(self.slots, arrays, strict=True):
-            leaves.append(Annotated(array, slot.note, slot.trainable, slot.axes))
+            leaves.append(Annotated(array, *slot[4:]))
         return self.tree(leaves)
 
     def flatten(self, what: str, variables: Variables) -> list[Any]:

@@ -105,6 +105,8 @@ class Variable(Operators, Stateful):
         trainable: Whether gradients and optimizers see it. By default the kind decides.
         metadata: What the entry's own library says of the array.
         axes: How it says the array is to be split over a mesh; see `Annotated`.
+        former: The end of the variable's name, and a pattern of what stood there in files of
+            earlier versions.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -126,6 +128,7 @@ class Variable(Operators, Stateful):
         "buffer_slot",
         "collection",
         "default_name",
+        "former",
         "kind",
         "lock",
         "metadata",
@@ -138,6 +141,7 @@ class Variable(Operators, Stateful):
         "buffer_slot",
         "cache_parts",
         "default_name",
+        "former",
         "from_leaf",
         "lock",
         "namer",
@@ -155,6 +159,7 @@ class Variable(Operators, Stateful):
         trainable: bool | None = None,
         metadata: Any = None,
         axes: tuple[Any, ...] = (),
+        former: tuple[str, str] | None = None,
     ):
         self.buffer_slot: BufferSlot = own_slot(self, strong(value))
         note_new(self)
@@ -167,6 +172,7 @@ class Variable(Operators, Stateful):
         self.path: tuple[str, ...] = path
         self.metadata: Any = metadata
         self.axes: tuple[Any, ...] = axes
+        self.former: tuple[str, str] | None = former
         self.default_name: str = name or ".".join(path) or "variable"
         self.namer: Callable[[Variable], str | None] | None = None
         self._trainable = trainable
@@ -350,6 +356,7 @@ class Variable(Operators, Stateful):
             self._trainable,
             self.metadata,
             self.axes,
+            self.former,
         )
 
 
@@ -362,6 +369,7 @@ def _restore(
     trainable: bool | None,
     metadata: Any,
     axes: tuple[Any, ...],
+    former: tuple[str, str] | None = None,
 ) -> Variable:
     if isinstance(saved, tuple):
         numbers, impl = saved
@@ -375,6 +383,7 @@ def _restore(
         trainable=trainable,
         metadata=metadata,
         axes=axes,
+        former=former,
     )
 
 

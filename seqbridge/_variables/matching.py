@@ -183,7 +183,7 @@ def match_stored(
     all_names = list(stored)
     for names in aliases.values():
         all_names += names
-    new = renamed(all_names, rename)
+    new = _with_later_names(renamed(all_names, rename), table)
     first: dict[Variable, str] = {}
     for name, variable in table.items():
         first.setdefault(variable, name)
@@ -221,6 +221,35 @@ def match_stored(
     loaded = tuple(first[variable] for variable in changes)
     missing = tuple(name for variable, name in first.items() if variable not in found)
     return changes, Report(loaded, missing, tuple(unexpected), wrong)
+
+
+def _with_later_names(names: dict[str, str], table: Mapping[str, Variable]) -> dict[str, str]:
+    """Return new names by stored names, those of earlier versions replaced by those of this one.
+
+    That is done for a whole layer or not at all, as a name may have meant another variable of it.
+    """
+    layers: dict[str, dict[str, tuple[str, re.Pattern[str]]]] = {}
+    for name, variable in table.items():
+        if variable.former is not None:
+            shown, pattern = variable.former
+            inside = layers.setdefault(plain(name).removesuffix(shown), {})
+            inside[shown] = name, re.compile(pattern)
+    for prefix, variables in layers.items():
+        stored = {
+            plain(name).removeprefix(prefix): old
+            for old, name in names.items()
+            if plain(name).startswith(prefix)
+        }
+        if variables.keys() <= stored.keys():
+            continue
+        later: dict[str, str] = {}
+        for inner, old in stored.items():
+            fitting = [name for name, pattern in variables.values() if pattern.fullmatch(inner)]
+            if len(fitting) == 1:
+                later[old] = fitting[0]
+        if len(set(later.values())) == len(later) == len(stored) == len(variables):
+            names = names | later
+    return names
 
 
 def _by_plain_name(table: Mapping[str, Variable]) -> dict[str, Variable | None]:
