@@ -47,6 +47,11 @@ def adapt(entry: object) -> PureLayer | None:
         )
     if not isinstance(layer, keras.Layer):
         return None
+    if type(layer).call is keras.Layer.call:
+        name = type(layer).__name__
+        raise TypeError(
+            f"{name} can't be called: Keras runs a layer by its call(), which is missing"
+        )
     if any(getattr(inner, "stateful", False) for inner in sublayers(layer)):
         raise TypeError(
             f"this {type(layer).__name__} is stateful: Keras keeps its state where no functional "

@@ -11,6 +11,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import pytest
 from flax import nnx
 
@@ -78,6 +79,7 @@ PLACES: dict[str, Callable[[Any], Any]] = {
     "Repeat": lambda entry: sb.Repeat(entry, 2),
     "remat": sb.remat,
     "an export": sb.to_linen,
+    "a port": lambda entry: sb.port(entry, sb.Sequential([jnp.tanh])),
 }
 
 
@@ -97,6 +99,18 @@ def test_the_cure_works(name: str) -> None:
     model = sb.Sequential([sb.Layer(ENTRIES[name](), method="log_prob")]).build((2, 4))
     assert_close(model(X), X * W[None])
     assert len(model.vars()) == 1
+
+
+class KerasDensity(keras.layers.Layer):
+    def log_prob(self, x: Any) -> Any:
+        return x
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("make", [KerasDensity, lambda: partial(KerasDensity)])
+def test_a_layer_of_keras_must_have_a_call(make: Callable[[], Any], place: str) -> None:
+    with pytest.raises(TypeError, match=r"KerasDensity can't be called: Keras .* call\(\)"):
+        PLACES[place](make())
 
 
 class OnlySetup(nn.Module):

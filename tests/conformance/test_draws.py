@@ -12,9 +12,13 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
+import objax
 import pytest
 from flax import nnx
 
+import cases.keras
+import cases.objax
 import seqbridge as sb
 from helpers import assert_close, bits
 
@@ -253,6 +257,61 @@ def stax(name: str, through: Callable[[Any], Any]) -> Draw:
     return Draw(f"stax-{name}", make, native)
 
 
+# Keras and Objax
+
+
+def keras_draw(name: str, build: Callable[[], Any]) -> Draw:
+    layer = build()
+    case = cases.keras.keras(name, lambda: layer, X.shape, params=0)
+
+    def native(entry: Any, tree: Any, key: Any, draws: bool) -> Any:
+        key = jax.random.key(5) if key is None else key
+        return case.native(tree, key, (X,), draws)[0]
+
+    return Draw(f"keras-{name}", lambda draws: layer, native)
+
+
+def _keras_lstm() -> Any:
+    return keras.layers.LSTM(4, dropout=0.5, return_sequences=True)
+
+
+def _keras_over_time() -> Any:
+    steps = keras.Sequential([keras.layers.Dense(4), keras.layers.Dropout(0.5)])
+    return keras.layers.TimeDistributed(steps)
+
+
+class ObjaxScan(objax.Module):
+    def __init__(self) -> None:
+        self.linear = objax.nn.Linear(4, 4)
+        self.generator = objax.random.Generator(3)
+
+    def __call__(self, x: Any, training: bool) -> Any:
+        def step(key: Any, x: Any) -> Any:
+            own, following = jax.random.split(key)
+            y = self.linear(x)
+            return following, y * jax.random.bernoulli(own, 0.5, y.shape) if training else y
+
+        return jax.lax.scan(step, self.generator(), x)[1]
+
+
+class ObjaxRemat(ObjaxScan):
+    def __call__(self, x: Any, training: bool) -> Any:
+        def step(x: Any, key: Any) -> Any:
+            return x * jax.random.bernoulli(key, 0.5, x.shape) if training else x
+
+        return jax.checkpoint(step)(self.linear(x), self.generator())
+
+
+def objax_draw(name: str, module: Any) -> Draw:
+    case = cases.objax.objax(name, module, X.shape, mode=True, params=0)
+
+    def native(entry: Any, tree: Any, key: Any, draws: bool) -> Any:
+        key = jax.random.key(5) if key is None else key
+        return case.native(tree, key, (X,), draws)[0]
+
+    return Draw(f"objax-{name}", lambda draws: module, native)
+
+
 # Functions
 
 
@@ -364,6 +423,10 @@ DRAWS = [
     equinox("scan", EqxScan),
     equinox("filter_checkpoint", EqxCheckpoint),
     stax("remat", jax.checkpoint),
+    keras_draw("lstm", _keras_lstm),
+    keras_draw("over-time", _keras_over_time),
+    objax_draw("scan", ObjaxScan()),
+    objax_draw("remat", ObjaxRemat()),
     function("scan", _through_scan),
     function("while", _through_while),
     function("condition", _through_the_condition),
@@ -411,6 +474,15 @@ def test_a_real_draw_is_fresh_at_each_call(draw: Draw) -> None:
     assert_close(model.apply(model.variables, X, training=True, rng=key)[0], expected)
     with pytest.raises(TypeError, match="rng=key"):
         model.apply(model.variables, X, training=True)
+    exported = sb.to_linen(model)
+    variables = exported.init(jax.random.key(3), X, training=False)
+
+    def exported_call(seed: int) -> Any:
+        rngs = {"dropout": jax.random.key(seed)}
+        return exported.apply(variables, X, training=True, rngs=rngs)
+
+    assert_close(exported_call(1), exported_call(1))
+    assert not jnp.array_equal(exported_call(1), exported_call(2))
 
 
 @jax.custom_vjp
