@@ -40,12 +40,16 @@ from seqbridge._port import port as port
 from seqbridge._sharding import feed as feed
 from seqbridge._state import Variable as Variable
 from seqbridge._transforms import Optimizer as Optimizer
+from seqbridge._transforms import cond as cond
 from seqbridge._transforms import eval_shape as eval_shape
+from seqbridge._transforms import fori_loop as fori_loop
 from seqbridge._transforms import grad as grad
 from seqbridge._transforms import jit as jit
 from seqbridge._transforms import scan as scan
+from seqbridge._transforms import switch as switch
 from seqbridge._transforms import value_and_grad as value_and_grad
 from seqbridge._transforms import vmap as vmap
+from seqbridge._transforms import while_loop as while_loop
 from seqbridge._variables import Checkpoint as Checkpoint
 from seqbridge._variables import VarCollection as VarCollection
 from seqbridge._variables import diff as diff

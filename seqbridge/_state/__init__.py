@@ -19,6 +19,7 @@ from seqbridge._state.frames import Tracer as Tracer
 from seqbridge._state.frames import commit as commit
 from seqbridge._state.frames import has_tracer as has_tracer
 from seqbridge._state.frames import in_frame as in_frame
+from seqbridge._state.frames import known_variables as known_variables
 from seqbridge._state.frames import read as read
 from seqbridge._state.frames import refuse_in_trace as refuse_in_trace
 from seqbridge._state.frames import tracing as tracing

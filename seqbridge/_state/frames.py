@@ -9,6 +9,7 @@ nowhere to stay: the write is refused.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -116,6 +117,16 @@ def in_frame() -> bool:
     return bool(_stack.frames)
 
 
+def known_variables() -> tuple[Any, ...]:
+    """Return the variables that our own transforms which are tracing in this thread know of."""
+    known: dict[Any, None] = {}
+    for frame in reversed(_stack.frames):
+        known.update(dict.fromkeys(frame.values))
+        if frame.compiled:  # nothing further out can be read
+            break
+    return tuple(known)
+
+
 def note_new(variable: VariableLike) -> None:
     """Let a variable that is made inside a frame belong to it, whatever it holds."""
     if _stack.frames:
@@ -184,12 +195,11 @@ def _leak(variable: VariableLike, frame: Frame[Any] | None = None) -> RuntimeErr
         frame: That of the transform, if it is one of our own that wasn't told of the variable.
     """
     if frame is None:
-        where = "a JAX transform that doesn't know of it"
+        theirs, ours = _transform_of_jax()
+        where = f"{theirs}, which doesn't know of it"
         cure = (
-            "Use sb.jit in place of jax.jit, sb.value_and_grad or sb.grad in place of jax.grad, "
-            "sb.vmap in place of jax.vmap, sb.scan in place of jax.lax.scan, with the model as an "
-            "argument or vars=model.vars(); or the pure form, model.apply(variables, ...), which "
-            "assigns nothing."
+            f"Use {ours} in its place, with the model as an argument or vars=model.vars(); or the "
+            "pure form, model.apply(variables, ...), which assigns nothing."
         )
     else:
         where = f"{frame.transform}, which doesn't know of it"
@@ -201,6 +211,37 @@ def _leak(variable: VariableLike, frame: Frame[Any] | None = None) -> RuntimeErr
         f"{variable.name} is assigned inside {where}: the new value would be lost, or leak out as "
         f"a tracer. {cure}"
     )
+
+
+# The functions of JAX that call what they transform, how people know them, and what stands in their
+# place.
+_TRANSFORMS = {
+    "cache_miss": ("jax.jit", "sb.jit"),
+    "cond": ("jax.lax.cond", "sb.cond"),
+    "fori_loop": ("jax.lax.fori_loop", "sb.fori_loop"),
+    "fun_remat": ("jax.checkpoint", "sb.remat"),
+    "grad_f": ("jax.grad", "sb.grad"),
+    "map": ("jax.lax.map", "sb.scan"),
+    "scan": ("jax.lax.scan", "sb.scan"),
+    "switch": ("jax.lax.switch", "sb.switch"),
+    "value_and_grad_f": ("jax.value_and_grad", "sb.value_and_grad"),
+    "vmap_f": ("jax.vmap", "sb.vmap"),
+    "while_loop": ("jax.lax.while_loop", "sb.while_loop"),
+}
+_ANY_TRANSFORM = "a JAX transform", "sb.jit, sb.grad, sb.vmap, sb.scan or sb.cond"
+
+
+def _transform_of_jax() -> tuple[str, str]:
+    """Return the transform of JAX that has called, and what stands in its place here."""
+    found = None
+    caller = sys._getframe()
+    while caller is not None:
+        if caller.f_globals.get("__name__", "").startswith("jax."):
+            found = _TRANSFORMS.get(caller.f_code.co_name, found)
+        elif found is not None:
+            break  # of functions of JAX that call each other the outermost is meant
+        caller = caller.f_back
+    return found or _ANY_TRANSFORM
 
 
 def has_tracer(tree: Any) -> bool:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqbridge._state import Frame, Stateful, Variable, commit, locked
-from seqbridge._transforms.partition import holders_of, partition, values_of, variables_of
+from seqbridge._transforms.partition import holders_of, partition, usable_variables, values_of
 from seqbridge._variables import Filter, VarCollection, selector
 
 A = TypeVar("A")
@@ -106,7 +106,7 @@ def value_and_grad(
 
         with locked(lambda: holders):
             chosen = _differentiable(holders, wrt)
-            variables = variables_of(holders)
+            variables = usable_variables(holders)
             changed: list[Variable] = []
             now = {name: variable.value for name, variable in chosen.items()}
             (value, (aux, new)), grads = jax.value_and_grad(pure, has_aux=True)(now)

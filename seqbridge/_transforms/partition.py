@@ -13,7 +13,7 @@ import numpy as np
 
 from seqbridge._entries import signature_of
 from seqbridge._interface import Inputs, Keywords
-from seqbridge._state import CacheKey, Stateful, Tracer, Variable, distinct
+from seqbridge._state import CacheKey, Stateful, Tracer, Variable, distinct, known_variables
 
 _ARRAY, _STATIC, _BOOL, _STATEFUL, _DICT, _TREE = range(6)
 
@@ -160,13 +160,13 @@ def _combine(part: Any, arrays: Iterator[Any], holders: Iterator[Stateful]) -> A
     return part[1]
 
 
-def holders_of(function: Callable[..., Any], vars: Any) -> list[Stateful]:
+def holders_of(function: Any, vars: Any) -> list[Stateful]:
     """Return the holders of variables that a function brings along.
 
     These are the function itself, the `self` of a method, and what `vars=` names.
 
     Args:
-        function: The function that is to be transformed.
+        function: The function that is to be transformed; None: what it closes over isn't known.
         vars: A holder, or a list or dict of holders; None: none.
 
     Raises:
@@ -190,6 +190,11 @@ def variables_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
     for holder in holders:
         found += holder.own_variables()
     return distinct(found)
+
+
+def usable_variables(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
+    """Return the variables of some holders, and those that a transform around knows of."""
+    return distinct([*variables_of(holders), *known_variables()])
 
 
 def values_of(variables: Iterable[Variable]) -> dict[Variable, Any]:

@@ -45,12 +45,12 @@ def small() -> sb.Sequential:
 
 # Inside of plain transforms
 
-UNKNOWN = "is assigned inside a JAX transform that doesn't know of it: .* leak out as a tracer"
+UNKNOWN = "is assigned inside jax.*, which doesn't know of it: .* leak out as a tracer"
 GRAD: Callable[..., Any] = lambda f: jax.grad(lambda x: jnp.sum(f(x)))  # noqa: E731
 for transform, cure in (
-    (jax.jit, r"sb\.jit in place of jax\.jit"),
-    (jax.vmap, r"sb\.vmap in place of jax\.vmap"),
-    (GRAD, r"sb\.value_and_grad or sb\.grad in place of jax\.grad"),
+    (jax.jit, r"sb\.jit in its place"),
+    (jax.vmap, r"sb\.vmap in its place"),
+    (GRAD, r"sb\.grad in its place"),
 ):
 
     def assign(model: sb.Sequential, transform: Any = transform) -> None:
@@ -72,9 +72,9 @@ for transform, cure in (
         f"{UNKNOWN}.*Use .*{cure}.*model.apply",
     )(call)
 
-fault(
-    "a call inside of jax.lax.scan", RuntimeError, UNKNOWN, r"sb\.scan in place of jax\.lax\.scan"
-)(lambda model: jax.lax.scan(lambda carry, x: (carry, model(x[None], training=True)), 0.0, X))
+fault("a call inside of jax.lax.scan", RuntimeError, UNKNOWN, r"sb\.scan in its place")(
+    lambda model: jax.lax.scan(lambda carry, x: (carry, model(x[None], training=True)), 0.0, X)
+)
 fault("an assignment of a constant inside of jax.jit", RuntimeError, UNKNOWN)(
     lambda model: jax.jit(lambda x: model[0].bias.assign(jnp.zeros(3)))(X)
 )

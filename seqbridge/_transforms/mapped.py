@@ -1,14 +1,13 @@
-"""`vmap`, `scan` and `eval_shape` of functions that use stateful objects."""
+"""`vmap` and `eval_shape` of functions that use stateful objects."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from seqbridge._interface import Inputs, Keywords
 from seqbridge._state import Frame, Stateful, Variable, commit, locked
@@ -16,19 +15,12 @@ from seqbridge._transforms.partition import (
     combine,
     holders_of,
     partition,
+    usable_variables,
     values_of,
-    variables_of,
 )
 
-C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
-Y = TypeVar("Y")
-
-
-class _LoopOptions(TypedDict, total=False):
-    reverse: bool
-    unroll: int | bool
 
 
 def vmap(
@@ -79,7 +71,7 @@ def vmap(
             return out, [new for variable, new in changes.items() if variable not in own_keys]
 
         with locked(lambda: holders):
-            variables = variables_of(holders)
+            variables = usable_variables(holders)
             streams = [variable for variable in variables if variable.kind == "rng"]
             pairs = [jax.random.split(stream.value) for stream in streams]
             following = {stream: pair[0] for stream, pair in zip(streams, pairs, strict=True)}
@@ -144,87 +136,6 @@ def _only_arrays(value: Any) -> bool:
     return bool(arrays) and not holders and len(arrays) == len(jax.tree.leaves(value))
 
 
-@overload
-def scan(
-    function: Callable[[jax.Array, Any], tuple[jax.Array, Y]],
-    init: ArrayLike,
-    xs: Any = None,
-    length: int | None = None,
-    *,
-    vars: Any,
-    **options: Unpack[_LoopOptions],
-) -> tuple[jax.Array, Y]: ...
-@overload
-def scan(
-    function: Callable[[C, Any], tuple[C, Y]],
-    init: C,
-    xs: Any = None,
-    length: int | None = None,
-    *,
-    vars: Any,
-    **options: Unpack[_LoopOptions],
-) -> tuple[C, Y]: ...
-def scan(
-    function: Callable[[Any, Any], tuple[Any, Any]],
-    init: Any,
-    xs: Any = None,
-    length: int | None = None,
-    *,
-    vars: Any,
-    **options: Unpack[_LoopOptions],
-) -> tuple[Any, Any]:
-    """Run `jax.lax.scan` of a function that uses, and may change, variables.
-
-    Args:
-        function: From `(carry, x)` to `(carry, y)`.
-        init: The first carry: arrays.
-        xs: Arrays that are scanned over their leading axis.
-        length: The number of steps, if `xs` doesn't say.
-        vars: Holders of variables that `function` closes over: `model.vars()`, a model, or a list
-            of them.
-        **options: `reverse` and `unroll`, as `jax.lax.scan` has them.
-
-    Returns:
-        The last carry, and the `y`s stacked on a new leading axis.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> total = Variable(jnp.zeros(()), kind="state", name="total")
-        >>> def step(carry, x):
-        ...     total.assign(total + x)
-        ...     return carry, total.value
-        >>> scan(step, None, jnp.arange(3.0), vars=total)[1]
-        Array([0., 1., 3.], dtype=float32)
-    """
-    holders = holders_of(function, vars)
-    _, _, given = partition((init, xs), {})
-    if given:
-        raise TypeError(
-            f"sb.scan carries arrays: name the {type(given[0]).__name__} in vars=, and close over "
-            "it"
-        )
-    changing: list[Variable] = []  # what the loop must carry
-    found: list[Variable] = []  # what the last trace of a step has changed
-
-    def step(carry: Any, x: Any) -> Any:
-        values, own = carry
-        carried = dict(zip(changing, values, strict=True))
-        with Frame(values_of(variables) | carried, transform="sb.scan") as frame:
-            own, y = function(own, x)
-        found[:] = frame.changes()
-        return ([frame.values[variable] for variable in changing], own), y
-
-    with locked(lambda: holders):
-        variables = variables_of(holders)
-        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-        jax.eval_shape(step, ([], init), first)  # finds what changes
-        changing.extend(found)
-        start = [variable.value for variable in changing]
-        (values, carry), ys = jax.lax.scan(step, (start, init), xs, length, **options)
-        commit(dict(zip(changing, values, strict=True)))
-    return carry, ys
-
-
 def eval_shape(function: Callable[..., Any], *args: Any, vars: Any = None, **keywords: Any) -> Any:
     """Return the shapes and dtypes of what a function returns.
 
@@ -280,7 +191,7 @@ def pure_call(
         return out, list(changes.values())
 
     with locked(lambda: closed + holders):
-        variables = variables_of(closed + holders)
+        variables = usable_variables(closed + holders)
         out, new = transform(pure)([variable.value for variable in variables], arrays)
         if keep:
             commit(dict(zip(changed, new, strict=True)))
