@@ -103,6 +103,7 @@ def _make_layer(module: nn.Module, method: Method) -> PureLayer:
         label=name,
         ecosystem="linen",
         text=call_text(name, (), fields),
+        mode_flags={"update_stats": True},  # of `nn.SpectralNorm`
         decided=_decided_flags(module),
         makes_state=True,
         to_native=to_native,

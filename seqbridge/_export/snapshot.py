@@ -364,7 +364,8 @@ def _input_parameters(pure: PureLayer) -> list[inspect.Parameter]:
     for parameter in pure.signature.parameters.values():
         if parameter.kind > parameter.VAR_POSITIONAL:
             break
-        if parameter.name in MODE_FLAGS or parameter.name == pure.key_name:
+        is_flag = parameter.name in MODE_FLAGS or parameter.name in pure.mode_flags
+        if is_flag or parameter.name == pure.key_name:
             break
         found.append(parameter)
     return found
@@ -375,7 +376,8 @@ def _keyword_parameters(layer: Layer) -> Iterator[inspect.Parameter]:
     signature = layer.pure.signature
     if signature is None:
         return
-    names = layer.call_parameters.names - MODE_FLAGS.keys() - {layer.pure.key_name}
+    flags = MODE_FLAGS.keys() | layer.call_parameters.flags.keys()
+    names = layer.call_parameters.names - flags - {layer.pure.key_name}
     for parameter in list(signature.parameters.values())[1:]:
         default = parameter.default
         # A default that is an array is a variable, and no value to repeat at every call.

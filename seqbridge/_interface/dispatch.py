@@ -105,7 +105,7 @@ class Parameters:
         names: The names of those that keywords may fill.
         any: Whether there is a `**kwargs`.
         required: The names of those without a default, apart from the key.
-        flags: The mode flags among them, as in `MODE_FLAGS`.
+        flags: The mode flags among them: True follows `training`, False is its opposite.
         decided: The mode flags that the entry has set for itself.
         key_name: The keyword by which the entry takes its key.
     """
@@ -135,8 +135,9 @@ class Parameters:
         self.positional: tuple[str, ...] = tuple(positional)
         self.names: frozenset[str] = frozenset(by_name) - pure.decided - _OF_THE_MODEL
         self.required: tuple[str, ...] = tuple(required)
+        flags = {**MODE_FLAGS, **pure.mode_flags}
         self.flags: dict[str, bool] = {
-            name: MODE_FLAGS[name] for name in MODE_FLAGS if name in self.names
+            name: polarity for name, polarity in flags.items() if name in self.names
         }
         self.decided: frozenset[str] = pure.decided
         self.key_name: str | None = pure.key_name

@@ -110,6 +110,8 @@ class PureLayer:
         label: The name of the entry's class or function, as it stands in names: `(Conv)`.
         ecosystem: The name of the library, as it stands in `repr` and in errors.
         text: How the entry is shown: `Conv(features=20, kernel_size=(5, 5))`. By default the label.
+        mode_flags: More mode flags among the keywords, in the entry's own words, as in
+            `MODE_FLAGS`: True follows `training`, False is its opposite.
         decided: The mode flags (see `MODE_FLAGS`) that the entry has set for itself, so that no
             call may.
         key_name: The keyword by which the entry takes its PRNG key, beside `apply`'s own `key`.
@@ -182,6 +184,7 @@ class PureLayer:
     label: str
     ecosystem: str
     text: str = ""
+    mode_flags: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     decided: frozenset[str] = frozenset()
     key_name: str | None = None
     takes_key: bool = True

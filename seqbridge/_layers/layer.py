@@ -14,6 +14,7 @@ from seqbridge._entries import as_pure, portable
 from seqbridge._files import native_tree
 from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour
 from seqbridge._layers.layout import Layout, lookup, namer, sources_of
+from seqbridge._layers.mode import Mode, mode_flags, warn_of_unnamed
 from seqbridge._layers.parents import Parents
 from seqbridge._layers.traces import TraceCache
 from seqbridge._state import (
@@ -38,6 +39,7 @@ class EntryOptions(NamedTuple):
     per_example: bool | None = None
     trainable: bool = True
     freeze_state: bool = False
+    mode: tuple[tuple[str, bool], ...] | None = None
 
 
 class Layer(VariableHolder):
@@ -57,6 +59,9 @@ class Layer(VariableHolder):
             Keywords aren't mapped.
         trainable: False: no gradients, no updates.
         freeze_state: True: no call changes the layer's state, whatever its library says.
+        mode: The name of a keyword of the entry that is True in training, `"is_train"`; or what its
+            flags are in training, `{"eval_mode": False}`. They follow `training=` as the flags do
+            that its adapter knows.
 
     Attributes:
         entry: What the user gave.
@@ -130,6 +135,7 @@ class Layer(VariableHolder):
         per_example: bool | None = None,
         trainable: bool = True,
         freeze_state: bool = False,
+        mode: Mode | None = None,
     ):
         if isinstance(entry, Stateful):
             raise TypeError(
@@ -144,6 +150,12 @@ class Layer(VariableHolder):
         pure = as_pure(entry, method)
         if per_example is not None and per_example != pure.per_example:
             pure = dataclasses.replace(pure, per_example=per_example)
+        flags: tuple[tuple[str, bool], ...] | None = None
+        if mode is None:
+            warn_of_unnamed(pure)
+        else:
+            flags = tuple(mode_flags(mode, pure).items())
+            pure = dataclasses.replace(pure, mode_flags={**pure.mode_flags, **dict(flags)})
         if pure.ready is not None:
             pure = dataclasses.replace(
                 pure, ready=jax.tree.map(strong, pure.ready), sources=sources_of(pure)
@@ -153,7 +165,7 @@ class Layer(VariableHolder):
         self.name: str | None = name
         self.call_parameters: Parameters = Parameters(pure)
         self.entry_options: EntryOptions = EntryOptions(
-            method, per_example, trainable, freeze_state
+            method, per_example, trainable, freeze_state, flags
         )
         self.native_layout: Layout | None = None
         self.origin_path: tuple[int, ...] | None = None
@@ -467,7 +479,10 @@ def _remake(
 ) -> Layer:
     """A layer with the variables of another: with its layout, or the notes to make one from."""
     layer = cls.__new__(cls)
-    Layer.__init__(layer, entry, name=name, **options._asdict())
+    given = options._asdict()
+    if options.mode is not None:
+        given["mode"] = dict(options.mode)
+    Layer.__init__(layer, entry, name=name, **given)
     if isinstance(layout, tuple):
         layout = Layout(layer.pure, *layout)
     layer.native_layout = layout

@@ -84,7 +84,8 @@ class Repeat(Layer):
         one = as_layer(layer)
         per_copy = (per_copy,) if isinstance(per_copy, str) else tuple(per_copy)
         for word in per_copy:
-            if word in MODE_FLAGS or not one.call_parameters.takes(word, 1):
+            is_flag = word in MODE_FLAGS or word in one.call_parameters.flags
+            if is_flag or not one.call_parameters.takes(word, 1):
                 near = nearest(word, one.call_parameters.names)
                 raise TypeError(
                     f"per_copy={word!r}: no copy takes a value of its own by that name{near}"
