@@ -141,8 +141,11 @@ def _call_signature(module: Any, method: Method) -> inspect.Signature | None:
     """Return what a call takes; of a list of modules, what any takes beside its input."""
     if not isinstance(method, str):
         return signature_of(method, skip=1)
-    if method != "__call__" or not isinstance(module, list):
+    if method != "__call__":
         return signature_of(getattr(module, method))
+    module = inspect.unwrap(module)  # `objax.Jit` and the like take what they wrap does
+    if not isinstance(module, list):
+        return signature_of(module)
     found: dict[str, inspect.Parameter] = {}
     for i, inner in enumerate(module):
         signature = _call_signature(inner, "__call__")

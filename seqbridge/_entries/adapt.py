@@ -9,8 +9,9 @@ from typing import Any
 
 from seqbridge._entries.captured import check_of_held
 from seqbridge._entries.closure_conversion import check_held
-from seqbridge._entries.function import function_layer
-from seqbridge._interface import PureLayer, ask, bind, has_adapter, known
+from seqbridge._entries.function import FUNCTION, function_layer
+from seqbridge._entries.reachable import model_inside
+from seqbridge._interface import PureLayer, ask, bind, exports, has_adapter, known
 from seqbridge._state import Stateful
 
 
@@ -31,9 +32,23 @@ def as_pure(entry: Any, method: Any = None) -> PureLayer:
     elif pure.method is not None:
         _check_called(entry)
     check_held(pure)
+    if pure is not entry and pure.ecosystem != FUNCTION:
+        _refuse_model_inside(entry, pure)
     if pure.check_constants is None and (check := check_of_held(pure)):
         return dataclasses.replace(pure, check_constants=check)
     return pure
+
+
+def _refuse_model_inside(entry: Any, pure: PureLayer) -> None:
+    model = model_inside(entry)
+    if model is not None:
+        cure = "Put both into the list"
+        if pure.ecosystem in exports():
+            cure = f"Make it a module of that library, sb.to_{pure.ecosystem}(...)"
+        raise TypeError(
+            f"{pure.label} holds a {type(model).__name__}: to its library the variables of that "
+            f"would be constants. {cure}"
+        )
 
 
 def _find(entry: Any) -> PureLayer:

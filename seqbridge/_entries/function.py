@@ -16,6 +16,7 @@ from seqbridge._entries.closure_conversion import lift
 from seqbridge._entries.object_copy import ObjectCopy
 from seqbridge._interface import MODE_FLAGS, PureLayer, Variables, call_text, nest, unnest
 
+FUNCTION = "function"  # the library of an entry that is of none
 _KEY_NAMES = ("rng", "key")
 # Under which transformed functions, partials and methods hold what they wrap.
 _WRAPPERS = ("f", "fun", "func", "self")
@@ -115,7 +116,7 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         check_constants=lambda arrays: check_captured(function, name, lifted.modules, arrays),
         signature=signature,
         label=name,
-        ecosystem="function",
+        ecosystem=FUNCTION,
         text=call_text("partial", (base, *getattr(function, "args", ())), bound) if bound else name,
         decided=frozenset(bound) & MODE_FLAGS.keys(),
         key_name=key_names[0] if key_names else None,

@@ -62,6 +62,28 @@ def reachable(function: Any, *, into_objects: bool = True) -> Iterator[Found]:
     yield from _search(Found("", function), getattr(base, "__module__", None), children)
 
 
+def model_inside(entry: Any) -> Stateful | None:
+    """Return a model that a module, or a `partial` of its class, holds at any depth; else None."""
+    waiting, seen = [entry], set[int]()
+    while waiting and len(seen) < _MOST:
+        obj = waiting.pop()
+        if isinstance(obj, Stateful):
+            return obj
+        is_leaf = is_constant(obj) or isinstance(obj, jax.Array | type | PureLayer)
+        if is_leaf or id(obj) in seen or inspect.isroutine(obj) or of_jax(obj):
+            continue
+        seen.add(id(obj))
+        if isinstance(obj, functools.partial):
+            waiting += [*obj.args, *obj.keywords.values()]
+        elif isinstance(obj, dict):
+            waiting += obj.values()
+        elif isinstance(obj, list | tuple):
+            waiting += obj
+        else:
+            waiting += attributes_of(obj).values()
+    return None
+
+
 def classes_named_by(function: types.FunctionType) -> Iterator[tuple[type, object]]:
     """Classes of libraries' modules that a function names, each with what its adapter says.
 

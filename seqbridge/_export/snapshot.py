@@ -162,7 +162,7 @@ class Snapshot:
         if self.model.built:
             return self._form((), Call()).form.parts(values)
         args = args or self.inputs
-        check_inputs(args)
+        check_inputs(args, self.model)
         keys = Keys(lazy_key(0 if key is None else key))
         call = self._call(keywords)
         layouts = find_initial(self.model, args, call, keys, abstract=key is None).layouts

@@ -54,6 +54,7 @@ from seqbridge._passes import (
     pure_form,
     run_through,
     specs,
+    starts_without_inputs,
     summarize,
     traverse,
 )
@@ -238,7 +239,7 @@ class Sequential(LayerList):
                     "the model is built: other values are model.assign(model.init(seed, *shapes))"
                 )
             self.start_seed = start
-        check_inputs(inputs)
+        check_inputs(inputs, self)
         call = given.map(keyword_specs, training=True)
         with locked(self.ancestor_models), explained(inputs):
             check_keywords(self, inputs, call)
@@ -312,7 +313,7 @@ class Sequential(LayerList):
             Array([[1., 1.]], dtype=float32)
         """
         start = as_key(key)
-        check_inputs(inputs)
+        check_inputs(inputs, self)
         return pure_form.init(self, start, inputs, call_of(keywords))
 
     def apply(
@@ -514,8 +515,8 @@ def summary_of(
         count: Whether floating-point operations are counted.
     """
     call = call_of({name: value for name, value in keywords.items() if name != "rng"})
-    if inputs:
-        check_inputs(inputs)
+    if inputs or starts_without_inputs(model):
+        check_inputs(inputs, model)
         return summarize(model, inputs, call, given=True, count=count)
     check_keywords(model, (), call)
     if model.known_inputs is not None:

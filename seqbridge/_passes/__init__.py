@@ -35,5 +35,6 @@ from seqbridge._passes.specs import check_inputs as check_inputs
 from seqbridge._passes.specs import explained as explained
 from seqbridge._passes.specs import keyword_specs as keyword_specs
 from seqbridge._passes.specs import specs as specs
+from seqbridge._passes.specs import starts_without_inputs as starts_without_inputs
 from seqbridge._passes.summary import Summary as Summary
 from seqbridge._passes.summary import summarize as summarize

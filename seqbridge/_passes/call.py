@@ -29,9 +29,14 @@ _NOT_TO_BE_PASSED_OVER = CapturedArrayError, RecursionError
 
 def apply(layer: Layer, variables: Variables, key: Any, args: Inputs, keywords: Keywords) -> Any:
     """Call a layer on its variables. Return `(outputs, new_state)`."""
-    if key is not None and layer.pure.per_example:
+    if key is not None and is_mapped(layer, args):
         key = jax.random.split(key, _batch(args))
     return _apply(layer, variables, key, args, keywords)
+
+
+def is_mapped(layer: Layer, args: Inputs) -> bool:
+    """Whether a layer is called for each example of its inputs, rather than once."""
+    return layer.pure.per_example and bool(jax.tree.leaves(args))
 
 
 def _batch(args: Inputs) -> int:
@@ -59,7 +64,7 @@ def _apply(
     keywords: Keywords,
 ) -> Any:
     """Call a layer with its key, or with one key for each example."""
-    if not layer.pure.per_example:
+    if not is_mapped(layer, args):
         return _call(layer, variables, keys, args, keywords)
     size = _batch(args)
 
@@ -150,7 +155,7 @@ def traced(
         variables, args, keywords = jax.tree.unflatten(treedef, given)
         return _apply(layer, variables, keys, args, keywords)
 
-    batch = (_batch(args),) if layer.pure.per_example else ()
+    batch = (_batch(args),) if is_mapped(layer, args) else ()
     keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
     closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, arrays)
     if layer.pure.check_constants is not None:

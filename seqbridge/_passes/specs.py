@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._interface import Call, Inputs
+from seqbridge._layers import LayerList, leaves
 
 _NUMBERS = int, float, np.generic
 
@@ -28,6 +29,8 @@ def specs(tree: Any, size: int | None = 1) -> Any:
         >>> specs(((None, 3), jnp.zeros(2, jnp.int32)))
         (ShapeDtypeStruct(shape=(1, 3), dtype=float32), ShapeDtypeStruct(shape=(2,), dtype=int32))
     """
+    if type(tree) is tuple and not tree:
+        return ()  # no inputs, and no shape
     return jax.tree.map(lambda value: _spec(value, size), tree, is_leaf=_is_shape)
 
 
@@ -96,8 +99,25 @@ def has_inner_open_sizes(inputs: Any) -> bool:
     return any(None in _sizes(shape)[1:] for shape in shapes)
 
 
-def check_inputs(inputs: Inputs) -> None:
-    """Raise if an input of `build` is no array and no shape, or if there is none."""
+def starts_without_inputs(model: LayerList) -> bool:
+    """Whether the first layer takes none, as one that holds a latent or a first token."""
+    for first in leaves(model):
+        parameters = first.call_parameters
+        given = {*parameters.flags, parameters.key_name}
+        needed = set(parameters.positional) & set(parameters.required) - given
+        return first.pure.signature is not None and not needed
+    return False
+
+
+def check_inputs(inputs: Inputs, model: LayerList | None = None) -> None:
+    """Raise if an input of `build` is no array and no shape, or if a model needs one.
+
+    Args:
+        inputs: The inputs.
+        model: The model, if it may be one that takes none.
+    """
+    if not inputs and model is not None and starts_without_inputs(model):
+        return
     for value in inputs or (None,):
         if _is_shape(value):
             if any(n is not None and n < 0 for n in value):

@@ -45,6 +45,7 @@ from seqbridge._passes.specs import (
     has_open_sizes,
     keyword_specs,
     specs,
+    starts_without_inputs,
 )
 from seqbridge._state import Keys
 
@@ -173,7 +174,7 @@ def summarize(
     """
     layouts: Layouts = built_layouts(model)
     steps: list[_Step] = []
-    if inputs:
+    if inputs or starts_without_inputs(model):
         count = count and not has_inner_open_sizes(inputs)
         try:
             with explained(inputs):

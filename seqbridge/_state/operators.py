@@ -10,7 +10,7 @@ import jax
 
 _IN_PLACE = {  # the operators that are refused in place: `v += x`
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**",
-    "matmul": "@",
+    "matmul": "@", "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>",
 }  # fmt: skip
 
 
@@ -80,6 +80,42 @@ class Operators:
     def __rmatmul__(self, other: Any) -> jax.Array:
         return _plain(other) @ self.value
 
+    def __divmod__(self, other: Any) -> tuple[jax.Array, jax.Array]:
+        return divmod(self.value, _plain(other))
+
+    def __rdivmod__(self, other: Any) -> tuple[jax.Array, jax.Array]:
+        return divmod(_plain(other), self.value)
+
+    def __and__(self, other: Any) -> jax.Array:
+        return self.value & _plain(other)
+
+    def __rand__(self, other: Any) -> jax.Array:
+        return _plain(other) & self.value
+
+    def __or__(self, other: Any) -> jax.Array:
+        return self.value | _plain(other)
+
+    def __ror__(self, other: Any) -> jax.Array:
+        return _plain(other) | self.value
+
+    def __xor__(self, other: Any) -> jax.Array:
+        return self.value ^ _plain(other)
+
+    def __rxor__(self, other: Any) -> jax.Array:
+        return _plain(other) ^ self.value
+
+    def __lshift__(self, other: Any) -> jax.Array:
+        return self.value << _plain(other)
+
+    def __rlshift__(self, other: Any) -> jax.Array:
+        return _plain(other) << self.value
+
+    def __rshift__(self, other: Any) -> jax.Array:
+        return self.value >> _plain(other)
+
+    def __rrshift__(self, other: Any) -> jax.Array:
+        return _plain(other) >> self.value
+
     def __lt__(self, other: Any) -> jax.Array:
         return self.value < _plain(other)
 
@@ -94,6 +130,12 @@ class Operators:
 
     def __neg__(self) -> jax.Array:
         return -self.value
+
+    def __pos__(self) -> jax.Array:
+        return +self.value
+
+    def __invert__(self) -> jax.Array:
+        return ~self.value
 
     def __abs__(self) -> jax.Array:
         return abs(self.value)
