@@ -199,8 +199,9 @@ def test_the_public_names_are_these() -> None:
 
     public = """
     MODE_FLAGS Annotated Checkpoint Layer Optimizer Part PureLayer Repeat Sequential Untyped
-    VarCollection Variable Variables Weight WeightsError as_method call_text diff eval_shape
-    explicit feed freeze from_native grad jit nest path_text plot port read register
-    register_export remat scan signature_of to_pure training_of unnest value_and_grad vmap
+    VarCollection Variable Variables Weight WeightsError as_method call_text cond diff eval_shape
+    explicit feed fori_loop freeze from_native grad jit nest path_text plot port read register
+    register_export remat scan signature_of switch to_pure training_of unnest value_and_grad
+    vmap while_loop
     """
     assert {name for name in vars(seqbridge) if not name.startswith("_")} == set(public.split())

@@ -267,8 +267,6 @@ def test_scan() -> None:
     with pytest.raises(TypeError):
         sb.scan(add, {"a": array()}, X, vars=total)  # pyright: ignore[reportCallIssue, reportArgumentType]
     with pytest.raises(TypeError):
-        sb.scan(add, array(), X)  # pyright: ignore[reportCallIssue]
-    with pytest.raises(TypeError):
         sb.scan(add, array(), X, vars=total, backwards=True)  # pyright: ignore[reportCallIssue]
 
 

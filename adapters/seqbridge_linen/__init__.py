@@ -66,6 +66,7 @@ def _make_layer(module: nn.Module, method: Method) -> PureLayer:
         if signature is not None:
             # By position as far as it goes: `nn.remat` takes its static arguments by position only.
             arguments = signature.bind(*args, **keywords)
+            arguments.apply_defaults()
             args, keywords = arguments.args, arguments.kwargs
         if isinstance(method, str):
             return getattr(bound, method)(*args, **keywords)

@@ -138,10 +138,7 @@ class Layer(VariableHolder):
         mode: Mode | None = None,
     ):
         if isinstance(entry, Stateful):
-            raise TypeError(
-                f"a Layer takes an entry, not a {type(entry).__name__}: that stands in the list "
-                "itself"
-            )
+            raise TypeError(_refusal(entry))
         check_flags(
             trainable=trainable,
             per_example=per_example is not None and per_example,
@@ -465,6 +462,19 @@ class Layer(VariableHolder):
             self.trace_cache.draws,
             self.origin_path,
         )
+
+
+def _refusal(entry: Stateful) -> str:
+    """Say what to write in place of an object of seqbridge that is no entry."""
+    name = type(entry).__name__
+    if isinstance(entry, Variable):
+        return (
+            "a Variable is no entry: give a function that uses its array, which becomes a "
+            "parameter, lambda x, w=variable.value: x * w"
+        )
+    if isinstance(entry, Layer) or callable(entry):
+        return f"a Layer takes an entry, not a {name}: that stands in the list itself"
+    return f"a {name} is no entry: put the model or the layer into the list that it is of"
 
 
 def _remake(

@@ -109,6 +109,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         key_stream: The variable from which calls take their keys; None: no layer can draw.
         known_inputs: What the first layer takes, with None for sizes that may be anything, and the
             keywords of the call that the model was built for; None: that isn't known.
+        known_structure: What the latest `init` has found of the layers; None: nothing.
         mesh_placement: How variables are laid out on a mesh; None: they aren't.
         parent_models: The models that hold this one.
         start_seed: `seed`.
@@ -127,6 +128,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         "initial_keys",
         "key_stream",
         "known_inputs",
+        "known_structure",
         "lay_out",
         "link_children",
         "make_key_stream",
@@ -155,6 +157,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
         """Set what no copy has in common with its model."""
         self.edit_lock: threading.RLock = threading.RLock()
         self.parent_models: Parents = Parents()
+        self.known_structure: Any = None
 
     # Structure
 
@@ -668,7 +671,7 @@ class LayerList(VariableHolder, MutableSequence[Any]):
 
 
 # Attributes that a copy, a pickle or another model of the same layers makes anew.
-_NOT_COPIED = ("edit_lock", "parent_models", "_index_by_version")
+_NOT_COPIED = ("edit_lock", "parent_models", "known_structure", "_index_by_version")
 
 
 def _position(names: Names, index: Any) -> Any:

@@ -292,7 +292,7 @@ class Sequential(LayerList):
     # The pure form
 
     def init(self, key: Any, /, *inputs: Any, **keywords: Any) -> dict[str, dict[str, Any]]:
-        """Return fresh variables, as plain dicts; nothing is stored.
+        """Return fresh variables, as plain dicts; no value is stored.
 
         Args:
             key: A PRNG key or a seed.
@@ -358,6 +358,8 @@ class Sequential(LayerList):
     def assign(self, variables: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the arrays of the pure form, all of them, or raise and take none.
 
+        A model that isn't built, and whose `init` was called, is built of them.
+
         Args:
             variables: `{"params": {...}, "state": {...}}`, or one of the two.
 
@@ -365,7 +367,7 @@ class Sequential(LayerList):
             KeyError: Names are missing, or unknown.
             ValueError: A wrong shape.
             TypeError: A wrong dtype.
-            RuntimeError: The model isn't built.
+            RuntimeError: The model isn't built, and its `init` wasn't called.
         """
         pure_form.assign(self, variables)
 

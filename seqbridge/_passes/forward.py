@@ -6,6 +6,7 @@ layer is up to the `Visitor`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -135,16 +136,38 @@ def run_through(
         raise TypeError("an empty Sequential returns its input, and got none")
     out: Any = args if len(args) != 1 else args[0]
     per_layer = _by_position(model, call.per_layer)
+    before = ""  # the place of the layer that the inputs come from
     for i, (place, item) in enumerate(model.named_children()):
         here = call.of(per_layer.get(i, {}))
         if isinstance(item, Layer):
-            out = _visit(model, item, keys.child(i), args, here, visit, prefix, place)
+            try:
+                out = _visit(model, item, keys.child(i), args, here, visit, prefix, place)
+            except TypeError as error:
+                if before and not _takes_inputs(item, len(args)):
+                    error.add_note(
+                        f"layer {prefix}{before} returned a tuple of {len(args)}, and each value "
+                        f"is an input of layer {prefix}{place}; a list or a namedtuple is one value"
+                    )
+                raise
         else:
             visit.enter(item, args, here)
             with jax.named_scope(f"{place}({type(item).__name__})"):
                 out = run_through(item, args, here, visit, keys.child(i), prefix + place)
         args = out if type(out) is tuple else (out,)  # a namedtuple is one value
+        before = place if type(out) is tuple else ""
     return out
+
+
+def _takes_inputs(layer: Layer, count: int) -> bool:
+    """Whether a layer takes so many inputs, and no more, as far as its signature says."""
+    if layer.pure.signature is None:
+        return True
+    kinds = [parameter.kind for parameter in layer.pure.signature.parameters.values()]
+    names = layer.call_parameters.positional
+    flags = layer.call_parameters.flags
+    needed = [n for n in names if n in layer.call_parameters.required and n not in flags]
+    most = count if inspect.Parameter.VAR_POSITIONAL in kinds else len(names)
+    return len(needed) <= count <= most
 
 
 def _visit(

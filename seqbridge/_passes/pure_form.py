@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -12,7 +13,7 @@ import jax
 
 from seqbridge._interface import Call, Inputs, check_names, nearest
 from seqbridge._layers import Layer, LayerList, Layout, full_name, leaves, walk
-from seqbridge._passes.build import Build, find_initial
+from seqbridge._passes.build import Build, NewLayers, find_initial, install
 from seqbridge._passes.forward import Run, traverse
 from seqbridge._passes.specs import has_open_sizes, keyword_specs, specs
 from seqbridge._state import Keys, Variable, as_key, cast, commit, locked
@@ -132,7 +133,8 @@ def _check_form(what: str, variables: Any) -> None:
 
 def init(model: LayerList, key: jax.Array, inputs: Inputs, call: Call) -> Parts:
     """Return fresh variables of all layers, built or not."""
-    layouts = find_initial(model, inputs, call, Keys(lambda: key), fresh=True).layouts
+    new = find_initial(model, inputs, call, Keys(lambda: key), fresh=True)
+    layouts = new.layouts
     kept = []
     for place, layer in walk(model):
         if layer.pure.init is None and layer.pure.ready:
@@ -145,7 +147,11 @@ def init(model: LayerList, key: jax.Array, inputs: Inputs, call: Call) -> Parts:
         )
     # Of variables that are tied, the first stays.
     arrays = {layer: layouts[layer].arrays for layer in reversed(layouts)}
-    return Form(model, layouts).parts(arrays)
+    parts = Form(model, layouts).parts(arrays)
+    for layout in layouts.values():
+        layout.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout.arrays]
+    model.known_structure = new
+    return parts
 
 
 def apply(
@@ -226,6 +232,9 @@ def assign(model: LayerList, variables: Mapping[str, Mapping[str, Any]]) -> None
         if kind not in ("params", "state"):
             near = nearest(kind, ("params", "state"))
             raise KeyError(f"assign: there is no {kind!r}{near}; there are params and state")
+    if not model.built:
+        _assign_first(model, variables)
+        return
     changes = {}
     with locked(lambda: [model]):
         table = model.variables_by_name()
@@ -235,6 +244,37 @@ def assign(model: LayerList, variables: Mapping[str, Mapping[str, Any]]) -> None
             check_names("assign", variables[kind], now)
             for name, old in now.items():
                 changes[table[name]] = cast(name, variables[kind][name], old)
+        commit(changes)
+
+
+def _assign_first(model: LayerList, variables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Build a model of variables that its `init` has returned."""
+    known = model.known_structure
+    waiting = [layer for layer in leaves(model) if not layer.built]
+    if not isinstance(known, NewLayers) or any(layer not in known.layouts for layer in waiting):
+        raise RuntimeError(
+            "the model isn't built, and assign can't tell where these belong: call "
+            "model.init(key, inputs) or model.build(inputs) first"
+        )
+    with locked(model.ancestor_models):
+        layouts = {**known.layouts, **built_layouts(model)}
+        given = {name: array for part in variables.values() for name, array in part.items()}
+        names = Form(model, layouts).names
+        check_names("assign", given, [name for named in names.values() for name, _ in named])
+        new = NewLayers()
+        new.inputs, new.origins = known.inputs, known.origins
+        changes: dict[Variable, Any] = {}
+        for layer, named in names.items():
+            likes = [variable.value for variable in layer.own_variables()]
+            values: list[Any] = []
+            for (name, _), like in zip(named, likes or layouts[layer].arrays, strict=True):
+                values.append(cast(name, given[name], like))
+            if layer.built:
+                changes.update(zip(layer.own_variables(), values, strict=True))
+            else:
+                new.layouts[layer] = layout = copy.copy(layouts[layer])
+                layout.arrays = values
+        install(model, new)
         commit(changes)
 
 

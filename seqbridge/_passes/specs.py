@@ -102,10 +102,13 @@ def has_inner_open_sizes(inputs: Any) -> bool:
 def starts_without_inputs(model: LayerList) -> bool:
     """Whether the first layer takes none, as one that holds a latent or a first token."""
     for first in leaves(model):
-        parameters = first.call_parameters
-        given = {*parameters.flags, parameters.key_name}
-        needed = set(parameters.positional) & set(parameters.required) - given
-        return first.pure.signature is not None and not needed
+        called = first.call_parameters
+        given = {*called.flags, called.key_name}
+        needed = set(called.positional) & set(called.required) - given
+        if first.pure.signature is None or needed:
+            return False
+        parameters = first.pure.signature.parameters.values()
+        return all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
     return False
 
 

@@ -104,6 +104,7 @@ class _Options(TypedDict, total=False):
     replicated_kwargs: Iterable[str]
     uneven: str
     check_processes: bool
+    compiler_options: dict[str, Any] | None
 
 
 def _check_known(function: Callable[..., Any], places: Iterable[str | int]) -> None:
@@ -140,6 +141,7 @@ def jit(
     replicated_kwargs: Iterable[str] = (),
     uneven: str = "auto",
     check_processes: bool = False,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Any:
     """Compile a function of models, layers, collections, optimizers and arrays.
 
@@ -174,6 +176,7 @@ def jit(
         check_processes: Whether several processes make sure, at each call, that they call the same.
             They hang, or compute garbage, where they don't; so it is worth its milliseconds while a
             program is new.
+        compiler_options: Options of XLA, as `jax.jit` has them.
 
     Returns:
         A callable with the signature of `function`, and `lower` as `jax.jit` has it.
@@ -210,6 +213,15 @@ def jit(
     batched, replicated = places_of(function, batch_kwargs), places_of(function, replicated_kwargs)
     _check_known(function, places_of(function, static_argnames) | batched | replicated)
     if mesh is None:
-        return Jitted(function, vars, static_argnames, donate, pack)
+        return Jitted(function, vars, static_argnames, donate, pack, compiler_options)
     sharding = BatchSharding(mesh, batch_axis, batched, replicated, uneven)
-    return MeshJitted(sharding, check_processes, function, vars, static_argnames, donate, pack)
+    return MeshJitted(
+        sharding,
+        check_processes,
+        function,
+        vars,
+        static_argnames,
+        donate,
+        pack,
+        compiler_options,
+    )

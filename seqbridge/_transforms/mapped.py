@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -24,7 +24,12 @@ R = TypeVar("R")
 
 
 def vmap(
-    function: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0, *, vars: Any = None
+    function: Callable[P, R],
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    *,
+    axis_name: Hashable | None = None,
+    vars: Any = None,
 ) -> Callable[P, R]:
     """Map a function over axes of its array arguments.
 
@@ -36,6 +41,7 @@ def vmap(
         in_axes: As `jax.vmap` has it; it doesn't count for stateful and static arguments.
             Keywords that hold arrays are mapped over axis 0.
         out_axes: As `jax.vmap` has it.
+        axis_name: A name for the mapped axis, for `jax.lax.psum` and the like.
         vars: Holders of variables that `function` closes over.
 
     Raises:
@@ -79,7 +85,10 @@ def vmap(
             # A list, as JAX couldn't sort positions and names.
             values = list(mapped.values())
             try:
-                out, new = jax.vmap(one, in_axes=(0, axes), out_axes=(out_axes, None))(keys, values)
+                each = jax.vmap(
+                    one, in_axes=(0, axes), out_axes=(out_axes, None), axis_name=axis_name
+                )
+                out, new = each(keys, values)
             except ValueError as error:
                 # If the function has returned, JAX refuses what it has returned.
                 names = [variable.name for variable in changed if variable not in following]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from seqbridge._entries import signature_of
+from seqbridge._entries import FunctionLike, signature_of
 from seqbridge._interface import Inputs, Keywords
 from seqbridge._state import CacheKey, Stateful, Tracer, Variable, distinct, known_variables
 
@@ -176,6 +176,8 @@ def holders_of(function: Any, vars: Any) -> list[Stateful]:
     for holder in (function, getattr(function, "__self__", None)):
         if isinstance(holder, Stateful):
             found.append(holder)
+    if isinstance(function, FunctionLike):  # compiled, and compiled again
+        found += function.closed_holders
     _, _, given = partition((vars,), {})
     if vars is not None and not given:
         raise TypeError(

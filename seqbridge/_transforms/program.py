@@ -92,6 +92,7 @@ class Program:
         n_closed: The number of the holders that are no arguments.
         current: The call that it is traced for.
         sharding: The mesh that it runs on, if it does.
+        compiler_options: Those of XLA, as `jax.jit` takes them.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Program:
         n_closed: int,
         current: _Current,
         sharding: BatchSharding | None,
+        compiler_options: dict[str, Any] | None,
     ):
         self._function = function
         self._sharding = sharding if sharding is not None and sharding.many else None
@@ -109,7 +111,8 @@ class Program:
         self._current = current
         self.donated: tuple[int, ...] | None = None  # not known yet
         self.kept: tuple[int, ...] = ()
-        self.compiled = jax.jit(weakly(self._traced, self._function))
+        self._jit = functools.partial(jax.jit, compiler_options=compiler_options)
+        self.compiled = self._jit(weakly(self._traced, self._function))
         self.bound: Bound | None = None
         self.packed = False  # whether it was made sure that its variables are, if they are to be
         # The call that it is bound for; see `Jitted._remember`.
@@ -201,7 +204,7 @@ class Program:
         self.kept = tuple(i for i in range(len(buffers)) if i not in changed)
         for i in changed:
             buffers[i].unalias()
-        self.compiled = jax.jit(weakly(self._traced, self._function), donate_argnums=0)
+        self.compiled = self._jit(weakly(self._traced, self._function), donate_argnums=0)
         self.donated = tuple(changed)  # last: from now on all of this holds
 
 
@@ -228,6 +231,7 @@ class Jitted(FunctionLike[P, R]):
         static_argnames: Iterable[str],
         donate: bool,
         pack: bool,
+        compiler_options: dict[str, Any] | None = None,
     ):
         functools.update_wrapper(self, function, updated=())
         self.wrapped_function: Callable[P, R] = function
@@ -235,6 +239,7 @@ class Jitted(FunctionLike[P, R]):
         self._static = places_of(function, static_argnames)
         self._donate = donate
         self._pack = pack
+        self._compiler_options = compiler_options
         self._programs: dict[Hashable, Program] = {}
         self._current = _Current()
         self._latest: Program | None = None
@@ -351,7 +356,9 @@ class Jitted(FunctionLike[P, R]):
 
     def _add_program(self, key: Hashable, signature: Hashable, holders: list[Stateful]) -> Program:
         function, n_closed = self.wrapped_function, len(self.closed_holders)
-        program = Program(function, signature, n_closed, self._current, self._sharding)
+        program = Program(
+            function, signature, n_closed, self._current, self._sharding, self._compiler_options
+        )
         # The holders may be models that were edited: what they have no more may go.
         ids = {id(holder) for holder in holders}
         for other in list(self._programs.values()):

@@ -80,8 +80,9 @@ class EqxMode(eqx.Module):
 
 @keras.saving.register_keras_serializable()
 class KerasMode(keras.layers.Dense):
-    def call(self, x: Any, is_train: bool = False) -> Any:
-        return super().call(x) * (2.0 if is_train else 1.0)
+    def call(self, x: Any, is_train: bool = False) -> Any:  # pyright: ignore
+        out: Any = super().call(x)
+        return out * (2.0 if is_train else 1.0)
 
 
 class ObjaxMode(objax.nn.Linear):

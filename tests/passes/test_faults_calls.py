@@ -55,7 +55,7 @@ fault(
 fault(
     "one key for all examples of a plain vmap",
     RuntimeError,
-    r"\.rng is assigned inside a JAX transform.*sb\.vmap",
+    r"\.rng is assigned inside jax.vmap.*sb\.vmap",
 )(
     lambda model: jax.vmap(
         lambda x: model(x[None], training=True, per_layer={3: {"training": False}})
