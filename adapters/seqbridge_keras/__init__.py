@@ -47,7 +47,7 @@ def adapt(entry: object) -> PureLayer | None:
         )
     if not isinstance(layer, keras.Layer):
         return None
-    if type(layer).call is keras.Layer.call:
+    if type(layer).call is keras.Layer.call and "call" not in vars(layer):
         name = type(layer).__name__
         raise TypeError(
             f"{name} can't be called: Keras runs a layer by its call(), which is missing"

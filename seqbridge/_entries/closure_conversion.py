@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -29,6 +29,7 @@ from seqbridge._entries.destructure import (
     is_plain_object,
     is_tree,
     names_in,
+    set_attribute,
     with_attributes,
     wrapped_by,
 )
@@ -37,8 +38,37 @@ from seqbridge._entries.reachable import classes_named_by, module_of_library
 from seqbridge._interface import MODE_FLAGS, Origin, Path, PureLayer, nest, unnest
 from seqbridge._state import Stateful
 
-Rebuild: TypeAlias = Callable[[Mapping[Path, Any], list[ObjectCopy]], Any]
-"""From arrays to an object that holds these; the copies of objects that it makes are listed."""
+
+class Remaking:
+    """The objects that are made again for one call.
+
+    Attributes:
+        made: By the id of each original what stands in its place, so that an object which is held
+            at two places is one again.
+        copies: The copies of objects.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[int, Any] = {}
+        self.copies: list[ObjectCopy] = []
+
+
+Make: TypeAlias = Callable[[Mapping[Path, Any], Remaking], Any]
+
+
+class Rebuild(NamedTuple):
+    """A way to make an object again.
+
+    Attributes:
+        make: From arrays to an object that holds these.
+        lifts: Whether the object holds any of them.
+        needed: Whether what holds the object must be made again, too. A reference back to an
+            object that is being looked at is no reason.
+    """
+
+    make: Make
+    lifts: bool = True
+    needed: bool = True
 
 
 class Lifted(NamedTuple):
@@ -97,13 +127,22 @@ class _Lifting:
         self.sources: dict[Path, Any] = {}
         self.modules: list[Any] = []
         self._name = name
+        self._seen: dict[int, tuple[Any, Rebuild | None]] = {}
 
     def visit(self, obj: Any, place: _Place) -> Rebuild | None:
         """Lift the arrays in `obj`; None: there are none, and it stays as it is."""
+        if (isinstance(obj, jax.Array) and not is_parameter(obj)) or is_constant(obj):
+            return None
+        if id(obj) in place.within:
+            return _reference_to(obj)
+        if id(obj) not in self._seen:
+            found = self._look_at(obj, place)
+            self._seen[id(obj)] = obj, None if found is None else _once(obj, found)
+        return self._seen[id(obj)][1]
+
+    def _look_at(self, obj: Any, place: _Place) -> Rebuild | None:
         if is_parameter(obj):
             return self._lift_array(obj, place.path)
-        if isinstance(obj, jax.Array) or is_constant(obj) or id(obj) in place.within:
-            return None
         module = module_of_library(obj) if place.path else None
         if module is not None or isinstance(obj, Stateful):
             # An object may hold it for something else: whether it is used, the trace will tell.
@@ -116,8 +155,6 @@ class _Lifting:
         if inspect.isfunction(obj):
             for cls, reason in classes_named_by(obj):
                 raise self._lost(f"uses the class {cls.__name__}", reason)
-        if place.in_object and is_plain_object(obj) and not callable(obj):
-            return None
         parts = destructure(obj)
         if parts is not None:
             return self._visit_parts(obj, parts, place)
@@ -135,35 +172,29 @@ class _Lifting:
                 (*place.path, name), names, place.in_object or is_object, place.within | {id(obj)}
             )
             rebuilds.append(None if unread else self.visit(child, inside))
-        if not any(rebuilds) and not (is_object and _is_called(place) and _can_be_copied(obj)):
+        lifts = any(again is not None and again.lifts for again in rebuilds)
+        needed = lifts or any(again is not None and again.needed for again in rebuilds)
+        if is_object and (needed or callable(obj)) and _can_be_copied(obj):
+            return Rebuild(_copying(obj, parts, rebuilds, _shown(place)), lifts)
+        if not needed or is_object:
             return None
-        lifted: set[str] = set()
-        for (name, _), again in zip(parts.children, rebuilds, strict=True):
-            if again is not None:
-                lifted.add(name.partition(".")[0])
-        original: OriginalObject | None = None
-        if is_object or is_tree(obj):
-            shown = ".".join(part for part in place.path if part not in ("func", "self"))
-            original = OriginalObject(obj, lifted, shown or "self")
 
-        def rebuild(values: Mapping[Path, Any], copies: list[ObjectCopy]) -> Any:
+        def make(values: Mapping[Path, Any], call: Remaking) -> Any:
             held = []
             for (_, child), again in zip(parts.children, rebuilds, strict=True):
-                held.append(child if again is None else again(values, copies))
-            if is_object:  # its other attributes are those that it has by now
-                own = {name: held[i] for i, (name, _) in enumerate(parts.children)}
-                made = with_attributes(obj, {name: own[name] for name in lifted})
-            else:
-                made = parts.make(held)
-            if original is not None:
-                copies.append(ObjectCopy(original, made))
+                held.append(child if again is None else again.make(values, call))
+            made = parts.make(held)
+            if is_tree(obj):
+                names = _lifted_names(parts, rebuilds)
+                original = OriginalObject(obj, names, _shown(place))
+                call.copies.append(ObjectCopy(original, made))
             return made
 
-        return rebuild
+        return Rebuild(make, lifts)
 
     def _lift_array(self, array: Any, path: Path) -> Rebuild:
         self._add(path, array)
-        return lambda values, copies: values[path]
+        return Rebuild(lambda values, call: values[path])
 
     def _add(self, path: Path, array: Any) -> None:
         if path in self.arrays:
@@ -191,8 +222,8 @@ class _Lifting:
         self.modules.append(obj)
         if not places:
             return None
-        return lambda values, copies: remake(
-            nest({inner: values[at] for inner, at in places.items()})
+        return Rebuild(
+            lambda values, call: remake(nest({inner: values[at] for inner, at in places.items()}))
         )
 
     def _lost(self, what: str, reason: object) -> TypeError:
@@ -225,9 +256,52 @@ class _Lifting:
             )
 
 
-def _is_called(place: _Place) -> bool:
-    """Whether what stands here is the entry itself, or the object whose method it is."""
-    return all(part in ("func", "self") for part in place.path)
+def _once(obj: Any, found: Rebuild) -> Rebuild:
+    """Make an object once in a call, however many hold it."""
+
+    def make(values: Mapping[Path, Any], call: Remaking) -> Any:
+        if id(obj) not in call.made:
+            call.made[id(obj)] = found.make(values, call)
+        return call.made[id(obj)]
+
+    return found._replace(make=make)
+
+
+def _reference_to(obj: Any) -> Rebuild:
+    """Return what stands for an object inside of itself."""
+    is_copied = is_plain_object(obj) and callable(obj)
+    return Rebuild(lambda values, call: call.made.get(id(obj), obj), lifts=False, needed=is_copied)
+
+
+def _copying(obj: Any, parts: Parts, rebuilds: Sequence[Rebuild | None], place: str) -> Make:
+    """Return how to copy an object of the user's, with other things in some attributes."""
+    original = OriginalObject(obj, _lifted_names(parts, rebuilds), place)
+
+    def make(values: Mapping[Path, Any], call: Remaking) -> Any:
+        made = with_attributes(obj, {})
+        call.made[id(obj)] = made  # before its parts, which may refer to it
+        for (name, child), again in zip(parts.children, rebuilds, strict=True):
+            # Its other attributes are those that it has by now.
+            if again is not None and (again.lifts or getattr(obj, name, None) is child):
+                set_attribute(made, name, again.make(values, call))
+        call.copies.append(ObjectCopy(original, made))
+        return made
+
+    return make
+
+
+def _lifted_names(parts: Parts, rebuilds: Sequence[Rebuild | None]) -> set[str]:
+    """The attributes that hold parameters."""
+    names: set[str] = set()
+    for (name, _), again in zip(parts.children, rebuilds, strict=True):
+        if again is not None and again.lifts:
+            names.add(name.partition(".")[0])
+    return names
+
+
+def _shown(place: _Place) -> str:
+    """How an object is called in errors."""
+    return ".".join(part for part in place.path if part not in ("func", "self")) or "self"
 
 
 def _can_be_copied(obj: Any) -> bool:

@@ -48,6 +48,13 @@ def destructure(obj: Any) -> Parts | None:
     if type(obj) in (dict, types.MappingProxyType):
         children = [(str(key), value) for key, value in obj.items()]
         return Parts(children, lambda c: dict(zip(obj, c, strict=True)))
+    if type(obj) is collections.OrderedDict:
+        children = [(str(key), value) for key, value in obj.items()]
+        return Parts(children, lambda c: collections.OrderedDict(zip(obj, c, strict=True)))
+    if type(obj) is collections.defaultdict:
+        children = [(str(key), value) for key, value in obj.items()]
+        factory = obj.default_factory
+        return Parts(children, lambda c: collections.defaultdict(factory, zip(obj, c, strict=True)))
     if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a namedtuple
         fields: tuple[str, ...] = obj._fields  # pyright: ignore[reportAttributeAccessIssue]
         return Parts([(name, getattr(obj, name)) for name in fields], lambda c: type(obj)(*c))
@@ -185,10 +192,12 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
 
 def with_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
     """Return a copy of an object with some of its attributes replaced."""
-    made = copy.copy(obj)
-    if made is obj:  # its class says that there is only one
+    # Not by `copy`, as the class may have ways of its own to be copied or pickled.
+    try:
         made = object.__new__(type(obj))
-    for name, value in attributes.items():
+    except TypeError:  # a class made in C
+        made = copy.copy(obj)
+    for name, value in {**attributes_of(obj), **attributes}.items():
         set_attribute(made, name, value)
     return made
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._entries.captured import check_captured, note_modules
-from seqbridge._entries.closure_conversion import lift
-from seqbridge._entries.object_copy import ObjectCopy
+from seqbridge._entries.closure_conversion import Remaking, lift
 from seqbridge._interface import MODE_FLAGS, PureLayer, Variables, call_text, nest, unnest
 
 FUNCTION = "function"  # the library of an entry that is of none
@@ -94,17 +93,17 @@ def function_layer(function: Callable[..., Any]) -> PureLayer:
         variables: Variables, key: Any, /, *args: Any, **keywords: Any
     ) -> tuple[Any, Variables]:
         call = function
-        copies: list[ObjectCopy] = []
+        remaking = Remaking()
         if lifted.rebuild is not None:
-            call = lifted.rebuild(unnest(variables.get("params", {})), copies)
+            call = lifted.rebuild.make(unnest(variables.get("params", {})), remaking)
         try:
             out = call(*args, **keywords)
         except Exception as error:
             with contextlib.suppress(Exception):  # what is wrong comes first
                 note_modules(error, function, name, lifted.modules)
             raise
-        for made in copies:
-            made.keep_changes(name)
+        for made in remaking.copies:
+            made.keep_changes(name, remaking.made)
         return out, {}
 
     return PureLayer(

@@ -10,7 +10,7 @@ import collections
 import copy
 import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from seqbridge._entries.destructure import attributes_of, set_attribute
@@ -64,11 +64,12 @@ class ObjectCopy:
             elif type(value) in _MUTABLE and name not in original.lifted:
                 set_attribute(made, name, copy.copy(value))
 
-    def keep_changes(self, function: str) -> None:
+    def keep_changes(self, function: str, made: Mapping[int, Any]) -> None:
         """Set on the object what the call has set on the copy, unless it was traced.
 
         Args:
             function: What the entry is called in errors.
+            made: What stands for each object in the call, by the id of the object.
 
         Raises:
             TypeError: The call has set parameters.
@@ -88,8 +89,10 @@ class ObjectCopy:
         for name, value in now.items():
             changed = value is not self._before.get(name, _MISSING)
             if changed and not _is_derived(original.obj, name) and not has_tracer(value):
-                set_attribute(original.obj, name, value)
-                original.set_by_calls[name] = value
+                is_itself = value is made.get(id(original.obj))
+                new = original.obj if is_itself else value
+                set_attribute(original.obj, name, new)
+                original.set_by_calls[name] = new
         for name in self._before.keys() - now.keys():
             object.__delattr__(original.obj, name)
 

@@ -212,7 +212,7 @@ def test_what_cannot_be_lifted_is_refused(entry: Any) -> None:
         sb.Sequential([entry])
 
 
-def test_an_object_that_hides_arrays_in_objects_is_refused() -> None:
+def test_arrays_in_objects_of_an_object_are_lifted() -> None:
     class Box:
         def __init__(self) -> None:
             self.array = 2 * W
@@ -224,8 +224,9 @@ def test_an_object_that_hides_arrays_in_objects_is_refused() -> None:
         def __call__(self, x: Any) -> Any:
             return x @ self.box.array
 
-    with pytest.raises(TypeError, match=r"hides 1 arrays, float32\[3,2\] \(self\.box\.array\)"):
-        sb.Sequential([Holder()])(X)
+    model = sb.Sequential([Holder()])
+    assert equal(model(X), X @ (2 * W))
+    assert list(model[0].vars()) == ["box.array"]
 
 
 def test_partials_and_methods_of_modules_are_the_modules() -> None:

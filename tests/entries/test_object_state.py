@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import threading
 from typing import Any
 
 import chex
@@ -223,3 +224,117 @@ def test_deques_and_partial_methods_are_seen() -> None:
     assert sorted(model[0].vars()) == ["queue.0", "w"]
     grads = sb.grad(lambda model: model(X).sum())(model)
     assert all(np.abs(grad).sum() > 0 for grad in grads.values())
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.w, self.n = jnp.arange(1.0, 5.0), 0
+
+    def __call__(self, x: Any) -> Any:
+        self.n += 1
+        return x * self.w[None] * self.n
+
+
+class Twice:
+    """Holds one object, and one array, at two places."""
+
+    def __init__(self) -> None:
+        self.first = Counted()
+        self.second = [self.first]
+        self.w = self.first.w
+
+    def __call__(self, x: Any) -> Any:
+        return self.second[0](self.first(x)) * self.w[None]
+
+
+class Inner:
+    def __init__(self) -> None:
+        self.last, self.n = None, 0
+
+    def __call__(self, x: Any) -> Any:
+        self.n += 1
+        self.last = x
+        return jnp.tanh(x) * self.n
+
+
+class Outer:
+    def __init__(self, *, w: Any = 2.0) -> None:
+        self.w, self.act = w, Inner()
+
+    def __call__(self, x: Any) -> Any:
+        return self.act(x * self.w)
+
+
+class Picky:
+    """Is copied and pickled in ways of its own, and holds a lock."""
+
+    def __init__(self, k: float = 2.0) -> None:
+        self.w, self.k, self.lock = jnp.full((1, 4), k), {"k": k}, threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"w": self.w}
+
+    def __reduce__(self) -> Any:
+        return type(self), (0.0,)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __call__(self, x: Any) -> Any:
+        with self.lock:
+            return x * self.w * self.k["k"]
+
+
+def in_a_closure(obj: Any) -> Any:
+    return lambda x: obj(x)
+
+
+HELD = {
+    "twice": Twice,
+    "inner": Outer,
+    "inner with an array": lambda: Outer(w=jnp.full((1, 4), 2.0)),
+    "picky": Picky,
+}
+
+
+@pytest.mark.parametrize(
+    "way", [lambda obj: obj, functools.partial, in_a_closure, lambda obj: obj.__call__]
+)
+@pytest.mark.parametrize("name", HELD)
+def test_objects_that_hold_objects_do_what_they_do_by_hand(name: str, way: Any) -> None:
+    mine, by_hand = HELD[name](), HELD[name]()
+    model = sb.Sequential([way(mine)]).build((2, 4))
+    for _ in range(3):
+        assert_close(model(X), by_hand(X))
+    sb.jit(lambda model: model(X))(model)
+    if name.startswith("inner"):
+        assert mine.act.n == by_hand.act.n
+        assert_close(mine.act.last, by_hand.act.last)
+
+
+def test_what_is_held_twice_is_one_parameter() -> None:
+    model = sb.Sequential([Twice()])
+    (variable,) = model.vars().values()
+    w = variable.value
+
+    def by_hand(w: Any) -> Any:
+        return (X * w[None] * w[None] * 2 * w[None]).sum()
+
+    (grad,) = sb.grad(lambda model: model(X).sum())(model).values()
+    assert_close(grad, jax.grad(by_hand)(w))
+    pair = sb.Sequential([lambda x, a=w, b=w: x * a[None] + b[None], lambda x: x * w[None]])
+    assert len(pair.vars().tensors()) == 1
+    (grad,) = sb.grad(lambda model: model(X).sum())(pair).values()
+    assert_close(grad, jax.grad(lambda w: ((X * w[None] + w[None]) * w[None]).sum())(w))
+
+
+def test_an_object_may_hold_itself() -> None:
+    class Me(Counted):
+        def __call__(self, x: Any) -> Any:
+            self.me = self
+            return super().__call__(x)
+
+    mine = Me()
+    sb.Sequential([mine])(X)
+    assert mine.me is mine
+    assert mine.n == 1
