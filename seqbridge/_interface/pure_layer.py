@@ -116,8 +116,10 @@ class PureLayer:
             call may.
         key_name: The keyword by which the entry takes its PRNG key, beside `apply`'s own `key`.
         takes_key: Whether the entry can draw random numbers at all.
-        per_example: Whether the entry takes one example at a time and has to be mapped over the
-            batch.
+        per_example: Over how many leading axes of its inputs the entry is to be mapped, since it
+            takes one example at a time; True is 1.
+        batched: The keywords that hold a value for each example, and are mapped with the inputs.
+            None: nobody has said, so one that is as long as the batch is an error.
         axis_name: The name of the axis that the entry is mapped over, if it computes anything
             across the batch.
         traceable: Whether `init` may be traced. False: it is called outside of every trace, on
@@ -188,7 +190,8 @@ class PureLayer:
     decided: frozenset[str] = frozenset()
     key_name: str | None = None
     takes_key: bool = True
-    per_example: bool = False
+    per_example: int = False
+    batched: tuple[str, ...] | None = None
     axis_name: Hashable = None
     traceable: bool = True
     makes_state: bool = False

@@ -12,7 +12,7 @@ import jax
 
 from seqbridge._entries import as_pure, portable
 from seqbridge._files import native_tree
-from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour
+from seqbridge._interface import Parameters, PureLayer, Variables, check_flags, colour, nearest
 from seqbridge._layers.layout import Layout, lookup, namer, sources_of
 from seqbridge._layers.mode import Mode, mode_flags, warn_of_unnamed
 from seqbridge._layers.parents import Parents
@@ -36,10 +36,11 @@ class EntryOptions(NamedTuple):
     """Options that a person may give an entry, beside its name."""
 
     method: str | Callable[..., Any] | None = None
-    per_example: bool | None = None
+    per_example: int | None = None
     trainable: bool = True
     freeze_state: bool = False
     mode: tuple[tuple[str, bool], ...] | None = None
+    batched: tuple[str, ...] | None = None
 
 
 class Layer(VariableHolder):
@@ -55,13 +56,15 @@ class Layer(VariableHolder):
         method: The method of the module to call in place of `__call__`: its name, or a function of
             the module.
         per_example: Whether the entry takes one example, so that it is mapped over the leading axis
-            of its inputs (and gets a key of its own for each). By default the adapter knows.
-            Keywords aren't mapped.
+            of its inputs (and gets a key of its own for each); 2: over two leading axes, batch and
+            time, say. By default the adapter knows. Keywords aren't mapped, but for `batched`.
         trainable: False: no gradients, no updates.
         freeze_state: True: no call changes the layer's state, whatever its library says.
         mode: The name of a keyword of the entry that is True in training, `"is_train"`; or what its
             flags are in training, `{"eval_mode": False}`. They follow `training=` as the flags do
             that its adapter knows.
+        batched: The keywords that hold a value for each example, `("mask",)`, and are mapped with
+            the inputs.
 
     Attributes:
         entry: What the user gave.
@@ -132,21 +135,25 @@ class Layer(VariableHolder):
         *,
         name: str | None = None,
         method: str | Callable[..., Any] | None = None,
-        per_example: bool | None = None,
+        per_example: int | None = None,
         trainable: bool = True,
         freeze_state: bool = False,
         mode: Mode | None = None,
+        batched: str | Sequence[str] | None = None,
     ):
         if isinstance(entry, Stateful):
             raise TypeError(_refusal(entry))
         check_flags(
             trainable=trainable,
-            per_example=per_example is not None and per_example,
             freeze_state=freeze_state,
         )
         pure = as_pure(entry, method)
-        if per_example is not None and per_example != pure.per_example:
-            pure = dataclasses.replace(pure, per_example=per_example)
+        if per_example is not None:
+            pure = dataclasses.replace(pure, per_example=_axes(per_example))
+        names = None
+        if batched is not None:
+            names = (batched,) if isinstance(batched, str) else tuple(batched)
+            pure = dataclasses.replace(pure, batched=names)
         flags: tuple[tuple[str, bool], ...] | None = None
         if mode is None:
             warn_of_unnamed(pure)
@@ -161,8 +168,12 @@ class Layer(VariableHolder):
         self.pure: PureLayer = pure
         self.name: str | None = name
         self.call_parameters: Parameters = Parameters(pure)
+        for name in names or ():
+            if not self.call_parameters.takes(name, 1):
+                near = nearest(name, self.call_parameters.names)
+                raise TypeError(f"batched={name!r}: {pure.label} takes no such keyword{near}")
         self.entry_options: EntryOptions = EntryOptions(
-            method, per_example, trainable, freeze_state, flags
+            method, per_example, trainable, freeze_state, flags, names
         )
         self.native_layout: Layout | None = None
         self.origin_path: tuple[int, ...] | None = None
@@ -462,6 +473,20 @@ class Layer(VariableHolder):
             self.trace_cache.draws,
             self.origin_path,
         )
+
+
+def _axes(per_example: Any) -> int:
+    """Return over how many axes a layer is mapped.
+
+    Raises:
+        TypeError: It is no bool, and no number of axes.
+    """
+    if isinstance(per_example, bool | int) and per_example >= 0:
+        return int(per_example)
+    raise TypeError(
+        "per_example= is True, False, or the number of leading axes that the layer is mapped over, "
+        f"not {per_example!r:.60}"
+    )
 
 
 def _refusal(entry: Stateful) -> str:

@@ -279,7 +279,12 @@ def initial(
     if layer.pure.init is None:
         return layer.pure.ready or {}
     if layer.pure.per_example:
-        args = jax.tree.map(_of_example, specs(args))
+        axes, batched = int(layer.pure.per_example), layer.pure.batched or ()
+        args = jax.tree.map(lambda shape: _of_example(shape, axes), specs(args))
+        keywords = dict(keywords)
+        for name in keywords.keys() & set(batched):
+            given = keyword_specs(keywords[name])
+            keywords[name] = jax.tree.map(lambda shape: _of_example(shape, axes), given)
     if not layer.pure.traceable:
         key = _key_outside(layer, keys, abstract)
         return layer.pure.init(key, *specs(args), **keyword_specs(keywords))
@@ -309,9 +314,9 @@ def initial(
     return treedef.unflatten(values)
 
 
-def _of_example(shape: Any) -> Any:
-    """The shape of one example, of that of a batch."""
-    return jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
+def _of_example(shape: Any, axes: int) -> Any:
+    """The shape of one example, of that of a batch with so many axes before it."""
+    return jax.ShapeDtypeStruct(shape.shape[axes:], shape.dtype)
 
 
 def _init_of_arrays(

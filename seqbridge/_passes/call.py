@@ -29,28 +29,31 @@ _NOT_TO_BE_PASSED_OVER = CapturedArrayError, RecursionError
 
 def apply(layer: Layer, variables: Variables, key: Any, args: Inputs, keywords: Keywords) -> Any:
     """Call a layer on its variables. Return `(outputs, new_state)`."""
-    if key is not None and is_mapped(layer, args):
-        key = jax.random.split(key, _batch(args))
+    if key is not None and mapped_axes(layer, args):
+        key = jax.random.split(key, _mapped_sizes(layer, args))
     return _apply(layer, variables, key, args, keywords)
 
 
-def is_mapped(layer: Layer, args: Inputs) -> bool:
-    """Whether a layer is called for each example of its inputs, rather than once."""
-    return layer.pure.per_example and bool(jax.tree.leaves(args))
+def mapped_axes(layer: Layer, args: Inputs) -> int:
+    """How many leading axes of its inputs a layer is mapped over; 0: it is called once."""
+    return int(layer.pure.per_example) if jax.tree.leaves(args) else 0
 
 
-def _batch(args: Inputs) -> int:
-    """The size of the leading axis.
+def _mapped_sizes(layer: Layer, args: Inputs) -> tuple[int, ...]:
+    """The sizes of the leading axes.
 
     Raises:
-        ValueError: There is none, or more than one.
+        ValueError: An input lacks one, or two inputs differ.
     """
-    sizes = {leaf.shape[0] if jnp.ndim(leaf) else -1 for leaf in jax.tree.leaves(args)}
-    if len(sizes) != 1 or -1 in sizes:
-        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)) or "none"
+    axes = int(layer.pure.per_example)
+    leaves = jax.tree.leaves(args)
+    sizes = {jnp.shape(leaf)[:axes] for leaf in leaves}
+    if len(sizes) != 1 or any(jnp.ndim(leaf) < axes for leaf in leaves):
+        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in leaves) or "none"
+        wanted = "one leading axis, the batch" if axes == 1 else f"{axes} leading axes"
         raise ValueError(
-            "a per-example layer takes inputs with one leading axis, the batch; got shapes "
-            f"{shapes}. For an entry that takes a whole batch, or one example at a time: "
+            f"a per-example layer takes inputs with {wanted}; got shapes {shapes}. For an entry "
+            "that takes a whole batch, or one example at a time: "
             "sb.Layer(entry, per_example=False)"
         )
     return sizes.pop()
@@ -64,25 +67,47 @@ def _apply(
     keywords: Keywords,
 ) -> Any:
     """Call a layer with its key, or with one key for each example."""
-    if not is_mapped(layer, args):
+    axes = mapped_axes(layer, args)
+    if not axes:
         return _call(layer, variables, keys, args, keywords)
-    size = _batch(args)
+    sizes = _mapped_sizes(layer, args)
+    batched = layer.pure.batched or ()
+    mapped = {name: value for name, value in keywords.items() if name in batched}
+    same = {name: value for name, value in keywords.items() if name not in batched}
+    if layer.pure.batched is None:
+        _refuse_batches(layer, same, sizes)
 
-    def one(key: Any, args: Inputs) -> Any:
-        return _call(layer, variables, key, args, keywords)
+    def one(key: Any, args: Inputs, mapped: Keywords) -> Any:
+        return _call(layer, variables, key, args, {**same, **mapped})
 
+    call = one
+    for axis in reversed(range(axes)):
+        name = layer.pure.axis_name if axis == 0 else None
+        call = jax.vmap(call, out_axes=(0, None), axis_name=name)
     try:
-        mapped = jax.vmap(one, out_axes=(0, None), axis_name=layer.pure.axis_name)
-        return mapped(keys, args)
+        return call(keys, args, mapped)
     except Exception as error:
         if "out_axes" in str(error):  # JAX' word for outputs that were not to be mapped
             error.add_note("the state of a per-example layer must not depend on the example")
+        over = " by ".join(map(str, sizes))
         error.add_note(
-            f"the layer takes one example, so it was mapped over {size} of them, the leading axis "
-            "of its inputs. For a batch of sequences, say, give jax.vmap(jax.vmap(entry)), which "
-            "maps over both axes; sb.Layer(entry, per_example=False) gets the inputs as they are"
+            f"the layer takes one example, so it was mapped over {over} of them, the leading "
+            f"{'axis' if axes == 1 else 'axes'} of its inputs. For a batch of sequences, say: "
+            "sb.Layer(entry, per_example=2), which maps over both axes; per_example=False gives it "
+            "the inputs as they are"
         )
         raise
+
+
+def _refuse_batches(layer: Layer, keywords: Keywords, sizes: tuple[int, ...]) -> None:
+    """Raise a `TypeError` if a keyword seems to hold a value for each example."""
+    for name, value in keywords.items():
+        if any(jnp.shape(leaf)[:1] == sizes[:1] for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                f"{name} is as long as the batch, {sizes[0]}, and {layer!r} takes one example: "
+                f"map the keyword, too, sb.Layer(entry, batched=({name!r},)), or say that it is "
+                "the same for all, batched=()"
+            )
 
 
 def _call(layer: Layer, variables: Variables, key: Any, args: Inputs, keywords: Keywords) -> Any:
@@ -155,7 +180,7 @@ def traced(
         variables, args, keywords = jax.tree.unflatten(treedef, given)
         return _apply(layer, variables, keys, args, keywords)
 
-    batch = (_batch(args),) if is_mapped(layer, args) else ()
+    batch = _mapped_sizes(layer, args) if mapped_axes(layer, args) else ()
     keys = jax.ShapeDtypeStruct(batch, unused_key().dtype)
     closed, (out, state) = jax.make_jaxpr(call, return_shape=True)(keys, arrays)
     if layer.pure.check_constants is not None:

@@ -46,7 +46,8 @@ def remat(function: Any, *, vars: Any = None, **options: Any) -> Any:
 
     Args:
         function: A function, or a model or a layer that is built; or something to put into a model:
-            an entry that is no plain function, or a `Layer` or `Sequential` that isn't built.
+            an entry that is no plain function, a `Layer` that stands in no model, or a `Sequential`
+            that isn't built.
         vars: The variables that `function` closes over, or what holds them.
         **options: `prevent_cse` and `policy`, as `jax.checkpoint` has them.
 
@@ -86,8 +87,10 @@ _FUNCTIONS = (
 
 
 def _is_ready_to_call(function: Any) -> bool:
-    """Whether it is a function, or a model or layer that has its variables."""
-    if isinstance(function, Layer | LayerList):
+    """Whether it is a function, or a model, or a layer of a model, that has its variables."""
+    if isinstance(function, Layer):
+        return function.built and any(True for _ in function.parent_models)
+    if isinstance(function, LayerList):
         return function.built
     return isinstance(function, _FUNCTIONS)
 
@@ -102,6 +105,9 @@ def _remat_layer(entry: Any, options: Keywords) -> Layer:
         freeze_state=layer.entry_options.freeze_state,
     )
     made.copy_number = layer.copy_number
+    if layer.built:
+        made.native_layout = layer.native_layout
+        made.share_variables(layer.own_variables())
     return made
 
 

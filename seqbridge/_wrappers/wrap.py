@@ -60,7 +60,10 @@ def wrap(layer: Layer) -> PureLayer:
     def init(key: Any, /, *inputs: Any, **keywords: Any) -> Variables:
         assert pure.init is not None
         if pure.per_example:
-            inputs = jax.tree.map(lambda array: array[0], inputs)
+            first = (0,) * int(pure.per_example)
+            inputs = jax.tree.map(lambda array: array[first], inputs)
+            for name in keywords.keys() & set(pure.batched or ()):
+                keywords[name] = jax.tree.map(lambda array: array[first], keywords[name])
         return pure.init(key, *inputs, **keywords)
 
     def run(
@@ -79,6 +82,7 @@ def wrap(layer: Layer) -> PureLayer:
         signature=signature,
         key_name=None,
         per_example=False,
+        batched=None,
         axis_name=None,
         method=None,
         remake=None,
