@@ -7,10 +7,15 @@ from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 import jax
-import jax.numpy as jnp
 
 from seqbridge._state import Frame, Stateful, Variable, commit, locked
-from seqbridge._transforms.partition import holders_of, partition, usable_variables, values_of
+from seqbridge._transforms.partition import (
+    holders_of,
+    is_differentiable,
+    partition,
+    usable_variables,
+    values_of,
+)
 from seqbridge._variables import Filter, VarCollection, selector
 
 A = TypeVar("A")
@@ -182,7 +187,7 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
     met: set[Variable] = set()
     for holder in holders:
         for name, variable in choose(holder.variables_by_name()).items():
-            if variable in met or not _is_differentiable(variable):
+            if variable in met or not is_differentiable(variable):
                 continue
             if name in found:
                 raise ValueError(
@@ -199,7 +204,3 @@ def _differentiable(holders: list[Stateful], wrt: Filter | None) -> dict[str, Va
             f"{why}"
         )
     return found
-
-
-def _is_differentiable(variable: Variable) -> bool:
-    return variable.trainable and jnp.issubdtype(variable.dtype, jnp.inexact)

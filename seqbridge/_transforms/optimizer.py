@@ -24,6 +24,7 @@ from seqbridge._state import (
     serial,
     version,
 )
+from seqbridge._transforms.partition import is_differentiable
 from seqbridge._variables import Filter, VarCollection, VariableHolder
 
 
@@ -127,13 +128,14 @@ class Optimizer(VariableHolder):
     def _trained(self) -> VarCollection:
         """Return the variables that are updated, live."""
         everything = VarCollection(self._model.variables_by_name)
-        return everything.subset(lambda variable: variable.trainable).subset(self._wrt)
+        return everything.subset(is_differentiable).subset(self._wrt)
 
     def update(self, gradients: Mapping[str, Any], /, *more: Any, **extra: Any) -> None:
         """Take one step: change the parameters and the optimizer's state.
 
         Args:
-            gradients: From variable name to array, as `value_and_grad` returns it.
+            gradients: From variable name to array, as `value_and_grad` returns it. With `wrt=` those
+                of the model's other variables may be there, too.
             *more: Nothing: an optimizer knows its model.
             **extra: More arguments of the transformation's `update`; the loss, for instance.
 
@@ -149,8 +151,10 @@ class Optimizer(VariableHolder):
             )
         with locked(lambda: [self]):
             fitted = self._follow()
+            others = self._model.variables_by_name() if self._wrt is not None else {}
+            given = [name for name in gradients if name in fitted.params or name not in others]
             check_names(
-                "the gradients don't belong to the optimizer's variables", gradients, fitted.params
+                "the gradients don't belong to the optimizer's variables", given, fitted.params
             )
             params = {name: variable.value for name, variable in fitted.params.items()}
             for name, param in params.items():
@@ -170,6 +174,30 @@ class Optimizer(VariableHolder):
             for variable, leaf in zip(fitted.state, leaves, strict=True):
                 new[variable] = cast(variable.name, leaf, variable.value)
             commit(new)
+
+    @property
+    def native(self) -> Any:
+        """The state in the transformation's own structure, with the arrays of now."""
+        fitted = self._follow()
+        return jax.tree.unflatten(fitted.treedef, [variable.value for variable in fitted.state])
+
+    def load_native(self, state: Any, /) -> None:
+        """Take a state in the transformation's own structure, or raise and take nothing.
+
+        Args:
+            state: What `native` returns, or the transformation itself for the same parameters.
+
+        Raises:
+            ValueError: Another structure, or a wrong shape.
+            TypeError: A wrong dtype.
+        """
+        with locked(lambda: [self]):
+            fitted = self._follow()
+            leaves = fitted.treedef.flatten_up_to(state)
+            changes: dict[Variable, Any] = {}
+            for variable, leaf in zip(fitted.state, leaves, strict=True):
+                changes[variable] = cast(variable.name, leaf, variable.value)
+            commit(changes)
 
     def vars(self) -> VarCollection:
         """Return the variables that hold the optimizer's state, live."""

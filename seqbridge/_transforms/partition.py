@@ -9,6 +9,7 @@ from types import FunctionType, NoneType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seqbridge._entries import FunctionLike, signature_of
@@ -197,6 +198,11 @@ def variables_of(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
 def usable_variables(holders: Iterable[Stateful]) -> tuple[Variable, ...]:
     """Return the variables of some holders, and those that a transform around knows of."""
     return distinct([*variables_of(holders), *known_variables()])
+
+
+def is_differentiable(variable: Variable) -> bool:
+    """Whether a variable has a gradient: it is trainable, and its numbers aren't integers."""
+    return variable.trainable and jnp.issubdtype(variable.dtype, jnp.inexact)
 
 
 def values_of(variables: Iterable[Variable]) -> dict[Variable, Any]:
