@@ -134,8 +134,8 @@ class Optimizer(VariableHolder):
         """Take one step: change the parameters and the optimizer's state.
 
         Args:
-            gradients: From variable name to array, as `value_and_grad` returns it. With `wrt=` those
-                of the model's other variables may be there, too.
+            gradients: From variable name to array, as `value_and_grad` returns it. With `wrt=`
+                those of the model's other variables may be there, too.
             *more: Nothing: an optimizer knows its model.
             **extra: More arguments of the transformation's `update`; the loss, for instance.
 

@@ -61,12 +61,12 @@ class HaikuMode(hk.Module):
         return hk.Linear(3)(x) * (2.0 if is_train else 1.0)
 
 
-class NnxMode(nnx.Linear):
+class NnxMode(nnx.Module):
     def __init__(self) -> None:
-        super().__init__(4, 3, rngs=nnx.Rngs(0))
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Any, is_train: bool = False) -> Any:
-        return super().__call__(x) * (2.0 if is_train else 1.0)
+        return self.linear(x) * (2.0 if is_train else 1.0)
 
 
 class EqxMode(eqx.Module):
@@ -80,7 +80,7 @@ class EqxMode(eqx.Module):
 
 @keras.saving.register_keras_serializable()
 class KerasMode(keras.layers.Dense):
-    def call(self, x: Any, is_train: bool = False) -> Any:  # pyright: ignore
+    def call(self, x: Any, is_train: bool = False) -> Any:
         out: Any = super().call(x)
         return out * (2.0 if is_train else 1.0)
 
