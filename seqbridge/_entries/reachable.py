@@ -64,24 +64,30 @@ def reachable(function: Any, *, into_objects: bool = True) -> Iterator[Found]:
 
 def model_inside(entry: Any) -> Stateful | None:
     """Return a model that a module, or a `partial` of its class, holds at any depth; else None."""
-    waiting, seen = [entry], set[int]()
-    while waiting and len(seen) < _MOST:
-        obj = waiting.pop()
+    for obj in objects_inside(entry):
         if isinstance(obj, Stateful):
             return obj
+    return None
+
+
+def objects_inside(entry: Any) -> Iterator[Any]:
+    """Yield an object and what stands in its attributes and containers, but no arrays."""
+    waiting, seen = collections.deque([entry]), dict[int, Any]()
+    while waiting and len(seen) < _MOST:
+        obj = waiting.popleft()
         is_leaf = is_constant(obj) or isinstance(obj, jax.Array | type | PureLayer)
         if is_leaf or id(obj) in seen or inspect.isroutine(obj) or of_jax(obj):
             continue
-        seen.add(id(obj))
+        seen[id(obj)] = obj
+        yield obj
         if isinstance(obj, functools.partial):
             waiting += [*obj.args, *obj.keywords.values()]
         elif isinstance(obj, dict):
             waiting += obj.values()
         elif isinstance(obj, list | tuple):
             waiting += obj
-        else:
+        elif not isinstance(obj, Stateful):
             waiting += attributes_of(obj).values()
-    return None
 
 
 def classes_named_by(function: types.FunctionType) -> Iterator[tuple[type, object]]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeGuard, TypeVar
 import jax
 import jax.numpy as jnp
 
+from seqbridge._entries import objects_inside
 from seqbridge._export.snapshot import readable
 from seqbridge._interface import Path, check_names, nearest
 from seqbridge._layers import Layer, LayerList
@@ -211,9 +212,10 @@ def _exported_values(native: Any) -> Any:
 
 
 def _value_holders(tree: Any) -> list[Any]:
-    """Return the exported objects that stand in a tree."""
+    """Return the exported objects that stand in a tree, or in a module of another library."""
     leaves = jax.tree.leaves(tree, is_leaf=_holds_values)
-    return [leaf for leaf in leaves if _holds_values(leaf)]
+    found = [leaf for leaf in leaves if _holds_values(leaf)]
+    return found or [obj for obj in objects_inside(tree) if _holds_values(obj)]
 
 
 def _holds_values(node: Any) -> bool:

@@ -80,7 +80,7 @@ class EqxMode(eqx.Module):
 
 @keras.saving.register_keras_serializable()
 class KerasMode(keras.layers.Dense):
-    def call(self, x: Any, is_train: bool = False) -> Any:
+    def call(self, x: Any, is_train: bool = False) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         out: Any = super().call(x)
         return out * (2.0 if is_train else 1.0)
 

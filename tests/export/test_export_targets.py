@@ -24,7 +24,7 @@ from flax import nnx
 from jax.example_libraries import stax
 
 import seqbridge as sb
-from helpers import run_python
+from helpers import assert_same, run_python
 from targets import TARGETS, Target
 
 X = jax.random.normal(jax.random.key(1), (6, 4))
@@ -897,3 +897,25 @@ def test_what_drew_nothing_when_it_was_built_may_still_draw() -> None:
         module(X, noisy=True)
     with pytest.raises(TypeError, match="drew none when the model was built"):
         sb.to_keras(sb.Sequential([noise]).build((None, 4)))(X, noisy=True)
+
+
+def test_an_export_inside_a_module_of_its_library_is_found() -> None:
+    model = sb.Sequential([nn.Dense(2)]).build((None, 3))
+    layer = sb.to_keras(model)
+    outer = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(2)])
+    for weight in layer.weights:
+        weight.assign(weight.value + 1)
+    before = model.variables["params"]
+    sb.from_native(model, outer)
+    assert_same(model.variables["params"], jax.tree.map(lambda a: a + 1, before))
+
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.inner = sb.to_nnx(model)
+
+    sb.from_native(model, Net())
+    assert_same(model.variables["params"], jax.tree.map(lambda a: a + 1, before))
+    other = sb.to_keras(sb.Sequential([nn.Dense(2)]).build((None, 2)))
+    two = keras.Sequential([keras.Input((3,)), sb.to_keras(model), other])
+    with pytest.raises(TypeError, match="finds 2 of them"):
+        sb.from_native(model, two)
