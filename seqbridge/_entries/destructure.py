@@ -118,9 +118,9 @@ def contents(obj: Any) -> list[Any]:
         return [wrapped]
     found = list(attributes_of(obj).values())
     if isinstance(obj, dict):
-        found += obj.values()
+        found.extend(obj.values())
     elif isinstance(obj, _CONTAINERS):
-        found += obj
+        found.extend(obj)
     if inspect.isbuiltin(obj) and not isinstance(obj.__self__, types.ModuleType):
         found.append(obj.__self__)
     return found + [leaf for leaf in jax.tree.leaves(obj) if leaf is not obj]

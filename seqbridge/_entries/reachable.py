@@ -81,13 +81,13 @@ def objects_inside(entry: Any) -> Iterator[Any]:
         seen[id(obj)] = obj
         yield obj
         if isinstance(obj, functools.partial):
-            waiting += [*obj.args, *obj.keywords.values()]
+            waiting.extend([*obj.args, *obj.keywords.values()])
         elif isinstance(obj, dict):
-            waiting += obj.values()
+            waiting.extend(obj.values())
         elif isinstance(obj, list | tuple):
-            waiting += obj
+            waiting.extend(obj)  # `+=` would ask an `__radd__` of its own
         elif not isinstance(obj, Stateful):
-            waiting += attributes_of(obj).values()
+            waiting.extend(attributes_of(obj).values())
 
 
 def classes_named_by(function: types.FunctionType) -> Iterator[tuple[type, object]]:

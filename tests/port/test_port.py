@@ -437,7 +437,7 @@ def test_layers_alone_and_entries_and_what_can_not_be_a_target() -> None:
 
 
 def test_what_is_shared_is_carried_once() -> None:
-    dense, linear = nn.Dense(4), partial(hk.Linear, 4)
+    dense, linear = nn.Dense(4), sb.Layer(partial(hk.Linear, 4))
     source = sb.Sequential([dense, jnp.tanh, dense]).build((2, 4))
     target = sb.Sequential([linear, jnp.tanh, linear], seed=3).build((2, 4))
     plan = sb.port(source, target, check=jnp.ones((2, 4)))
