@@ -918,8 +918,8 @@ class Count(nn.Module):
 
 @design("a call sees the weights of one file or of the other while another thread loads")
 def a_call_sees_the_weights_of_one_file_during_a_load(folder: Path) -> None:
-    ones, twos = (jnp.full(3, n) for n in (1.0, 2.0))
-    model = sb.Sequential([lambda x, a=ones, b=jnp.copy(ones): (a - b) + x * 0])
+    ones, other, twos = (jnp.full(3, n) for n in (1.0, 1.0, 2.0))
+    model = sb.Sequential([lambda x, a=ones, b=other: (a - b) + x * 0])
     model.save(folder / "ones")
     model.vars().assign([twos, twos])
     model.save(folder / "twos")
