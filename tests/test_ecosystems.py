@@ -558,7 +558,8 @@ def test_an_error_in_a_mapped_layer_says_how_it_was_mapped() -> None:
     tokens = jnp.ones((2, 3), jnp.int32)
     with pytest.raises(ValueError, match="scalar") as error:
         sb.Sequential([embedding])(tokens)
-    assert any("jax.vmap(jax.vmap(entry))" in note for note in error.value.__notes__)
+    assert any("per_example=2" in note for note in error.value.__notes__)
+    assert sb.Sequential([sb.Layer(embedding, per_example=2)])(tokens).shape == (2, 3, 4)
     assert sb.Sequential([jax.vmap(jax.vmap(embedding))])(tokens).shape == (2, 3, 4)
     with pytest.raises(ValueError, match="None, not -1"):
         sb.Sequential([nn.Dense(3)]).build((-1, 4))

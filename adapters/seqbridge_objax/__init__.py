@@ -16,6 +16,8 @@ import jax
 from seqbridge import PureLayer, Variables, call_text, nest, signature_of, unnest
 from seqbridge_objax._template import Box, Template
 
+_LONGEST = 100  # texts of modules, in letters
+
 Method: TypeAlias = str | Callable[..., Any]
 """The name of a method, or a function that takes the module first."""
 
@@ -106,7 +108,7 @@ def _make_layer(module: Any, boxes: dict[str, Box], method: Method) -> PureLayer
         signature=_call_signature(module, method),
         label=type(module).__name__,
         ecosystem="objax",
-        text=call_text(type(module).__name__),
+        text=_show(module),
         held=tuple(layer for layer in layers if not hasattr(layer, "vars")),
         takes_key=template.draws,
         shorten=_shorten_path,
@@ -116,6 +118,15 @@ def _make_layer(module: Any, boxes: dict[str, Box], method: Method) -> PureLayer
         ready=nest(ready),
         sources=sources,
     )
+
+
+def _show(module: Any) -> str:
+    """Return the call that made a module, if it shows that on one line; else the class."""
+    name = type(module).__name__
+    text = repr(module)
+    _, found, arguments = text.partition(f"{name}(")
+    is_call = found and text.endswith(")") and "\n" not in text and len(text) <= _LONGEST
+    return found + arguments if is_call else call_text(name)
 
 
 def _shorten_path(path: tuple[str, ...]) -> tuple[str, ...]:

@@ -119,3 +119,11 @@ def test_wrappers_of_other_libraries(name: str) -> None:
     assert_close(model(X, scale=3.0), 3 * once)
     assert_close(model(X, training=True), 2 * once)
     assert_close(model(X, scale=3.0, training=True), 6 * once)
+
+
+def test_modules_of_objax_show_their_arguments() -> None:
+    model = sb.Sequential([objax.nn.Linear(3, 4), objax.nn.Dropout(0.4), Mode()])
+    shown = repr(model).splitlines()
+    assert shown[1].startswith("  [0] objax Linear(nin=3, nout=4")
+    assert shown[2] == "  [1] objax Dropout(keep=0.4)"
+    assert shown[3] == "  [2] objax Mode()"
