@@ -66,7 +66,7 @@ def _make_layer(module: nn.Module, method: Method) -> PureLayer:
         if signature is not None:
             # By position as far as it goes: `nn.remat` takes its static arguments by position only.
             arguments = signature.bind(*args, **keywords)
-            arguments.apply_defaults()
+            _fill_gaps(arguments)
             args, keywords = arguments.args, arguments.kwargs
         if isinstance(method, str):
             return getattr(bound, method)(*args, **keywords)
@@ -139,6 +139,19 @@ def _call_signature(module: nn.Module, method: Method) -> inspect.Signature | No
     parameters = [p for p in handed_on.parameters.values() if p.name not in signature.parameters]
     parameters += [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     return inspect.Signature(sorted(parameters, key=lambda p: p.kind))
+
+
+def _fill_gaps(arguments: inspect.BoundArguments) -> None:
+    """Give their defaults to parameters before one that was given, so that it can be positional."""
+    gaps: list[inspect.Parameter] = []
+    for parameter in arguments.signature.parameters.values():
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            continue
+        if parameter.name not in arguments.arguments:
+            gaps.append(parameter)
+        else:
+            arguments.arguments.update({gap.name: gap.default for gap in gaps})
+            gaps = []
 
 
 def _decided_flags(module: nn.Module) -> frozenset[str]:

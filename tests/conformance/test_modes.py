@@ -42,12 +42,14 @@ def test_the_spectral_norm_of_linen_follows_training() -> None:
     assert_close(sb.freeze(model)(X), norm.apply(model[0].native, X, update_stats=False))
 
 
-def test_the_spectral_norm_of_nnx_follows_training() -> None:
-    linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    norm = nnx.SpectralNorm(linear, rngs=nnx.Rngs(1))
-    model = sb.Sequential([norm])
-    for training in (True, False, True):
-        assert_close(model(X, training=training), norm(X, update_stats=training))
+if hasattr(nnx, "SpectralNorm"):  # newer than the oldest NNX that is supported
+
+    def test_the_spectral_norm_of_nnx_follows_training() -> None:
+        linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        norm = nnx.SpectralNorm(linear, rngs=nnx.Rngs(1))
+        model = sb.Sequential([norm])
+        for training in (True, False, True):
+            assert_close(model(X, training=training), norm(X, update_stats=training))
 
 
 class LinenMode(nn.Module):
@@ -128,7 +130,7 @@ def test_a_flag_that_a_person_names_follows_training(name: str) -> None:
     module = sb.to_linen(model)
     assert_close(module.apply(module.init(jax.random.key(0), X), X, training=True), 2 * once)
     copies = [copy.deepcopy(model)]
-    if name != "objax":  # whose variables can't be unpickled
+    if name not in ("objax", "nnx"):  # whose variables, or initializers, can't be pickled
         copies.append(pickle.loads(pickle.dumps(model)))
     for other in copies:
         assert_close(other(X, training=True), 2 * once)
