@@ -97,7 +97,6 @@ def haiku_scale(x: Any, scale: Any = 1.0, training: bool = False) -> Any:
 
 WRAPPED: dict[str, Callable[[], Any]] = {
     "nn.jit": lambda: nn.jit(LinenScale, static_argnums=(3,))(),
-    "nn.remat": lambda: nn.remat(LinenScale, static_argnums=(3,))(),
     "filter_jit": EqxScale,
     "filter_jit of a function": lambda: eqx.filter_jit(
         lambda x, scale=1.0, training=False: x * scale * (2.0 if training else 1.0)
@@ -117,6 +116,13 @@ def test_wrappers_of_other_libraries(name: str) -> None:
     model = sb.Sequential([WRAPPED[name]()]).build(X)
     once = model(X)
     assert_close(model(X, scale=3.0), 3 * once)
+    assert_close(model(X, training=True), 2 * once)
+    assert_close(model(X, scale=3.0, training=True), 6 * once)
+
+
+def test_a_flag_that_is_static_by_its_position() -> None:
+    model = sb.Sequential([nn.remat(LinenScale, static_argnums=(3,))()]).build(X, training=False)
+    once = model(X, training=False)
     assert_close(model(X, training=True), 2 * once)
     assert_close(model(X, scale=3.0, training=True), 6 * once)
 
