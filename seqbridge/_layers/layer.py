@@ -162,7 +162,7 @@ class Layer(VariableHolder):
             pure = dataclasses.replace(pure, mode_flags={**pure.mode_flags, **dict(flags)})
         if pure.ready is not None:
             pure = dataclasses.replace(
-                pure, ready=jax.tree.map(strong, pure.ready), sources=sources_of(pure)
+                pure, ready=jax.tree.map(strong, pure.ready), sources=sources_of(pure, self)
             )
         self.entry: Any = entry
         self.pure: PureLayer = pure

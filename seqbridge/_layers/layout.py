@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import jax
 
@@ -141,11 +143,49 @@ class Layout:
         return [leaf.value if _is_annotated(leaf) else leaf for _, leaf in leaves]
 
 
-def sources_of(pure: PureLayer) -> Mapping[Path, Any]:
+class SourceHolder(Protocol):
+    """A layer, as far as the objects behind its variables go."""
+
+    pure: PureLayer
+
+
+# Of each array that has stood in an entry: the array, the layer, and the path of it there.
+_met: dict[int, tuple[weakref.ref[Any], weakref.ref[SourceHolder], Path]] = {}
+
+
+def _behind(array: jax.Array, source: Any, holder: SourceHolder, path: Path) -> Any:
+    """Return the object behind an array: the first that it was met with.
+
+    Args:
+        array: The array of a parameter.
+        source: What the entry's library says is behind it; an `Origin` or None: nothing.
+        holder: The layer of the entry.
+        path: The path of the array there.
+    """
+    of_library = not isinstance(source, Origin | None)
+    key = id(array)
+    if key in _met:
+        its_array, its_holder, its_path = _met[key]
+        pure = getattr(its_holder(), "pure", None)  # none of a layer that couldn't be made
+        if its_array() is array and pure is not None:
+            known = pure.sources.get(its_path)
+            # Of two objects of a library each stands for itself.
+            if known is not None and (known is array or not of_library):
+                return known
+    _met[key] = weakref.ref(array, functools.partial(_forget, key)), weakref.ref(holder), path
+    return source if of_library else array
+
+
+def _forget(key: int, _: Any) -> None:
+    _met.pop(key, None)
+
+
+def sources_of(pure: PureLayer, holder: SourceHolder) -> Mapping[Path, Any]:
     """Return the objects behind the values that an entry came with, by collection and path.
 
     An array is the object behind a parameter, unless its library has one for it; so one array in
-    two entries is one variable. Twice in one entry it is what it is to the entry's library.
+    two entries is one variable. Twice in one entry it is what it is to the entry's library, and so
+    it is in two objects of one library, such as a module and its clone.
     """
     sources = dict(pure.sources)
     seen: set[int] = set()
@@ -157,8 +197,7 @@ def sources_of(pure: PureLayer) -> Mapping[Path, Any]:
         if not is_parameter or id(array) in seen:
             continue
         seen.add(id(array))
-        if isinstance(sources.get(path), Origin | None):
-            sources[path] = array
+        sources[path] = _behind(array, sources.get(path), holder, path)
     return sources
 
 

@@ -13,11 +13,14 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import keras
+import objax
 import optax
 import pytest
+from flax import nnx
 
 import seqbridge as sb
-from helpers import assert_close, assert_same
+from helpers import assert_close, assert_same, usual_promotion
 
 W = jax.random.normal(jax.random.key(3), (4, 4))
 X = jax.random.normal(jax.random.key(4), (2, 4))
@@ -174,3 +177,48 @@ def test_another_array_of_the_same_values_is_another_variable() -> None:
     model = sb.Sequential([partial(times, w=W), partial(times, w=W + 0.0), nn.Dense(4)])
     assert len(set(model.build((2, 4)).vars().subset("[0]").values())) == 1
     assert len(set(model.vars().values())) == 4
+
+
+def built_keras() -> keras.layers.Layer:
+    layer = keras.layers.Dense(4, use_bias=False)
+    layer.build((2, 4))
+    return layer
+
+
+WITH_OBJECTS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "nnx": (
+        lambda: nnx.Linear(4, 4, use_bias=False, rngs=nnx.Rngs(0)),
+        lambda module: module.kernel.get_value(),
+    ),
+    "objax": (lambda: objax.nn.Linear(4, 4, use_bias=False), lambda module: module.w.value),
+    "keras": (built_keras, lambda module: module.kernel.value),
+}
+
+
+@pytest.mark.parametrize("first", ["the module", "the function"])
+@pytest.mark.parametrize("name", WITH_OBJECTS)
+def test_an_array_behind_a_variable_of_a_library(name: str, first: str) -> None:
+    make, array_of = WITH_OBJECTS[name]
+    with usual_promotion():
+        module = make()
+        function = partial(times_transposed, w=array_of(module))
+        w = jnp.array(array_of(module))
+        entries = [module, function] if first == "the module" else [function, module]
+        model = sb.Sequential(entries)
+        (grad,) = sb.grad(lambda model: (model(X) ** 2).sum())(model).values()
+
+        def by_hand(w: Any) -> Any:
+            out = (X @ w) @ w.T if first == "the module" else (X @ w.T) @ w
+            return (out**2).sum()
+
+        assert_close(grad, jax.grad(by_hand)(w), rtol=1e-4, atol=1e-4)
+        assert "shared with [0]" in repr(model)
+
+
+def test_a_clone_of_a_module_is_another() -> None:
+    module = nnx.Linear(4, 4, use_bias=False, rngs=nnx.Rngs(0))
+    clone = nnx.clone(module)
+    assert module.kernel.get_value() is clone.kernel.get_value()
+    assert len(sb.Sequential([module, clone]).vars().tensors()) == 2
+    tied = sb.Sequential([module, clone, partial(times_transposed, w=module.kernel.get_value())])
+    assert len(tied.vars().tensors()) == 2
