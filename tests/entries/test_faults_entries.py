@@ -630,7 +630,7 @@ fault(
 fault(
     "a sequence for a layer that is mapped",
     TypeError,
-    r"jax\.vmap\(jax\.vmap\(entry\)\)",
+    r"per_example=2",
     r"inputs: float32\[2,2,2\]",
 )(lambda model: model[5](jnp.ones((2, 2, 2))))
 

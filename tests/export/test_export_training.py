@@ -44,6 +44,7 @@ _W = jnp.eye(5) + 0.1
 
 
 def mixed() -> sb.Sequential:
+    objax.random.DEFAULT_GENERATOR.seed(0)  # whatever was drawn before
     return sb.Sequential([
         nn.Dense(8), nn.BatchNorm(momentum=0.9), nn.relu,
         functools.partial(hk.Linear, 6), functools.partial(hk.BatchNorm, True, True, 0.9),

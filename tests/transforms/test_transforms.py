@@ -591,7 +591,7 @@ def test_the_optimizer_takes_some_variables_and_refuses_wrong_gradients() -> Non
     changed = [n for n, v in model.variables["params"].items() if not equal(v, before[n])]
     assert changed == ["(Sequential)[4](Linear).b", "(Sequential)[4](Linear).w"]
     with pytest.raises(KeyError, match="don't belong"):
-        optimizer.update(sb.grad(loss)(model, X))
+        optimizer.update({**sb.grad(loss)(model, X), "another": X})
     with pytest.raises(TypeError, match=r"optimizer.update\(gradients\)"):
         optimizer.update(model, {})  # pyright: ignore
     with pytest.raises(TypeError, match="takes a model"):
